@@ -1,0 +1,72 @@
+"""Configurations become objects here and nowhere else."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any, get_type_hints
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+_ARBITRARY = ConfigDict(arbitrary_types_allowed=True, strict=True)
+
+
+def build(node: DictConfig | None) -> Any:
+    """Return the object that node describes, or None for an empty node."""
+    if not node:
+        return None
+    return instantiate(node, _convert_="all")
+
+
+def validate(cfg: DictConfig) -> None:
+    """Import every `_target_` of cfg and check the arguments given to it against its signature.
+
+    Raises:
+        ValueError: names the option, what it is, and what the signature takes.
+    """
+    for group, node in cfg.items():
+        if isinstance(node, DictConfig) and "_target_" in node:
+            _validate_node(str(group), node)
+
+
+def _validate_node(path: str, node: DictConfig) -> None:
+    try:
+        target = get_object(node._target_)
+    except (InstantiationException, ImportError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}._target_={node._target_} can't be imported: {reason}") from error
+    parameters = inspect.signature(target).parameters
+    given = [str(key) for key in node if not str(key).startswith("_")]
+    for key in given:
+        if key not in parameters:
+            near = difflib.get_close_matches(key, parameters, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(
+                f"{path}.{key}: {target.__name__} has no such option{hint} "
+                f"(it takes {', '.join(parameters)})"
+            )
+    missing = [
+        name for name, p in parameters.items()
+        if p.default is inspect.Parameter.empty and name not in given
+    ]  # fmt: skip
+    if missing and not node.get("_partial_"):
+        raise ValueError(f"{path}: {target.__name__} also needs {', '.join(missing)}")
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    for key in given:
+        value = node[key]
+        if isinstance(value, DictConfig) and "_target_" in value:
+            _validate_node(f"{path}.{key}", value)
+        elif key in hints:
+            _check_type(f"{path}.{key}", value, hints[key])
+
+
+def _check_type(path: str, value: Any, hint: Any) -> None:
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    try:
+        TypeAdapter(hint, config=_ARBITRARY).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(f"{path}={value}: {error.errors()[0]['msg']}") from error

@@ -1,0 +1,60 @@
+"""What goes wrong on the command line, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+FULL = "HYDRA_FULL_ERROR"
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what Hydra refuses into one line on stderr and exit status 1.
+
+    With HYDRA_FULL_ERROR=1 in the environment the traceback comes through.
+    """
+    if os.environ.get(FULL) == "1":
+        yield
+        return
+    os.environ[FULL] = "1"  # so that Hydra raises instead of printing its own several lines
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {_one_line(error)}")
+    finally:
+        del os.environ[FULL]
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).split("Config search path:")[0]
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        text += f" ({cause})"
+        text += _nearest_key(cause)
+    lines = [line.strip() for line in text.splitlines()]
+    noise = ("full_key:", "object_type=", "In 'config'", "To append to your config")
+    text = " ".join(line for line in lines if line and not line.startswith(noise))
+    return re.sub(r"Available options in '([\w/]+)':\s*(.*)", _listed, text)
+
+
+def _listed(match: re.Match[str]) -> str:
+    return f"available {match[1]}: {', '.join(match[2].split())}"
+
+
+def _nearest_key(cause: OmegaConfBaseException) -> str:
+    parent, key = cause.parent_node, cause.key
+    if parent is None or key is None or not hasattr(parent, "keys"):
+        return ""
+    known = [str(name) for name in parent]
+    near = difflib.get_close_matches(str(key), known, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known keys: {', '.join(known)}"

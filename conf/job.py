@@ -1,0 +1,148 @@
+"""One job of the command line: its identity, its record, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from conf.schema import check_idle, check_values, identity, run_id
+from results.record import Record
+from results.recorder import Draft, recording
+from results.store import Store
+from results.sweep import OUTCOME
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("run")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked configuration with its name and its place in the store."""
+
+    cfg: DictConfig
+    settings: dict[str, Any]
+    names: dict[str, str]
+    store: Store
+
+    @property
+    def run_id(self) -> str:
+        """The hash that names the record."""
+        return run_id(self.settings)
+
+    @property
+    def title(self) -> str:
+        """What the progress bar calls the run."""
+        return f"{self.names['model']} {self.names['quant']} {self.cfg.bits} bit"
+
+    def recorded(self) -> Record | None:
+        """Return the finished record of this very run, unless rerun=true."""
+        record = None if self.cfg.rerun else self.store.find(self.run_id)
+        if record is None or record.status != "ok":
+            return None
+        log.info("already recorded as %s", record.run_id)
+        return record
+
+    def recording(self) -> AbstractContextManager[Draft]:
+        """Return a context in which the run's record is drafted, and then written whatever happens."""
+        base = dict(
+            run_id=self.run_id,
+            bits=self.cfg.bits,
+            seed=self.cfg.seed,
+            settings=self.settings,
+            device=self.cfg.device,
+            **self.names,
+        )
+        return recording(self.store, base)
+
+    def device(self) -> torch.device:
+        """Return the device to compute on.
+
+        Raises:
+            ValueError: when the machine does not have it.
+        """
+        import torch
+
+        name = self.cfg.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"device={name}: {str(error).splitlines()[0]}; give auto, cpu or cuda:N"
+            ) from error
+        return device
+
+
+def current_job(cfg: DictConfig) -> Job:
+    """Return the job that Hydra has composed, checked as far as that needs no heavy import.
+
+    Raises:
+        ValueError: for settings that do not go together, or a results folder that can't be written.
+    """
+    check_values(cfg)
+    own = HydraConfig.get().overrides.task
+    check_idle(cfg, own, _sweep_overrides() or own)
+    choices = HydraConfig.get().runtime.choices
+    names = {group: choices[group] for group in ("model", "task", "quant")}
+    settings = identity(cfg)
+    store = Store(cfg.results_dir)
+    store.check_writable()
+    return Job(cfg, settings, names, store)
+
+
+@contextmanager
+def outcome() -> Iterator[None]:
+    """End a job: one line for what the user can mend, and never the end of a whole sweep.
+
+    A job of a sweep leaves its error in its output folder, where the sweep's end finds it.
+    """
+    try:
+        yield
+    except ValueError as error:
+        _end(str(error))
+    except Exception as error:
+        if not _in_sweep():
+            raise
+        log.exception("the job failed")
+        _end(f"{type(error).__name__}: {error}")
+
+
+def _end(error: str) -> None:
+    if not _in_sweep():
+        sys.exit(f"error: {error}")
+    log.error("error: %s", error)
+    leave(error=error)
+
+
+def leave(**facts: str) -> None:
+    """Leave facts about this job in its output folder, for the sweep's end to read."""
+    if _in_sweep():
+        Path(HydraConfig.get().runtime.output_dir, OUTCOME).write_text(json.dumps(facts))
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _sweep_overrides() -> Sequence[str]:
+    """Return the whole sweep's overrides, which Hydra keeps in the sweep's folder."""
+    if not _in_sweep():
+        return []
+    sweep = OmegaConf.load(Path(HydraConfig.get().sweep.dir, "multirun.yaml"))
+    params = sweep.hydra.sweeper.get("params") or {}
+    return [*sweep.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items())]
+

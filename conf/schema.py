@@ -1,0 +1,132 @@
+"""The typed schema of a run, its identity, and the checks that need no heavy import."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+ROOT = Path(__file__).resolve().parent.parent
+# Settings that say where and how a run works, not what it computes.
+NOT_IDENTITY = (
+    "idle", "logger", "device", "results_dir", "cache_dir", "rerun", "progress",
+    "task.cache_dir", "task.num_workers",
+)  # fmt: skip
+
+
+@dataclass
+class PreprocessingConfig:
+    """How a checkpoint's images were prepared; None is the architecture's own."""
+
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+@dataclass
+class RunConfig:
+    """Everything that `python run.py` can be told; defaults stand in conf/config.yaml."""
+
+    model: Any = MISSING
+    task: Any = MISSING
+    quant: Any = MISSING
+    granularity: Any = MISSING
+    ranges: Any = MISSING
+    recon: Any = MISSING
+    logger: Any = None
+    bits: int = MISSING
+    symmetric: bool = MISSING
+    group_size: int = MISSING
+    seed: int = MISSING
+    num_samples: int = MISSING
+    checkpoint: str | None = MISSING
+    imagenet_dir: str | None = MISSING
+    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
+    expected_fp: float | None = MISSING
+    device: str = MISSING
+    rerun: bool = MISSING
+    progress: bool = MISSING
+    results_dir: str = MISSING
+    cache_dir: str = MISSING
+    # By config group: the options that do nothing under the chosen member of that group.
+    idle: dict[str, list[str]] = field(default_factory=dict)
+
+
+def register() -> None:
+    """Make the schema and the ${root:} resolver known to Hydra."""
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
+    OmegaConf.register_new_resolver("by_bits", _by_bits, replace=True)
+
+
+def _by_bits(bits: int, table: DictConfig) -> Any:
+    """Return table's entry for bits, or its default: ${by_bits:${bits},{2: 1e-3, default: 4e-4}}."""
+    return table[bits] if bits in table else table["default"]
+
+
+def check_values(cfg: RunConfig) -> None:
+    """Check the scalars that the schema's types leave open.
+
+    Raises:
+        ValueError: names the value, what is allowed, and the option to change.
+    """
+    if not 2 <= cfg.bits <= 8:
+        raise ValueError(f"bits={cfg.bits}: give a whole number from 2 to 8")
+    for name, value in (("num_samples", cfg.num_samples), ("group_size", cfg.group_size)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: give a whole number of at least 1")
+    if cfg.seed < 0:
+        raise ValueError(f"seed={cfg.seed}: give 0 or more")
+
+
+def check_idle(cfg: RunConfig, own: Sequence[str], sweep: Sequence[str]) -> None:
+    """Refuse options given by hand that do nothing for what was chosen.
+
+    own are this job's overrides; sweep those of the whole sweep it belongs to (own again outside of
+    one). In a sweep over the group that makes an option idle, the option serves the other members.
+
+    Raises:
+        ValueError: names the option and the choice that leaves it without effect.
+    """
+    parser = OverridesParser.create()
+    given = {o.key_or_group: o.input_line for o in parser.parse_overrides(list(own))}
+    swept = {
+        o.key_or_group for o in parser.parse_overrides(list(sweep)) if o.is_sweep_override()
+    }
+    for group, options in cfg.idle.items():
+        if group in swept:
+            continue
+        for option in options:
+            for key, text in given.items():
+                if key == option or key.startswith(f"{option}."):
+                    raise ValueError(
+                        f"{text} does nothing with the chosen {group}; leave it out, or choose "
+                        f"another {group}="
+                    )
+
+
+def identity(cfg: RunConfig) -> dict[str, Any]:
+    """Return the settings that can change the run's value, as plain values."""
+    settings: Any = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True)
+    idle = [option for options in settings["idle"].values() for option in options]
+    for path in (*NOT_IDENTITY, *idle):
+        *parents, last = path.split(".")
+        node = settings
+        for key in parents:
+            node = node.get(key) or {}
+        node.pop(last, None)
+    return dict(settings)
+
+
+def run_id(settings: dict[str, Any]) -> str:
+    """Return the name of a run: a hash of its settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

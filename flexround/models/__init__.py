@@ -1,0 +1,1 @@
+"""Model adapters: what a family of models tells the quantization loop about itself."""

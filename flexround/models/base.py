@@ -1,0 +1,42 @@
+"""The contract between a model and the reconstruction loop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexround.blocks import Block, Calls, capture
+
+
+class ModelAdapter(ABC):
+    """A model seen as a chain of blocks that together hold every quantized layer.
+
+    Attributes:
+        model: the module, in eval mode.
+        device: where blocks run.
+        channel_dim: the axis of a block's output that the reconstruction loss sums over.
+    """
+
+    model: nn.Module
+    device: torch.device
+    channel_dim: int
+
+    @abstractmethod
+    def blocks(self) -> list[Block]:
+        """Return the units of reconstruction in execution order."""
+
+    @abstractmethod
+    def forward(self, batch: Any) -> Tensor:
+        """Return the model's logits on one batch of its task."""
+
+    def capture(self, batches: Sequence[Any]) -> Calls:
+        """Return the calls of the first block over the calibration batches."""
+        return capture(self.blocks()[0].module, self.forward, batches)
+
+    def advance(self, index: int, outputs: Tensor) -> Tensor:
+        """Return the inputs of block index + 1 from the outputs [samples, ...] of block index."""
+        return outputs

@@ -1,0 +1,280 @@
+"""Convolutional classifiers from torchvision and timm as chains of BRECQ's units (arXiv 2102.05426).
+
+A residual block is one unit, every other layer a unit of its own; BatchNorm is folded first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from flexround.attach import QUANTIZABLE, Layer
+from flexround.blocks import Block, capture
+from flexround.models.base import ModelAdapter
+
+# Class names, so that a torchvision run need not import timm.
+BLOCK_CLASSES = frozenset(
+    "BasicBlock Bottleneck InvertedResidual DepthwiseSeparableConv EdgeResidual ConvBnAct "
+    "UniversalInvertedResidual MBConv FusedMBConv".split()
+)
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU)
+
+
+class VisionSource(Protocol):
+    """What a vision task provides to build an adapter."""
+
+    def load(self, model: VisionModel, checkpoint: str | None) -> nn.Module:
+        """Return model's full-precision network for the task."""
+        ...
+
+    def example(self) -> Tensor:
+        """Return two images [2, 3, height, width]."""
+        ...
+
+
+@dataclass(frozen=True)
+class VisionModel:
+    """An architecture by name.
+
+    Attributes:
+        library: torchvision or timm.
+        name: the library's own name of the architecture.
+        weights: the default ImageNet checkpoint, see tasks.checkpoints.
+        first_last_bits: bits of the first and the last layer, or None for the run's own.
+    """
+
+    library: str
+    name: str
+    weights: str | None
+    first_last_bits: int | None
+
+    def build(self, num_classes: int) -> nn.Module:
+        """Return the architecture with fresh weights and a head of num_classes.
+
+        Raises:
+            ValueError: when the library has no model of that name.
+        """
+        if self.library == "torchvision":
+            import torchvision
+
+            names, make = torchvision.models.list_models(), torchvision.models.get_model
+        elif self.library == "timm":
+            import timm
+
+            names, make = timm.list_models(), timm.create_model
+        else:
+            raise ValueError(f"model.library={self.library}: give torchvision or timm")
+        if self.name not in names:
+            raise ValueError(f"model.name={self.name}: {self.library} has no such model")
+        network: nn.Module = make(self.name, num_classes=num_classes)
+        return network.eval()
+
+    def adapter(
+        self, source: VisionSource, checkpoint: str | None, device: torch.device
+    ) -> VisionAdapter:
+        """Return the adapter of this architecture with source's full-precision weights."""
+        network = source.load(self, checkpoint)
+        return VisionAdapter(network, source.example(), self.first_last_bits, device)
+
+
+class VisionAdapter(ModelAdapter):
+    """A classifier of images [batch, 3, height, width], BatchNorm folded."""
+
+    channel_dim = 1
+
+    def __init__(
+        self, model: nn.Module, example: Tensor, first_last_bits: int | None, device: torch.device
+    ) -> None:
+        """Fold BatchNorm and find the blocks by running model on example [2, 3, height, width].
+
+        Raises:
+            ValueError: when the network is not a chain of blocks.
+        """
+        self.device = device
+        self.model = model.eval().requires_grad_(False).to(device)
+        self._example = example.to(device)
+        for module in self.model.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False  # type: ignore[assignment]
+        fold_batch_norm(self.model, self._example)
+        order = trace(self.model, self._example)
+        self._blocks = find_blocks(self.model, order, first_last_bits)
+        # One sample's output of every block stands in for it when a later block's input is wanted.
+        self._stand_ins = [order.first[block.module].output[:1] for block in self._blocks]
+        self._check_chain(order)
+
+    def blocks(self) -> list[Block]:
+        """Return the units of reconstruction in execution order."""
+        return self._blocks
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Return logits [batch, classes] of images [batch, 3, height, width]."""
+        logits: Tensor = self.model(batch.to(self.device))
+        return logits
+
+    @torch.no_grad()
+    def advance(self, index: int, outputs: Tensor) -> Tensor:
+        """Return the inputs of block index + 1 from the outputs [samples, ...] of block index.
+
+        What lies between the two (pooling, flattening, a stem's ReLU) is run by the model itself,
+        the blocks before it replaced by stored results.
+        """
+        target = self._blocks[index + 1].module
+        parts = []
+        for part in outputs.split(64):
+            with ExitStack() as stack:
+                for block, stand_in in zip(self._blocks[:index], self._stand_ins, strict=False):
+                    stack.enter_context(_returning(block.module, stand_in))
+                stack.enter_context(_returning(self._blocks[index].module, part.to(self.device)))
+                calls = capture(target, self.model, [self._example[:1]])
+            parts.append(calls.inputs.to(outputs.device))
+        return torch.cat(parts)
+
+    def _check_chain(self, order: Trace) -> None:
+        for index, (block, after) in enumerate(
+            zip(self._blocks[:-1], self._blocks[1:], strict=True)
+        ):
+            inputs = self.advance(index, order.first[block.module].output)
+            if not torch.allclose(inputs, order.first[after.module].inputs, rtol=1e-4, atol=1e-5):
+                raise ValueError(
+                    f"block {after.name} needs more than the output of {block.name} before it; "
+                    "only networks that are a chain of blocks can be reconstructed"
+                )
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: what went in first, and what came out."""
+
+    module: nn.Module
+    inputs: Tensor
+    output: Tensor
+
+
+class Trace:
+    """What one forward pass showed: every module call in the order they began."""
+
+    def __init__(self, calls: list[Call]) -> None:
+        self.calls = calls
+        self.modules = list(dict.fromkeys(call.module for call in calls))
+        self.first = {call.module: call for call in reversed(calls)}
+
+    def consumer(self, module: nn.Module, kinds: tuple[type, ...]) -> nn.Module | None:
+        """Return the module of one of the kinds that takes module's very output, or None."""
+        output = self.first[module].output
+        for call in self.calls:
+            if isinstance(call.module, kinds) and call.inputs is output:
+                return call.module
+        return None
+
+
+@torch.no_grad()
+def trace(model: nn.Module, example: Tensor) -> Trace:
+    """Run model on example and return all calls of modules that map a tensor to a tensor."""
+    calls: list[Call | None] = []
+    open_calls: list[int] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+        open_calls.append(len(calls))
+        calls.append(None)
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        index = open_calls.pop()
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            calls[index] = Call(module, args[0], output)
+
+    handles = []
+    for module in model.modules():
+        handles.append(module.register_forward_pre_hook(before))
+        handles.append(module.register_forward_hook(after))
+    try:
+        model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Trace([call for call in calls if call is not None])
+
+
+def fold_batch_norm(model: nn.Module, example: Tensor) -> None:
+    """Fold every BatchNorm into the convolution that feeds it, in place, and check the result.
+
+    Raises:
+        ValueError: when folding changes the model's output on example.
+    """
+    expected = model(example)
+    order = trace(model, example)
+    convolutions = [m for m in order.modules if isinstance(m, nn.Conv2d)]
+    replaced = {}
+    for conv in convolutions:
+        norm = order.consumer(conv, (nn.BatchNorm2d,))
+        if norm is None:
+            continue
+        norm = cast(nn.BatchNorm2d, norm)
+        assert norm.running_mean is not None, "a BatchNorm in eval mode keeps its statistics"
+        assert norm.running_var is not None, "a BatchNorm in eval mode keeps its statistics"
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
+            norm.weight, norm.bias,
+        )  # fmt: skip
+        conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
+        # timm's BatchNormAct2d carries its activation function inside.
+        replaced[norm] = getattr(norm, "act", None) or nn.Identity()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child in replaced:
+                setattr(parent, name, replaced[child])
+    if not torch.allclose(model(example), expected, rtol=1e-3, atol=1e-3):
+        raise ValueError("folding BatchNorm changed the model's output: it has an unusual structure")
+
+
+def find_blocks(model: nn.Module, order: Trace, first_last_bits: int | None) -> list[Block]:
+    """Return the units in execution order: residual blocks, and the layers outside of them."""
+    names = {module: name for name, module in model.named_modules()}
+    called = [m for m in order.modules if isinstance(m, QUANTIZABLE)]
+    if not called:
+        raise ValueError("the model holds no convolution or linear layer to quantize")
+    for module in called:
+        if sum(call.module is module for call in order.calls) > 1:
+            raise ValueError(f"layer {names[module]} is used more than once; it cannot be quantized")
+    first, last = called[0], called[-1]
+    layers = {
+        module: Layer(
+            names[module],
+            module,
+            first_last_bits if module in (first, last) else None,
+            order.consumer(module, ACTIVATIONS),
+        )
+        for module in called
+    }
+    blocks = []
+    for module in _units(model):
+        inside = [layers[m] for m in called if any(m is sub for sub in module.modules())]
+        if inside:
+            own = inside[0].activation if inside[0].module is module else None
+            blocks.append(Block(names[module], module, inside, own))
+    position = {module: index for index, module in enumerate(order.modules)}
+    return sorted(blocks, key=lambda block: position[block.module])
+
+
+def _units(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if type(child).__name__ in BLOCK_CLASSES or isinstance(child, QUANTIZABLE):
+            yield child
+        else:
+            yield from _units(child)
+
+
+@contextmanager
+def _returning(module: nn.Module, output: Tensor) -> Iterator[None]:
+    """Make module return output, whatever it is called with."""
+    module.forward = lambda *_: output
+    try:
+        yield
+    finally:
+        del module.forward

@@ -1,0 +1,73 @@
+"""Who is told how a reconstruction goes: the progress bar, the log, a wandb run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What became of one unit of reconstruction.
+
+    Attributes:
+        name: the block's or layer's name in the model.
+        layers: bits of every layer in it, by name.
+        error_before: reconstruction loss over the calibration set with the quantizers as they start.
+        error_after: the same after optimisation, with the weights as they are kept.
+        seconds: wall time of the unit.
+        peak_memory_gib: peak of the GPU in this unit, or of the process so far on the CPU.
+    """
+
+    name: str
+    layers: dict[str, int]
+    error_before: float
+    error_after: float
+    seconds: float
+    peak_memory_gib: float
+
+
+class Observer(Protocol):
+    """Told of each step of a reconstruction."""
+
+    def begin(self, units: Sequence[str], iters: int) -> None:
+        """Called once, with the names of all units in order and the iterations of each."""
+        ...
+
+    def step(self, unit: str, iteration: int, error: float) -> None:
+        """Called every few iterations with the mini-batch's reconstruction loss."""
+        ...
+
+    def end_block(self, report: BlockReport) -> None:
+        """Called when a unit is finished."""
+        ...
+
+
+class Reports:
+    """Keeps the reports and writes one log line a unit."""
+
+    def __init__(self) -> None:
+        self.blocks: list[BlockReport] = []
+        self._units = 0
+
+    def begin(self, units: Sequence[str], iters: int) -> None:
+        """Log the list of units."""
+        self._units = len(units)
+        log.info("%d units of %d iterations: %s", len(units), iters, ", ".join(units))
+
+    def step(self, unit: str, iteration: int, error: float) -> None:
+        """Nothing: one line a unit is enough for a log."""
+
+    def end_block(self, report: BlockReport) -> None:
+        """Keep and log the report."""
+        self.blocks.append(report)
+        bits = ", ".join(f"{name}: {bits} bit" for name, bits in report.layers.items())
+        log.info(
+            "unit %d/%d %s: error %.4g -> %.4g in %.1f s (%s)",
+            len(self.blocks), self._units, report.name,
+            report.error_before, report.error_after, report.seconds, bits,
+        )  # fmt: skip

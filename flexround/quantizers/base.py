@@ -1,0 +1,89 @@
+"""What every learnable weight quantizer has in common.
+
+A method is the override of a few hooks: `rescale` (FlexRound, LRQ), `round` (AdaRound, AdaQuant),
+`regularizer` (AdaRound), `param_groups` (AdaQuant), `after_step` and `harden`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flexround.grid import Grid, QuantizedTensor, fake_quantize
+from flexround.ranges import Ranges
+
+
+class WeightQuantizer(nn.Module):
+    """W_hat = scale * (clamp(round(W / scale) + zero_point, qmin, qmax) - zero_point).
+
+    Used as a parametrization of a layer's weight: `forward` maps the full-precision weight
+    [out, in, *kernel] to the fake-quantized one of the same shape.
+    """
+
+    scale: Tensor  # [groups, 1], as the ranges chose it
+    zero_point: Tensor  # [groups, 1], integral, never trained
+
+    def __init__(self, weight: Tensor, *, grid: Grid, ranges: Ranges) -> None:
+        super().__init__()
+        self.grid = grid
+        # Soft while training; only AdaRound tells the two apart.
+        self.hard = False
+        with torch.no_grad():
+            scale, zero_point = ranges(grid.granularity.group(weight.detach()), grid)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+
+    def dequantization_scale(self) -> Tensor:
+        """Return the scale [groups, 1] that multiplies the codes, differentiable if learned."""
+        return self.scale
+
+    def rescale(self, weight: Tensor) -> Tensor:
+        """Return the weight as it enters the rounding, [out, in, *kernel]."""
+        return weight
+
+    def round(self, values: Tensor, scale: Tensor) -> Tensor:
+        """Return values [groups, elements] on the grid of scale [groups, 1], differentiable."""
+        return fake_quantize(values, scale, self.zero_point, self.grid)
+
+    def codes(self, values: Tensor, scale: Tensor) -> Tensor:
+        """Return the codes that `round` gives to values once hard, [groups, elements]."""
+        return self.grid.encode(values, scale, self.zero_point)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the fake-quantized weight, same shape."""
+        values = self.grid.granularity.group(self.rescale(weight))
+        return self.round(values, self.dequantization_scale()).reshape(weight.shape)
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return the optimizer's groups; lr is the setting's learning rate."""
+        params = [p for p in self.parameters() if p.requires_grad]
+        return [{"params": params, "lr": lr}] if params else []
+
+    def regularizer(self, progress: float) -> Tensor | float:
+        """Return what is added to the reconstruction loss; progress runs from 0 to 1."""
+        return 0.0
+
+    def after_step(self) -> None:
+        """Project the parameters back to where they are allowed, after each optimizer step."""
+
+    def harden(self) -> None:
+        """Replace soft rounding by its final, hard decision."""
+        self.hard = True
+
+    @torch.no_grad()
+    def finalize(self, weight: Tensor) -> QuantizedTensor:
+        """Return the integers that `forward(weight)` stands for once hard."""
+        values = self.grid.granularity.group(self.rescale(weight))
+        scale = self.dequantization_scale()
+        codes = self.codes(values, scale).to(torch.int16).reshape(weight.shape)
+        return QuantizedTensor(codes, scale.clone(), self.zero_point.clone(), self.grid)
+
+
+class QuantizerFactory(Protocol):
+    """Builds the quantizer of one weight: a WeightQuantizer class with its options bound."""
+
+    def __call__(self, weight: Tensor, *, grid: Grid, ranges: Ranges) -> WeightQuantizer:
+        """Return a quantizer for weight [out, in, *kernel]."""
+        ...

@@ -1,0 +1,259 @@
+"""THE loop: one block at a time against its full-precision output (BRECQ, arXiv 2102.05426).
+
+The target is the full-precision block on the full-precision stream; the student sees the output of
+the prefix that is already quantized (FlexRound, arXiv 2306.00317, sec. 3.1).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flexround.attach import Layer, attach, freeze
+from flexround.blocks import Block, Calls, capture
+from flexround.grid import Grid, QuantizedTensor
+from flexround.models.base import ModelAdapter
+from flexround.observers import BlockReport, Observer
+from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
+from flexround.ranges import Ranges
+
+# How often the loss is read: each reading makes a GPU wait.
+READ_EVERY = 10
+
+
+def reconstruction_loss(output: Tensor, target: Tensor, channel_dim: int) -> Tensor:
+    """Return the squared error summed over channels, averaged over everything else.
+
+    AdaRound's lambda = 0.01 is tied to this reduction.
+    """
+    return (output - target).pow(2).sum(dim=channel_dim).mean()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is optimised at once: a whole block, or one of its layers."""
+
+    name: str
+    module: nn.Module
+    layers: Sequence[Layer]
+    activation: nn.Module | None
+
+    def output(self, raw: Tensor) -> Tensor:
+        """Return the module's output after the activation function that belongs to it."""
+        return raw if self.activation is None else self.activation(raw)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Minimise |block(W, X) - block(W_hat, X_hat)|^2 over each unit's quantizers, in order.
+
+    Attributes:
+        unit: block, or layer for AdaRound's original layer-wise setting.
+        iters: optimizer steps a unit; 0 leaves every quantizer where it starts.
+        lr: learning rate of the quantizers that do not bring their own.
+        batch_size: calibration samples a step, drawn without replacement within a step.
+        schedule: constant, or cosine down to 0.
+        inputs: quant feeds the student the quantized prefix's output, fp the full-precision one.
+    """
+
+    unit: Literal["block", "layer"]
+    iters: int
+    lr: float
+    batch_size: int
+    schedule: Literal["constant", "cosine"]
+    inputs: Literal["quant", "fp"]
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("unit", self.unit, ("block", "layer")),
+            ("schedule", self.schedule, ("constant", "cosine")),
+            ("inputs", self.inputs, ("quant", "fp")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"recon.{name}={value}: give one of {', '.join(allowed)}")
+        if self.iters < 0:
+            raise ValueError(f"recon.iters={self.iters}: give 0 or more")
+        if self.batch_size < 1:
+            raise ValueError(f"recon.batch_size={self.batch_size}: give at least 1")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"recon.lr={self.lr}: give a number above 0")
+
+    def __call__(
+        self,
+        adapter: ModelAdapter,
+        calibration: Sequence[Any],
+        *,
+        quantizer: QuantizerFactory,
+        grid: Grid,
+        ranges: Ranges,
+        generator: torch.Generator,
+        observers: Sequence[Observer] = (),
+    ) -> dict[str, QuantizedTensor]:
+        """Quantize adapter's model in place and return each layer's integers by name.
+
+        calibration holds batches as adapter.forward takes them; generator draws the mini-batches.
+
+        Raises:
+            ValueError: when the calibration set is smaller than a batch, a weight does not fit the
+                grid, or a loss is not finite (names the block).
+        """
+        fp = quant = adapter.capture(calibration)
+        if self.iters and len(fp) < self.batch_size:
+            raise ValueError(
+                f"num_samples={len(fp)} is smaller than recon.batch_size={self.batch_size}; "
+                "raise num_samples or lower recon.batch_size"
+            )
+        blocks = adapter.blocks()
+        units = [list(self._units(block)) for block in blocks]
+        for observer in observers:
+            observer.begin([unit.name for group in units for unit in group], self.iters)
+        job = _Job(self, adapter, quantizer, grid, ranges, generator, observers)
+        quantized: dict[str, QuantizedTensor] = {}
+        for index, block in enumerate(blocks):
+            teacher = copy.deepcopy(block.module)
+            for unit in units[index]:
+                inputs, targets = job.streams(block, unit, teacher, fp, quant)
+                quantized |= job.reconstruct(unit, inputs, targets)
+            if index + 1 < len(blocks):
+                outputs = job.run_all(teacher, fp), job.run_all(block.module, quant)
+                fp, quant = (
+                    calls.with_inputs(adapter.advance(index, out))
+                    for calls, out in zip((fp, quant), outputs, strict=True)
+                )
+        return quantized
+
+    def _units(self, block: Block) -> Iterator[Unit]:
+        if self.unit == "block":
+            yield Unit(block.name, block.module, block.layers, block.activation)
+            return
+        for layer in block.layers:
+            yield Unit(layer.name, layer.module, [layer], layer.activation)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The loop's fixed parts while it walks one model."""
+
+    recon: Reconstruction
+    adapter: ModelAdapter
+    quantizer: QuantizerFactory
+    grid: Grid
+    ranges: Ranges
+    generator: torch.Generator
+    observers: Sequence[Observer]
+
+    def run_all(self, module: nn.Module, calls: Calls) -> Tensor:
+        return calls.run_all(module, self.recon.batch_size, self.adapter.device)
+
+    def streams(
+        self, block: Block, unit: Unit, teacher: nn.Module, fp: Calls, quant: Calls
+    ) -> tuple[Calls, Tensor]:
+        """Return the student's calls of unit and its full-precision targets [samples, ...]."""
+        source = teacher
+        if unit.module is not block.module:
+            path = next(n for n, m in block.module.named_modules() if m is unit.module)
+            source = teacher.get_submodule(path)
+            quant = self._inside(block.module, unit.module, quant)
+            fp = self._inside(teacher, source, fp)
+        targets = unit.output(self.run_all(source, fp))
+        return (quant if self.recon.inputs == "quant" else fp), targets
+
+    def _inside(self, block: nn.Module, layer: nn.Module, calls: Calls) -> Calls:
+        indices = torch.arange(len(calls)).split(self.recon.batch_size)
+        return capture(layer, lambda part: calls.run(block, part, self.adapter.device), indices)
+
+    def reconstruct(
+        self, unit: Unit, inputs: Calls, targets: Tensor
+    ) -> dict[str, QuantizedTensor]:
+        """Optimise the unit's quantizers, bake them in and report."""
+        start = time.perf_counter()
+        if self.adapter.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.adapter.device)
+        quantizers = attach(unit.layers, self.quantizer, self.grid, self.ranges)
+        for quantizer in quantizers:
+            quantizer.hard = True
+        error_before = self.error(unit, inputs, targets)
+        for quantizer in quantizers:
+            quantizer.hard = False
+        self.optimise(unit, quantizers, inputs, targets)
+        quantized = freeze(unit.layers)
+        report = BlockReport(
+            name=unit.name,
+            layers={layer.name: layer.grid(self.grid).bits for layer in unit.layers},
+            error_before=error_before,
+            error_after=self.error(unit, inputs, targets),
+            seconds=time.perf_counter() - start,
+            peak_memory_gib=_peak_memory_gib(self.adapter.device),
+        )
+        for observer in self.observers:
+            observer.end_block(report)
+        return quantized
+
+    def optimise(
+        self,
+        unit: Unit,
+        quantizers: Sequence[WeightQuantizer],
+        inputs: Calls,
+        targets: Tensor,
+    ) -> None:
+        """Run the iterations of one unit.
+
+        Raises:
+            ValueError: when the loss is not finite; names the unit.
+        """
+        recon, device = self.recon, self.adapter.device
+        groups = [group for q in quantizers for group in q.param_groups(recon.lr)]
+        if not recon.iters or not groups:
+            return
+        optimizer = torch.optim.Adam(groups, fused=True)
+        scheduler = None
+        if recon.schedule == "cosine":
+            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recon.iters)
+        for iteration in range(recon.iters):
+            batch = torch.randperm(len(inputs), generator=self.generator)[: recon.batch_size]
+            output = unit.output(inputs.run(unit.module, batch, device))
+            target = targets[batch].to(device)
+            error = reconstruction_loss(output, target, self.adapter.channel_dim)
+            loss = error
+            for quantizer in quantizers:
+                loss = loss + quantizer.regularizer(iteration / recon.iters)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            for quantizer in quantizers:
+                quantizer.after_step()
+            if scheduler is not None:
+                scheduler.step()
+            if iteration % READ_EVERY == 0 or iteration == recon.iters - 1:
+                self.read(unit, iteration, loss, error)
+
+    def read(self, unit: Unit, iteration: int, loss: Tensor, error: Tensor) -> None:
+        """Tell the observers how far the unit is."""
+        if not math.isfinite(loss.item()):
+            raise ValueError(
+                f"block {unit.name}: the loss is {loss.item()} at iteration {iteration}; "
+                f"lower recon.lr (now {self.recon.lr})"
+            )
+        for observer in self.observers:
+            observer.step(unit.name, iteration, error.item())
+
+    @torch.no_grad()
+    def error(self, unit: Unit, inputs: Calls, targets: Tensor) -> float:
+        """Return the reconstruction loss over the whole calibration set."""
+        outputs = unit.output(self.run_all(unit.module, inputs))
+        return reconstruction_loss(outputs, targets, self.adapter.channel_dim).item()
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """Return the GPU's peak of this unit, or the process's peak so far on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

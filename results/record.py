@@ -1,0 +1,92 @@
+"""The record of one run: a frozen, typed row, checked when it is written and when it is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+SCHEMA = 1
+STATUSES = ("ok", "failed")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one run was and what it found.
+
+    Attributes:
+        run_id: hash of every setting that can change the value.
+        value: the main metric of the quantized model; None for a failed run.
+        fp_value: the same metric of the full-precision model, None where a run failed before it.
+        metrics: everything that the task measured, by name.
+        blocks: one entry a unit of reconstruction: name, layers with their bits, error before and
+            after, seconds, peak memory in GiB.
+        seconds: wall time of the run; peak_memory_gib: its peak memory.
+        settings: the composed configuration that run_id is a hash of.
+        error: the one line that a failed run ended with.
+    """
+
+    run_id: str
+    status: Literal["ok", "failed"]
+    model: str
+    task: str
+    task_version: int | None
+    quant: str
+    bits: int
+    seed: int
+    metric: str | None
+    higher_is_better: bool | None
+    value: float | None
+    fp_value: float | None
+    settings: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+    fp_metrics: dict[str, float] = field(default_factory=dict)
+    blocks: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    peak_memory_gib: float = 0.0
+    device: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    started: str = ""
+    error: str | None = None
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"record {self.run_id}: status {self.status!r} is none of {STATUSES}")
+        if self.status == "ok":
+            if self.value is None or not math.isfinite(self.value):
+                raise ValueError(f"record {self.run_id}: value {self.value} of a finished run")
+            if self.metric is None or self.metrics.get(self.metric) != self.value:
+                raise ValueError(f"record {self.run_id}: its value is not its metric {self.metric}")
+        elif not self.error:
+            raise ValueError(f"record {self.run_id}: a failed run without its error")
+
+    def summary(self) -> str:
+        """Return the run and its result in one line."""
+        assert self.value is not None, "only a finished run has a summary"
+        text = f"{self.model} {self.task} {self.quant} {self.bits} bit seed {self.seed}: "
+        text += f"{self.metric} {self.value:.2f}"
+        if self.fp_value is not None:
+            text += f" (full precision {self.fp_value:.2f}, {self.value - self.fp_value:+.2f})"
+        return text
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Record:
+        """Return the record that data holds.
+
+        Raises:
+            ValueError: when a field is missing or unknown, or the schema is another one.
+        """
+        if not isinstance(data, dict):
+            raise ValueError("a record is a JSON object")
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"record of schema {data.get('schema')}, this version reads {SCHEMA}")
+        known = {f.name for f in fields(cls)}
+        if wrong := set(data) ^ known:
+            raise ValueError(f"record with missing or unknown fields: {', '.join(sorted(wrong))}")
+        return cls(**data)

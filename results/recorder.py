@@ -1,0 +1,146 @@
+"""Write the record of a run when it ends, well or badly."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import math
+import resource
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from results.record import Record
+from results.store import Store
+
+
+class TaskFacts(Protocol):
+    """What a record takes from the task."""
+
+    metric: str
+    higher_is_better: bool
+    version: int
+
+
+class Logger(Protocol):
+    """Where a run is mirrored."""
+
+    def start(self, name: str, settings: dict[str, Any]) -> None:
+        """Open the mirror of a run."""
+        ...
+
+    def finish(self, record: Record) -> None:
+        """Close it with the record."""
+        ...
+
+
+@dataclass
+class Draft:
+    """What is known of a run so far."""
+
+    base: dict[str, Any]
+    task: TaskFacts | None = None
+    reports: Any = None
+    logger: Logger | None = None
+    fp_metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    record: Record | None = None
+
+    def watch(self, task: TaskFacts, reports: Any, logger: Logger | None) -> None:
+        """Name the run's task, the keeper of its block reports and its logger."""
+        self.task, self.reports, self.logger = task, reports, logger
+        if logger is not None:
+            name = "{model}-{task}-{quant}-w{bits}-s{seed}".format(**self.base)
+            logger.start(name, self.base["settings"] | {"run_id": self.base["run_id"]})
+
+
+@contextmanager
+def recording(store: Store, base: dict[str, Any]) -> Iterator[Draft]:
+    """Yield a draft; write it as an ok record at the end, or a failed one on any exception.
+
+    An interrupted run (Ctrl-C) leaves no record: it has neither finished nor failed.
+
+    Raises:
+        ValueError: when the metric is missing or not finite.
+    """
+    draft = Draft(base)
+    started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    clock = time.perf_counter()
+
+    def record(error: str | None) -> Record:
+        task = draft.task
+        metric = task.metric if task else None
+        return Record(
+            status="failed" if error else "ok",
+            error=error,
+            task_version=task.version if task else None,
+            metric=metric,
+            higher_is_better=task.higher_is_better if task else None,
+            value=None if error or metric is None else draft.metrics[metric],
+            fp_value=draft.fp_metrics.get(metric) if metric else None,
+            metrics={} if error else draft.metrics,
+            fp_metrics=draft.fp_metrics,
+            blocks=[asdict(block) for block in draft.reports.blocks] if draft.reports else [],
+            seconds=time.perf_counter() - clock,
+            peak_memory_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            versions=_versions(),
+            commit=_commit(),
+            started=started,
+            **base,
+        )
+
+    try:
+        yield draft
+        _check(draft)
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        _close(store, draft, record(f"{kind}{text}"))
+        raise
+    _close(store, draft, record(None))
+
+
+def _check(draft: Draft) -> None:
+    assert draft.task is not None, "a run that ends well has named its task"
+    value = draft.metrics.get(draft.task.metric)
+    if value is None or not math.isfinite(value):
+        raise ValueError(f"the evaluation gave {draft.task.metric}={value}, which is no result")
+
+
+def _close(store: Store, draft: Draft, record: Record) -> None:
+    store.write(record)
+    draft.record = record
+    if draft.logger is not None:
+        draft.logger.finish(record)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "timm", "transformers", "hydra-core")
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """Return the commit of this checkout, with + where files differ from it; None without git."""
+    root = Path(__file__).resolve().parent.parent
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if status.strip() else "")

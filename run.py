@@ -1,0 +1,67 @@
+"""One run, or with -m a sweep: compose, build, quantize, evaluate, record."""
+
+from __future__ import annotations
+
+import logging
+
+import hydra
+from omegaconf import DictConfig
+
+from conf.build import build, validate
+from conf.errors import one_line_errors
+from conf.job import Job, current_job, leave, outcome
+from conf.schema import register
+from results.record import Record
+
+log = logging.getLogger("run")
+register()
+
+
+def execute(cfg: DictConfig, job: Job) -> Record:
+    """Compute the run from its configuration; everything heavy is imported from here on."""
+    import torch
+
+    from flexround.grid import Grid
+    from flexround.observers import Reports
+    from flexround.progress import ProgressBar
+
+    validate(cfg)
+    task, model, recon = build(cfg.task), build(cfg.model), build(cfg.recon)
+    grid = Grid(cfg.bits, cfg.symmetric, build(cfg.granularity))
+    with job.recording() as draft:
+        reports, bar, logger = Reports(), ProgressBar(job.title, cfg.progress), build(cfg.logger)
+        draft.watch(task, reports, logger)
+
+        adapter = model.adapter(task, cfg.checkpoint, job.device())
+        draft.fp_metrics = task.evaluate(adapter)
+        task.check_full_precision(draft.fp_metrics)
+
+        with bar:
+            recon(
+                adapter,
+                task.calibration(cfg.num_samples, cfg.seed),
+                quantizer=build(cfg.quant),
+                grid=grid,
+                ranges=build(cfg.ranges),
+                generator=torch.Generator().manual_seed(cfg.seed),
+                observers=[o for o in (reports, bar, logger) if o is not None],
+            )
+        draft.metrics = task.evaluate(adapter)
+    return draft.record
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> float | None:
+    """Return the run's main metric: recorded before, or computed now."""
+    with outcome():
+        job = current_job(cfg)
+        record = job.recorded() or execute(cfg, job)
+        leave(run_id=record.run_id)
+        log.info("%s", record.summary())
+        return record.value
+    return None
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,75 @@
+"""The contract of a task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexround.models.base import ModelAdapter
+from flexround.models.vision import VisionModel
+
+
+class Task(ABC):
+    """Data and metric.
+
+    Attributes:
+        metric: name of the main metric, a key of what `evaluate` returns.
+        higher_is_better: its direction.
+        version: raised whenever the same model could get another number.
+    """
+
+    metric: str
+    higher_is_better: bool
+    version: int
+
+    @abstractmethod
+    def calibration(self, num_samples: int, seed: int) -> Sequence[Any]:
+        """Return num_samples training samples as batches for the adapter's forward.
+
+        Raises:
+            ValueError: when there are fewer samples.
+        """
+
+    @abstractmethod
+    def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
+        """Return the metrics by name, in percent where they are shares."""
+
+
+class VisionTask(Task):
+    """Classification of images; it also knows the checkpoint that its networks start from."""
+
+    metric = "top1"
+    higher_is_better = True
+    num_classes: int
+
+    @abstractmethod
+    def load(self, model: VisionModel, checkpoint: str | None) -> nn.Module:
+        """Return model's full-precision network for this task, in eval mode."""
+
+    @abstractmethod
+    def example(self) -> Tensor:
+        """Return two images [2, 3, height, width] of the size that the task feeds."""
+
+    def check_full_precision(self, metrics: dict[str, float]) -> None:
+        """Refuse a full-precision network that is not what it should be.
+
+        Raises:
+            ValueError: when it does no better than chance, which no quantizer can be blamed for.
+        """
+        chance = 100 / self.num_classes
+        if metrics[self.metric] < 2 * chance:
+            raise ValueError(
+                f"full precision reaches {metrics[self.metric]:.2f} % {self.metric}, chance is "
+                f"{chance:.2f} %: checkpoint, preprocessing and class list do not belong together"
+            )
+
+
+@torch.no_grad()
+def topk_counts(logits: Tensor, labels: Tensor, k: int) -> int:
+    """Return how many labels [batch] are among the k largest of logits [batch, classes]."""
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return int((best == labels[:, None]).any(dim=1).sum())
