@@ -1,1 +1,1 @@
-"""The Hydra configuration tree, its schema, and the one place where configurations become objects."""
+"""The Hydra configuration tree, its schema, and how configurations become objects."""

@@ -55,7 +55,7 @@ class Job:
         return record
 
     def recording(self) -> AbstractContextManager[Draft]:
-        """Return a context in which the run's record is drafted, and then written whatever happens."""
+        """Return a context that drafts the run's record and writes it whatever happens."""
         base = dict(
             run_id=self.run_id,
             bits=self.cfg.bits,
@@ -145,4 +145,3 @@ def _sweep_overrides() -> Sequence[str]:
     sweep = OmegaConf.load(Path(HydraConfig.get().sweep.dir, "multirun.yaml"))
     params = sweep.hydra.sweeper.get("params") or {}
     return [*sweep.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items())]
-

@@ -69,7 +69,7 @@ def register() -> None:
 
 
 def _by_bits(bits: int, table: DictConfig) -> Any:
-    """Return table's entry for bits, or its default: ${by_bits:${bits},{2: 1e-3, default: 4e-4}}."""
+    """Return table's entry for bits or its default: ${by_bits:${bits},{2: 1e-3, default: 4e-4}}."""
     return table[bits] if bits in table else table["default"]
 
 
@@ -99,9 +99,7 @@ def check_idle(cfg: RunConfig, own: Sequence[str], sweep: Sequence[str]) -> None
     """
     parser = OverridesParser.create()
     given = {o.key_or_group: o.input_line for o in parser.parse_overrides(list(own))}
-    swept = {
-        o.key_or_group for o in parser.parse_overrides(list(sweep)) if o.is_sweep_override()
-    }
+    swept = {o.key_or_group for o in parser.parse_overrides(list(sweep)) if o.is_sweep_override()}
     for group, options in cfg.idle.items():
         if group in swept:
             continue

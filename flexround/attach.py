@@ -24,7 +24,7 @@ class Layer:
     Attributes:
         name: where it lies in the model.
         module: a Linear or a convolution.
-        bits: its own number of bits where it differs from the run's (first and last layer), or None.
+        bits: its own bits where they differ from the run's (first and last layer), or None.
         activation: the activation function applied to nothing but its output, or None.
     """
 
@@ -80,7 +80,7 @@ def freeze(layers: Sequence[Layer]) -> dict[str, QuantizedTensor]:
         stack = cast(parametrize.ParametrizationList, parametrizations["weight"])
         quantizer = cast(WeightQuantizer, stack[0])
         quantizer.harden()
-        quantized[layer.name] = quantizer.finalize(cast(torch.Tensor, stack.original))
+        quantized[layer.name] = quantizer.finalize(stack.original)
         parametrize.remove_parametrizations(layer.module, "weight", leave_parametrized=True)
         cast(nn.Parameter, layer.module.weight).requires_grad_(False)
     return quantized

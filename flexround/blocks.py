@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -100,10 +101,8 @@ def capture(module: nn.Module, forward: Callable[[Any], Any], batches: Sequence[
     try:
         for batch in batches:
             before = len(recorded)
-            try:
+            with contextlib.suppress(_Reached):
                 forward(batch)
-            except _Reached:
-                pass
             if len(recorded) == before:
                 raise ValueError("the model's forward pass does not call the block to capture")
     finally:
@@ -125,7 +124,7 @@ def _merge(recorded: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> Calls:
         if same and (not batched or len(leaves[0]) == 1):
             return leaves[0]
         if not batched:
-            raise ValueError(f"a block's argument of shape {list(leaves[0].shape)} has no batch axis")
+            raise ValueError(f"an argument of shape {list(leaves[0].shape)} has no batch axis")
         return PerSample(torch.cat(leaves))
 
     rest = [args[1:] for args, _ in recorded]

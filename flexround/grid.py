@@ -86,12 +86,12 @@ class Grid:
     @property
     def qmin(self) -> int:
         """The smallest code."""
-        return -(2 ** (self.bits - 1)) if self.symmetric else 0
+        return -int(2 ** (self.bits - 1)) if self.symmetric else 0
 
     @property
     def qmax(self) -> int:
         """The largest code."""
-        return self.qmin + 2**self.bits - 1
+        return self.qmin + int(2**self.bits) - 1
 
     def encode(self, values: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """Return the codes nearest to values [groups, elements]: integral, in range, same dtype.
@@ -140,9 +140,7 @@ class FakeQuantize(torch.autograd.Function):
         return levels * scale
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, grad: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """Return d/d values = grad inside the range, d/d scale = sum(grad * (level - step))."""
         inside, *error = ctx.saved_tensors
         grad_values = grad * inside if ctx.needs_input_grad[0] else None
@@ -152,5 +150,5 @@ class FakeQuantize(torch.autograd.Function):
 
 def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
     """Return values [groups, elements] rounded to the grid, differentiable in values and scale."""
-    out: Tensor = FakeQuantize.apply(values, scale, zero_point, grid.qmin, grid.qmax)  # type: ignore[no-untyped-call]
+    out: Tensor = FakeQuantize.apply(values, scale, zero_point, grid.qmin, grid.qmax)
     return out

@@ -17,7 +17,7 @@ class BlockReport:
     Attributes:
         name: the block's or layer's name in the model.
         layers: bits of every layer in it, by name.
-        error_before: reconstruction loss over the calibration set with the quantizers as they start.
+        error_before: reconstruction loss over the calibration set, quantizers as they start.
         error_after: the same after optimisation, with the weights as they are kept.
         seconds: wall time of the unit.
         peak_memory_gib: peak of the GPU in this unit, or of the process so far on the CPU.

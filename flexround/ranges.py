@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flexround.grid import Grid
 
-# BatchNorm folding leaves whole channels at zero (nine in MobileNetV2); a scale of 0 would give NaN.
+# BatchNorm folding leaves channels at zero (nine in MobileNetV2); a scale of 0 would give NaN.
 SCALE_FLOOR = 1e-8
 # Elements worked on at a time, so that the passes of one candidate stay in the processor's cache.
 _CHUNK = 1 << 17

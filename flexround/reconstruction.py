@@ -170,9 +170,7 @@ class _Job:
         indices = torch.arange(len(calls)).split(self.recon.batch_size)
         return capture(layer, lambda part: calls.run(block, part, self.adapter.device), indices)
 
-    def reconstruct(
-        self, unit: Unit, inputs: Calls, targets: Tensor
-    ) -> dict[str, QuantizedTensor]:
+    def reconstruct(self, unit: Unit, inputs: Calls, targets: Tensor) -> dict[str, QuantizedTensor]:
         """Optimise the unit's quantizers, bake them in and report."""
         start = time.perf_counter()
         if self.adapter.device.type == "cuda":
@@ -226,7 +224,7 @@ class _Job:
             for quantizer in quantizers:
                 loss = loss + quantizer.regularizer(iteration / recon.iters)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             for quantizer in quantizers:
                 quantizer.after_step()

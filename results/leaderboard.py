@@ -1,2 +1,164 @@
-def leaderboard(r): return r
-def render(r, f): return "\n".join(f"{x.summary()} {x.seconds:.1f}s" for x in r)
+"""The leaderboard, a pure function of records: rows are models and methods, columns bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+import pandas as pd
+
+from results.record import Record
+
+CELL = ["task", "model", "quant"]
+FORMATS = ("markdown", "csv", "latex", "html")
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one level of dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def select(records: Sequence[Record], where: dict[str, str]) -> list[Record]:
+    """Return the records whose settings, by dotted name, have the values of where.
+
+    Raises:
+        ValueError: when no record has a setting of that name.
+    """
+    chosen = list(records)
+    for key, value in where.items():
+        flats = [_facts(record) for record in records]
+        if not any(key in flat for flat in flats):
+            raise ValueError(f"--where {key}={value}: no record has a setting {key}")
+        chosen = [r for r in chosen if str(_facts(r).get(key)) == value]
+    return chosen
+
+
+def _facts(record: Record) -> dict[str, Any]:
+    names = {"model": record.model, "task": record.task, "quant": record.quant}
+    return flatten(record.settings) | names
+
+
+def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFrame:
+    """Return one row a cell: task, model, quant, by, bits, mean, std, n, fp, delta, failed.
+
+    std is over seeds and missing for fewer than two; delta is mean - fp. Rows keep the order in
+    which the runs were started.
+
+    Raises:
+        ValueError: when runs that differ in more than their seed fall into one cell; names what
+            they differ in.
+    """
+    cells: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        facts = _facts(record)
+        cells.setdefault((*(facts.get(k) for k in [*CELL, *by]), record.bits), []).append(record)
+    rows = []
+    for key, members in cells.items():
+        _check_one_configuration(key, members)
+        values = [r.value for r in members if r.value is not None]
+        fps = [r.fp_value for r in members if r.fp_value is not None]
+        mean = fmean(values) if values else None
+        fp = fmean(fps) if fps else None
+        rows.append(
+            dict(zip([*CELL, *by, "bits"], key, strict=True))
+            | {
+                "metric": next((r.metric for r in members if r.metric), None),
+                "mean": mean,
+                "std": stdev(values) if len(values) > 1 else None,
+                "n": len(values),
+                "fp": fp,
+                "delta": None if mean is None or fp is None else mean - fp,
+                "failed": sum(r.status == "failed" for r in members),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _check_one_configuration(key: tuple[Any, ...], members: Sequence[Record]) -> None:
+    flats = [flatten(r.settings) | {"task_version": r.task_version} for r in members]
+    names = dict.fromkeys(name for flat in flats for name in flat if name != "seed")
+    differing = {}
+    for name in names:
+        values = list(dict.fromkeys(str(flat.get(name)) for flat in flats))
+        # A run that failed early does not know its task's version.
+        if len(values) > 1 and not (name == "task_version" and "None" in values):
+            differing[name] = values
+    if differing:
+        told = "; ".join(f"{name} ({', '.join(values)})" for name, values in differing.items())
+        cell = " ".join(str(part) for part in key)
+        first = next(iter(differing))
+        raise ValueError(
+            f"different configurations fall into the cell {cell} bit: {told}; "
+            f"keep one with --where {first}=VALUE or tell them apart with --by {first}"
+        )
+
+
+def _cell_text(row: Any) -> str:
+    if not row.n:
+        return "failed"
+    text = f"{row.mean:.2f}"
+    if row.n > 1:
+        text += f" {PLUS_MINUS} {row.std:.2f}"
+    if pd.notna(row.delta):
+        text += f" ({row.delta:+.2f})"
+    return text + (f", {row.failed} failed" if row.failed else "")
+
+
+def text_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells as a table of text, bit widths as columns; absent ones are a dash."""
+    rows = [
+        c
+        for c in cells.columns[: cells.columns.get_loc("bits")]
+        if cells[c].nunique() > 1 or c != "task"
+    ]
+    texts = cells.assign(text=[_cell_text(row) for row in cells.itertuples()])
+    order = texts[rows].drop_duplicates()
+    wide = texts.pivot(index=rows, columns="bits", values="text")
+    wide = wide.reindex(pd.MultiIndex.from_frame(order)).sort_index(axis=1, ascending=False)
+    wide.columns = [f"W{bits}" for bits in wide.columns]
+    fp = cells.groupby(rows, sort=False)["fp"].mean()
+    wide.insert(0, "FP", [f"{fp[i]:.2f}" if pd.notna(fp[i]) else "-" for i in wide.index])
+    return wide.fillna("-").reset_index()
+
+
+def caption(cells: pd.DataFrame) -> str:
+    """Return what the numbers of the table are."""
+    metrics = ", ".join(
+        f"{task}: {metric}"
+        for task, metric in cells.dropna(subset="metric").groupby("task")["metric"].first().items()
+    )
+    return (
+        f"{metrics}; mean {PLUS_MINUS} standard deviation over seeds where there are several "
+        "(difference to full precision, FP)"
+    )
+
+
+def render(cells: pd.DataFrame, form: str) -> str:
+    """Return the leaderboard as markdown, latex or html text, or the bare cells as csv.
+
+    Raises:
+        ValueError: for another format.
+    """
+    makers: dict[str, Callable[[], str]] = {
+        "markdown": lambda: f"{text_table(cells).to_markdown(index=False)}\n\n{caption(cells)}",
+        "csv": lambda: cells.to_csv(index=False).rstrip("\n"),
+        "latex": lambda: _latex(cells),
+        "html": lambda: text_table(cells).to_html(index=False),
+    }
+    if form not in makers:
+        raise ValueError(f"--format {form}: give one of {', '.join(makers)}")
+    return makers[form]()
+
+
+def _latex(cells: pd.DataFrame) -> str:
+    style = text_table(cells).style.hide(axis="index").format(escape="latex")
+    style = style.format_index(escape="latex", axis=1)
+    return style.to_latex(hrules=True).replace(PLUS_MINUS, r"$\pm$").rstrip("\n")

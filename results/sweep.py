@@ -39,7 +39,9 @@ class SweepTable(Callback):
                 print(f"no table: {error}", file=sys.stderr)
         errors = [o["error"] for o in outcomes if "error" in o]
         if errors:
-            raise SystemExit(f"error: {len(errors)} of {len(jobs)} runs failed, the first: {errors[0]}")
+            raise SystemExit(
+                f"error: {len(errors)} of {len(jobs)} runs failed, the first: {errors[0]}"
+            )
 
 
 def _outcome(job: Path) -> dict[str, str]:

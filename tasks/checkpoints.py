@@ -115,9 +115,7 @@ def _by_order(
         unknown = sorted(given.keys() - named.keys())
         if not unknown:
             return own | given
-        raise ValueError(
-            f"checkpoint {path} is not of {model.name}: the model has no {unknown[0]}"
-        )
+        raise ValueError(f"checkpoint {path} is not of {model.name}: the model has no {unknown[0]}")
     shapes = [t.shape for t in given.values()]
     if shapes != [t.shape for t in named.values()]:
         missing = sorted(named.keys() - given.keys())

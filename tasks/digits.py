@@ -67,9 +67,7 @@ class Digits(VisionTask):
         """Return num_samples training images, drawn without replacement by seed, as one batch."""
         images, _ = self.train
         if num_samples > len(images):
-            raise ValueError(
-                f"num_samples={num_samples}: digits has {len(images)} training images"
-            )
+            raise ValueError(f"num_samples={num_samples}: digits has {len(images)} training images")
         generator = torch.Generator().manual_seed(seed)
         return [images[torch.randperm(len(images), generator=generator)[:num_samples]]]
 
@@ -92,9 +90,7 @@ class Digits(VisionTask):
         with FileLock(path.with_suffix(".lock")):
             if path.exists():
                 try:
-                    return checkpoints.load_into(
-                        model.build(self.num_classes), str(path), model
-                    )
+                    return checkpoints.load_into(model.build(self.num_classes), str(path), model)
                 except ValueError as error:
                     log.warning("cached checkpoint set aside and trained again: %s", error)
                     path.replace(path.with_suffix(".damaged"))

@@ -52,7 +52,10 @@ class Preprocessing:
         """Return PIL image -> [3, crop, crop]; augmented as in training where asked."""
         mode = v2.InterpolationMode(self.interpolation)
         if augment:
-            spatial = [v2.RandomResizedCrop(self.crop, interpolation=mode), v2.RandomHorizontalFlip()]
+            spatial = [
+                v2.RandomResizedCrop(self.crop, interpolation=mode),
+                v2.RandomHorizontalFlip(),
+            ]
         else:
             spatial = [v2.Resize(self.resize, interpolation=mode), v2.CenterCrop(self.crop)]
         to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
@@ -142,7 +145,7 @@ class ImageNet(VisionTask):
         self._root = Path(root).expanduser()
         if not (self._root / "val").is_dir():
             raise ValueError(
-                f"imagenet_dir={root}: no folder val there; give a folder that holds val/CLASS/*.JPEG"
+                f"imagenet_dir={root}: no folder val there; it has to hold val/CLASS/*.JPEG"
             )
         self._preprocessing = preprocessing
         self._expected, self._tolerance = expected, tolerance
@@ -226,9 +229,9 @@ class ImageNet(VisionTask):
             )  # fmt: skip
         elif abs(metrics["top1"] - self._expected) > self._tolerance:
             raise ValueError(
-                f"full precision reaches {metrics['top1']:.2f} % top-1 where {self._expected:.2f} % "
-                f"is expected (tolerance {self._tolerance}): check checkpoint, preprocessing "
-                f"({self._preprocessing}) and the class folders, or give expected_fp=VALUE"
+                f"full precision reaches {metrics['top1']:.2f} % top-1, expected are "
+                f"{self._expected:.2f} % (tolerance {self._tolerance}): check the preprocessing "
+                f"({self._preprocessing}), checkpoint and class folders, or set expected_fp"
             )
 
 

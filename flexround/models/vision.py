@@ -1,4 +1,4 @@
-"""Convolutional classifiers from torchvision and timm as chains of BRECQ's units (arXiv 2102.05426).
+"""Convolutional classifiers of torchvision and timm as chains of BRECQ's units (2102.05426).
 
 A residual block is one unit, every other layer a unit of its own; BatchNorm is folded first.
 """
@@ -19,9 +19,16 @@ from flexround.blocks import Block, capture
 from flexround.models.base import ModelAdapter
 
 # Class names, so that a torchvision run need not import timm.
-BLOCK_CLASSES = frozenset(
-    "BasicBlock Bottleneck InvertedResidual DepthwiseSeparableConv EdgeResidual ConvBnAct "
-    "UniversalInvertedResidual MBConv FusedMBConv".split()
+BLOCK_CLASSES = (
+    "BasicBlock",
+    "Bottleneck",
+    "ConvBnAct",
+    "DepthwiseSeparableConv",
+    "EdgeResidual",
+    "FusedMBConv",
+    "InvertedResidual",
+    "MBConv",
+    "UniversalInvertedResidual",
 )
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU)
 
@@ -230,7 +237,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> None:
             if child in replaced:
                 setattr(parent, name, replaced[child])
     if not torch.allclose(model(example), expected, rtol=1e-3, atol=1e-3):
-        raise ValueError("folding BatchNorm changed the model's output: it has an unusual structure")
+        raise ValueError("folding BatchNorm changed the model's output")
 
 
 def find_blocks(model: nn.Module, order: Trace, first_last_bits: int | None) -> list[Block]:
@@ -241,7 +248,7 @@ def find_blocks(model: nn.Module, order: Trace, first_last_bits: int | None) -> 
         raise ValueError("the model holds no convolution or linear layer to quantize")
     for module in called:
         if sum(call.module is module for call in order.calls) > 1:
-            raise ValueError(f"layer {names[module]} is used more than once; it cannot be quantized")
+            raise ValueError(f"layer {names[module]} is used twice; it cannot be quantized")
     first, last = called[0], called[-1]
     layers = {
         module: Layer(
@@ -253,11 +260,11 @@ def find_blocks(model: nn.Module, order: Trace, first_last_bits: int | None) -> 
         for module in called
     }
     blocks = []
-    for module in _units(model):
-        inside = [layers[m] for m in called if any(m is sub for sub in module.modules())]
+    for unit in _units(model):
+        inside = [layers[m] for m in called if any(m is sub for sub in unit.modules())]
         if inside:
-            own = inside[0].activation if inside[0].module is module else None
-            blocks.append(Block(names[module], module, inside, own))
+            own = inside[0].activation if inside[0].module is unit else None
+            blocks.append(Block(names[unit], unit, inside, own))
     position = {module: index for index, module in enumerate(order.modules)}
     return sorted(blocks, key=lambda block: position[block.module])
 

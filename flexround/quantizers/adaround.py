@@ -28,10 +28,11 @@ class RectifiedSigmoid(torch.autograd.Function):
         return h.clamp_(0, 1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         """Return grad * h'(V)."""
         sigmoid, inside = ctx.saved_tensors
-        return grad * inside * sigmoid * (1 - sigmoid) * (ZETA - GAMMA)
+        slope: Tensor = inside * sigmoid * (1 - sigmoid) * (ZETA - GAMMA)
+        return grad * slope
 
 
 class ClampCodes(torch.autograd.Function):
@@ -44,7 +45,7 @@ class ClampCodes(torch.autograd.Function):
         return codes.clamp(qmin, qmax)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """Return grad inside the range."""
         (inside,) = ctx.saved_tensors
         return grad * inside, None, None
@@ -86,13 +87,13 @@ class AdaRound(WeightQuantizer):
     def _up(self) -> Tensor:
         if self.hard:
             return (self.v >= 0).to(self.v.dtype)
-        up: Tensor = RectifiedSigmoid.apply(self.v)  # type: ignore[no-untyped-call]
+        up: Tensor = RectifiedSigmoid.apply(self.v)
         return up
 
     def round(self, values: Tensor, scale: Tensor) -> Tensor:
         """Return scale * (clamp(floor(values / scale) + h(V)) - zero_point), [groups, elements]."""
         unclamped = torch.floor(values / scale) + self._up() + self.zero_point
-        codes = ClampCodes.apply(unclamped, self.grid.qmin, self.grid.qmax)  # type: ignore[no-untyped-call]
+        codes = ClampCodes.apply(unclamped, self.grid.qmin, self.grid.qmax)
         out: Tensor = (codes - self.zero_point) * scale
         return out
 
