@@ -6,6 +6,7 @@ for the step size (arXiv 1902.08153, eq. 3).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 MIN_BITS, MAX_BITS = 2, 8
+# Elements worked on at a time, so that the many passes over them stay in the processor's cache.
+CHUNK = 1 << 17
 
 
 class Granularity(Protocol):
@@ -114,6 +117,13 @@ class QuantizedTensor:
         """Return scale * (codes - zero_point) in the dtype of scale, [out, in, *kernel]."""
         rows = self.grid.granularity.group(self.codes).to(self.scale.dtype)
         return ((rows - self.zero_point) * self.scale).reshape(self.codes.shape)
+
+
+def row_chunks(rows: int, elements: int) -> Iterator[slice]:
+    """Yield slices of a [rows, elements] tensor's rows that hold about CHUNK elements each."""
+    step = max(1, CHUNK // elements)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 class FakeQuantize(torch.autograd.Function):

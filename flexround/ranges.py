@@ -13,12 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flexround.grid import Grid
+from flexround.grid import CHUNK, Grid
 
 # BatchNorm folding leaves channels at zero (nine in MobileNetV2); a scale of 0 would give NaN.
 SCALE_FLOOR = 1e-8
-# Elements worked on at a time, so that the passes of one candidate stay in the processor's cache.
-_CHUNK = 1 << 17
 
 
 class Ranges(Protocol):
@@ -83,7 +81,7 @@ class LpSearch:
 def lp_error(values: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, p: float) -> Tensor:
     """Return sum |values - fake-quantized values|^p of each row, [groups, 1]."""
     error = torch.zeros_like(scale)
-    width = max(1, _CHUNK // values.shape[0])
+    width = max(1, CHUNK // values.shape[0])
     for chunk in values.split(width, dim=1):
         levels = grid.encode(chunk, scale, zero_point).sub_(zero_point)
         error += levels.mul_(scale).sub_(chunk).abs_().pow_(p).sum(dim=1, keepdim=True)

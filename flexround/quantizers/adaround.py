@@ -8,47 +8,74 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flexround.grid import Grid
+from flexround.grid import Grid, row_chunks
 from flexround.quantizers.base import WeightQuantizer
 from flexround.ranges import Ranges
 
 ZETA, GAMMA = 1.1, -0.1  # the rectified sigmoid's stretch, eq. 23
 
 
-class RectifiedSigmoid(torch.autograd.Function):
-    """h(V) = clip(sigmoid(V) * (zeta - gamma) + gamma, 0, 1), its bounds counted as inside."""
+def rectified_sigmoid(v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return h(V) = clip(sigmoid(V) * (zeta - gamma) + gamma, 0, 1) and its derivative.
+
+    The derivative counts the bounds of the clip as inside.
+    """
+    sigmoid = torch.sigmoid(v)
+    h = sigmoid * (ZETA - GAMMA) + GAMMA
+    slope = (sigmoid - sigmoid.square()).mul_(ZETA - GAMMA).mul_((h >= 0) & (h <= 1))
+    return h.clamp_(0, 1), slope
+
+
+class SoftRound(torch.autograd.Function):
+    """scale * (clamp(floor(values / scale) + h(V) + zero_point) - zero_point), learned in V."""
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor) -> Tensor:
-        """Return h(V), same shape."""
-        sigmoid = torch.sigmoid(v)
-        h = sigmoid * (ZETA - GAMMA) + GAMMA
-        inside = (h >= 0) & (h <= 1)
-        ctx.save_for_backward(sigmoid, inside)
-        return h.clamp_(0, 1)
+    def forward(
+        ctx: Any, v: Tensor, values: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid
+    ) -> Tensor:
+        """Return the soft-rounded values, [groups, elements]; keeps d out / dV."""
+        out, slope = torch.empty_like(values), torch.empty_like(values)
+        for columns in row_chunks(values.shape[1], values.shape[0]):
+            up, rise = rectified_sigmoid(v[:, columns])
+            codes = torch.floor(values[:, columns] / scale).add_(zero_point).add_(up)
+            # Explicit and inclusive of the bounds, see FakeQuantize.
+            inside = (codes >= grid.qmin) & (codes <= grid.qmax)
+            slope[:, columns] = rise.mul_(inside).mul_(scale)
+            out[:, columns] = codes.clamp_(grid.qmin, grid.qmax).sub_(zero_point).mul_(scale)
+        ctx.save_for_backward(slope)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """Return grad * h'(V)."""
-        sigmoid, inside = ctx.saved_tensors
-        slope: Tensor = inside * sigmoid * (1 - sigmoid) * (ZETA - GAMMA)
-        return grad * slope
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of V alone: neither weight nor scale is trained."""
+        (slope,) = ctx.saved_tensors
+        return grad * slope, None, None, None, None
 
 
-class ClampCodes(torch.autograd.Function):
-    """Clamp to [qmin, qmax]; gradient 1 inside and at the bounds, 0 outside."""
-
-    @staticmethod
-    def forward(ctx: Any, codes: Tensor, qmin: int, qmax: int) -> Tensor:
-        """Return the clamped codes, same shape."""
-        ctx.save_for_backward((codes >= qmin) & (codes <= qmax))
-        return codes.clamp(qmin, qmax)
+class BinaryPenalty(torch.autograd.Function):
+    """sum(1 - |2 h(V) - 1|^beta), eq. 24."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """Return grad inside the range."""
-        (inside,) = ctx.saved_tensors
-        return grad * inside, None, None
+    def forward(ctx: Any, v: Tensor, beta: float) -> Tensor:
+        """Return the penalty, a scalar; its gradient is worked out on the way."""
+        slope = torch.empty_like(v)
+        total = v.new_zeros(())
+        for columns in row_chunks(v.shape[1], v.shape[0]):
+            h, rise = rectified_sigmoid(v[:, columns])
+            signed = h.mul_(2).sub_(1)
+            distance = signed.abs()
+            # distance^(beta - 1) through log and exp, several times faster than pow here.
+            power = distance.log().mul_(beta - 1).exp_()
+            total += distance.numel() - (power * distance).sum()
+            slope[:, columns] = power.mul_(signed.sign_()).mul_(rise).mul_(-2 * beta)
+        ctx.save_for_backward(slope)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Return d penalty / dV."""
+        (slope,) = ctx.saved_tensors
+        return slope * grad, None
 
 
 class AdaRound(WeightQuantizer):
@@ -84,24 +111,17 @@ class AdaRound(WeightQuantizer):
         rest = steps - torch.floor(steps)
         self.v = nn.Parameter(-torch.log((ZETA - GAMMA) / (rest - GAMMA) - 1))
 
-    def _up(self) -> Tensor:
-        if self.hard:
-            return (self.v >= 0).to(self.v.dtype)
-        up: Tensor = RectifiedSigmoid.apply(self.v)
-        return up
-
     def round(self, values: Tensor, scale: Tensor) -> Tensor:
-        """Return scale * (clamp(floor(values / scale) + h(V)) - zero_point), [groups, elements]."""
-        unclamped = torch.floor(values / scale) + self._up() + self.zero_point
-        codes = ClampCodes.apply(unclamped, self.grid.qmin, self.grid.qmax)
-        out: Tensor = (codes - self.zero_point) * scale
-        return out
+        """Return scale * (clamp(floor(values / scale) + h(V)) - zero_point), [groups, elements].
 
-    def codes(self, values: Tensor, scale: Tensor) -> Tensor:
-        """Return clamp(floor(values / scale) + [V >= 0]), [groups, elements]."""
+        Hard, h(V) is 1 where V >= 0 and 0 elsewhere.
+        """
+        if not self.hard:
+            soft: Tensor = SoftRound.apply(self.v, values, scale, self.zero_point, self.grid)
+            return soft
         up = (self.v >= 0).to(values.dtype)
-        unclamped = torch.floor(values / scale) + up + self.zero_point
-        return unclamped.clamp(self.grid.qmin, self.grid.qmax)
+        codes = torch.floor(values / scale) + up + self.zero_point
+        return (codes.clamp_(self.grid.qmin, self.grid.qmax) - self.zero_point) * scale
 
     def beta(self, progress: float) -> float:
         """Return the annealed exponent at progress in [warmup, 1]."""
@@ -113,5 +133,5 @@ class AdaRound(WeightQuantizer):
         """Return lambda * sum(1 - |2 h(V) - 1|^beta), 0 during the warm-up."""
         if progress < self.warmup:
             return 0.0
-        distance = (2 * self._up() - 1).abs()
-        return self.reg_weight * (1 - distance.pow(self.beta(progress))).sum()
+        penalty: Tensor = BinaryPenalty.apply(self.v, self.beta(progress))
+        return self.reg_weight * penalty

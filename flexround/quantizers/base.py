@@ -47,10 +47,6 @@ class WeightQuantizer(nn.Module):
         """Return values [groups, elements] on the grid of scale [groups, 1], differentiable."""
         return fake_quantize(values, scale, self.zero_point, self.grid)
 
-    def codes(self, values: Tensor, scale: Tensor) -> Tensor:
-        """Return the codes that `round` gives to values once hard, [groups, elements]."""
-        return self.grid.encode(values, scale, self.zero_point)
-
     def forward(self, weight: Tensor) -> Tensor:
         """Return the fake-quantized weight, same shape."""
         values = self.grid.granularity.group(self.rescale(weight))
@@ -75,10 +71,11 @@ class WeightQuantizer(nn.Module):
     @torch.no_grad()
     def finalize(self, weight: Tensor) -> QuantizedTensor:
         """Return the integers that `forward(weight)` stands for once hard."""
-        values = self.grid.granularity.group(self.rescale(weight))
-        scale = self.dequantization_scale()
-        codes = self.codes(values, scale).to(torch.int16).reshape(weight.shape)
-        return QuantizedTensor(codes, scale.clone(), self.zero_point.clone(), self.grid)
+        scale, zero_point = self.dequantization_scale(), self.zero_point
+        # Read off the result: level * scale / scale misses the level by far less than a half.
+        levels = torch.round(self.grid.granularity.group(self(weight)) / scale)
+        codes = (levels + zero_point).to(torch.int16).reshape(weight.shape)
+        return QuantizedTensor(codes, scale.clone(), zero_point.clone(), self.grid)
 
 
 class QuantizerFactory(Protocol):
