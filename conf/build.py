@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 from typing import Any, get_type_hints
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -15,10 +16,19 @@ _ARBITRARY = ConfigDict(arbitrary_types_allowed=True, strict=True)
 
 
 def build(node: DictConfig | None) -> Any:
-    """Return the object that node describes, or None for an empty node."""
+    """Return the object that node describes, or None for an empty node.
+
+    Raises:
+        ValueError: what the object's own constructor refuses.
+    """
     if not node:
         return None
-    return instantiate(node, _convert_="all")
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
 
 
 def validate(cfg: DictConfig) -> None:
@@ -33,11 +43,11 @@ def validate(cfg: DictConfig) -> None:
 
 
 def _validate_node(path: str, node: DictConfig) -> None:
+    module, _, name = node._target_.rpartition(".")
     try:
-        target = get_object(node._target_)
-    except (InstantiationException, ImportError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}._target_={node._target_} can't be imported: {reason}") from error
+        target = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}._target_={node._target_} can't be imported: {error}") from error
     parameters = inspect.signature(target).parameters
     given = [str(key) for key in node if not str(key).startswith("_")]
     for key in given:

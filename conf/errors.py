@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 FULL = "HYDRA_FULL_ERROR"
 
@@ -34,24 +34,30 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    text = str(error).split("Config search path:")[0]
+    text = _sentences(str(error))
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException):
-        text += f" ({cause})"
-        text += _nearest_key(cause)
+        text += f" ({_sentences(str(cause))}{_nearest_key(cause)})"
+    return text
+
+
+def _sentences(text: str) -> str:
+    """Return a message of Hydra's or OmegaConf's on one line, without what only they can use."""
+    text = text.split("Config search path:")[0].replace("In 'config': ", "")
     lines = [line.strip() for line in text.splitlines()]
-    noise = ("full_key:", "object_type=", "In 'config'", "To append to your config")
+    noise = ("full_key:", "object_type=", "To append to your config", "See https://hydra.cc")
     text = " ".join(line for line in lines if line and not line.startswith(noise))
-    return re.sub(r"Available options in '([\w/]+)':\s*(.*)", _listed, text)
+    return re.sub(r" Available options in '([\w/]+)':\s*(.*)", _listed, text)
 
 
 def _listed(match: re.Match[str]) -> str:
-    return f"available {match[1]}: {', '.join(match[2].split())}"
+    return f"; available {match[1]}: {', '.join(match[2].split())}"
 
 
 def _nearest_key(cause: OmegaConfBaseException) -> str:
     parent, key = cause.parent_node, cause.key
-    if parent is None or key is None or not hasattr(parent, "keys"):
+    unknown = isinstance(cause, ConfigAttributeError | ConfigKeyError)
+    if not unknown or parent is None or key is None or not hasattr(parent, "keys"):
         return ""
     known = [str(name) for name in parent]
     near = difflib.get_close_matches(str(key), known, n=1)

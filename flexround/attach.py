@@ -47,23 +47,31 @@ class Layer:
         )
 
 
-def attach(
-    layers: Sequence[Layer], quantizer: QuantizerFactory, grid: Grid, ranges: Ranges
-) -> list[WeightQuantizer]:
-    """Parametrize each layer's weight by its own quantizer and return them in order.
+def check(layers: Sequence[Layer], grid: Grid) -> None:
+    """Check that every layer can be put on grid, before any of them is worked on.
 
     Raises:
-        ValueError: when a weight is not finite, or the grid does not fit it; names the layer.
+        ValueError: when a weight is not finite, or groups do not divide it; names the layer.
     """
-    quantizers = []
     for layer in layers:
         weight = cast(nn.Parameter, layer.module.weight)
         if not torch.isfinite(weight).all():
             raise ValueError(f"layer {layer.name}: its weight holds values that are not finite")
         try:
-            made = quantizer(weight, grid=layer.grid(grid), ranges=ranges)
+            layer.grid(grid).granularity.group(weight)
         except ValueError as error:
             raise ValueError(f"layer {layer.name}: {error}") from error
+
+
+def attach(
+    layers: Sequence[Layer], quantizer: QuantizerFactory, grid: Grid, ranges: Ranges
+) -> list[WeightQuantizer]:
+    """Parametrize each layer's weight by its own quantizer and return them in order."""
+    quantizers = []
+    for layer in layers:
+        made = quantizer(
+            cast(nn.Parameter, layer.module.weight), grid=layer.grid(grid), ranges=ranges
+        )
         parametrize.register_parametrization(layer.module, "weight", made)
         quantizers.append(made)
     return quantizers

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flexround.attach import Layer, attach, freeze
+from flexround.attach import Layer, attach, check, freeze
 from flexround.blocks import Block, Calls, capture
 from flexround.grid import Grid, QuantizedTensor
 from flexround.models.base import ModelAdapter
@@ -105,13 +105,14 @@ class Reconstruction:
             ValueError: when the calibration set is smaller than a batch, a weight does not fit the
                 grid, or a loss is not finite (names the block).
         """
+        blocks = adapter.blocks()
+        check([layer for block in blocks for layer in block.layers], grid)
         fp = quant = adapter.capture(calibration)
         if self.iters and len(fp) < self.batch_size:
             raise ValueError(
                 f"num_samples={len(fp)} is smaller than recon.batch_size={self.batch_size}; "
                 "raise num_samples or lower recon.batch_size"
             )
-        blocks = adapter.blocks()
         units = [list(self._units(block)) for block in blocks]
         for observer in observers:
             observer.begin([unit.name for group in units for unit in group], self.iters)

@@ -148,7 +148,7 @@ def render(cells: pd.DataFrame, form: str) -> str:
         ValueError: for another format.
     """
     makers: dict[str, Callable[[], str]] = {
-        "markdown": lambda: f"{text_table(cells).to_markdown(index=False)}\n\n{caption(cells)}",
+        "markdown": lambda: _markdown(cells),
         "csv": lambda: cells.to_csv(index=False).rstrip("\n"),
         "latex": lambda: _latex(cells),
         "html": lambda: text_table(cells).to_html(index=False),
@@ -156,6 +156,13 @@ def render(cells: pd.DataFrame, form: str) -> str:
     if form not in makers:
         raise ValueError(f"--format {form}: give one of {', '.join(makers)}")
     return makers[form]()
+
+
+def _markdown(cells: pd.DataFrame) -> str:
+    # Numbers are text already; tabulate would strip their zeros.
+    return (
+        f"{text_table(cells).to_markdown(index=False, disable_numparse=True)}\n\n{caption(cells)}"
+    )
 
 
 def _latex(cells: pd.DataFrame) -> str:

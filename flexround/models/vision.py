@@ -157,11 +157,17 @@ class VisionAdapter(ModelAdapter):
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: what went in first, and what came out."""
+    """One call of a module: what went in first, and what came out.
+
+    A tensor's version tells whether it was changed in place since, as torchvision's residual add
+    changes the output of a block's last convolution.
+    """
 
     module: nn.Module
     inputs: Tensor
     output: Tensor
+    input_version: int
+    output_version: int
 
 
 class Trace:
@@ -174,9 +180,10 @@ class Trace:
 
     def consumer(self, module: nn.Module, kinds: tuple[type, ...]) -> nn.Module | None:
         """Return the module of one of the kinds that takes module's very output, or None."""
-        output = self.first[module].output
+        source = self.first[module]
         for call in self.calls:
-            if isinstance(call.module, kinds) and call.inputs is output:
+            same = call.inputs is source.output and call.input_version == source.output_version
+            if same and isinstance(call.module, kinds):
                 return call.module
         return None
 
@@ -185,16 +192,17 @@ class Trace:
 def trace(model: nn.Module, example: Tensor) -> Trace:
     """Run model on example and return all calls of modules that map a tensor to a tensor."""
     calls: list[Call | None] = []
-    open_calls: list[int] = []
+    open_calls: list[tuple[int, int]] = []  # place in calls, version of the input
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-        open_calls.append(len(calls))
+        version = args[0]._version if args and isinstance(args[0], Tensor) else -1
+        open_calls.append((len(calls), version))
         calls.append(None)
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        index = open_calls.pop()
-        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            calls[index] = Call(module, args[0], output)
+        index, version = open_calls.pop()
+        if version >= 0 and isinstance(output, Tensor):
+            calls[index] = Call(module, args[0], output, version, output._version)
 
     handles = []
     for module in model.modules():

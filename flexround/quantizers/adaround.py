@@ -109,7 +109,11 @@ class AdaRound(WeightQuantizer):
         self.anneal = anneal
         steps = grid.granularity.group(weight.detach()) / self.scale
         rest = steps - torch.floor(steps)
-        self.v = nn.Parameter(-torch.log((ZETA - GAMMA) / (rest - GAMMA) - 1))
+        v = -torch.log((ZETA - GAMMA) / (rest - GAMMA) - 1)
+        # On a tie h is 1/2 either way; its sign follows round-to-nearest, which rounds to even.
+        up = torch.round(steps) > torch.floor(steps)
+        v = torch.where(up, v.clamp(min=0), v.clamp(max=-torch.finfo(v.dtype).eps))
+        self.v = nn.Parameter(v)
 
     def round(self, values: Tensor, scale: Tensor) -> Tensor:
         """Return scale * (clamp(floor(values / scale) + h(V)) - zero_point), [groups, elements].

@@ -1,0 +1,79 @@
+"""Fixtures: the command line in this process, and one cache of trained networks for all tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import run
+from conf.errors import one_line_errors
+
+# timm's own miniature networks, made of the same blocks as the real ones.
+TINY = ("model=efficientnet_lite0", "model.name=test_efficientnet")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def results_dir(tmp_path: Path) -> Path:
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cache_dir: Path,
+    results_dir: Path,
+    tmp_path: Path,
+) -> Cli:
+    """Return a function that runs `python run.py ARGS` here and returns status, stdout, stderr."""
+
+    def call(*args: str) -> Outcome:
+        own = [
+            f"cache_dir={cache_dir}",
+            f"results_dir={results_dir}",
+            f"hydra.run.dir={tmp_path}/run",
+            f"hydra.sweep.dir={tmp_path}/sweep",
+        ]
+        given = [a.partition("=")[0] for a in args]
+        own = [a for a in own if a.partition("=")[0] not in given]
+        monkeypatch.setattr(sys, "argv", ["run.py", *args, *own])
+        status = 0
+        capsys.readouterr()
+        message = ""
+        try:
+            with one_line_errors():
+                run.main()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+            message = end.code if isinstance(end.code, str) else ""
+        captured = capsys.readouterr()
+        return Outcome(status, captured.out, captured.err + message)
+
+    return call
