@@ -1,0 +1,37 @@
+# `make demo` and `make test` are all the set-up there is; both need only Python with venv and pip.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-all check format leaderboard clean
+
+demo: $(READY)
+	$(BIN)/python run.py -m model=resnet18 quant=rtn,adaround,flexround bits=4,3,2
+
+test: $(READY)
+	$(BIN)/pytest -q -m "not slow and not real_data and not slurm"
+
+test-all: $(READY)
+	$(BIN)/pytest -q
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+leaderboard: $(READY)
+	$(BIN)/python -m results
+
+clean:
+	rm -rf .venv outputs
+
+$(READY): pyproject.toml constraints.txt
+	@echo "installing into .venv: a few minutes the first time, about 6 GB with torch"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -U pip
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $(READY)

