@@ -29,7 +29,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
     task, model, recon = build(cfg.task), build(cfg.model), build(cfg.recon)
     grid = Grid(cfg.bits, cfg.symmetric, build(cfg.granularity))
     with job.recording() as draft:
-        reports, bar, logger = Reports(), ProgressBar(job.title, cfg.progress), build(cfg.logger)
+        reports, bar, logger = Reports(), ProgressBar(cfg.progress), build(cfg.logger)
         draft.watch(task, reports, logger)
 
         adapter = model.adapter(task, cfg.checkpoint, job.device())

@@ -41,11 +41,6 @@ class Job:
         """The hash that names the record."""
         return run_id(self.settings)
 
-    @property
-    def title(self) -> str:
-        """What the progress bar calls the run."""
-        return f"{self.names['model']} {self.names['quant']} {self.cfg.bits} bit"
-
     def recorded(self) -> Record | None:
         """Return the finished record of this very run, unless rerun=true."""
         record = None if self.cfg.rerun else self.store.find(self.run_id)

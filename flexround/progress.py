@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flexround.observers import BlockReport
 
@@ -26,19 +26,18 @@ class ConsoleHandler(logging.Handler):
 class ProgressBar:
     """Shows the whole reconstruction as one bar; silent when the console is not a terminal."""
 
-    def __init__(self, title: str, enabled: bool = True) -> None:
+    def __init__(self, enabled: bool = True) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("iterations, loss {task.fields[loss]}, left"),
+            BarColumn(bar_width=12),
+            TextColumn("iteration {task.fields[iteration]}, loss {task.fields[loss]},"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=console,
             disable=not (enabled and console.is_terminal),
             transient=True,
         )
-        self._title = title
-        self._task = self._bar.add_task(title, total=None, loss="-")
+        self._task = self._bar.add_task("", total=None, loss="-", iteration="-")
         self._units: list[str] = []
         self._iters = 0
         self._done = 0
@@ -65,7 +64,8 @@ class ProgressBar:
         self._bar.update(
             self._task,
             completed=self._done * self._iters + iteration + 1,
-            description=f"{self._title} | unit {self._done + 1}/{len(self._units)} {unit}",
+            description=f"unit {self._done + 1}/{len(self._units)} {unit}",
+            iteration=f"{iteration + 1}/{self._iters}",
             loss=f"{error:.3g}",
         )
 

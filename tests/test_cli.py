@@ -14,6 +14,7 @@ from flexround.models.vision import VisionModel
 from results.store import Store
 from tasks import checkpoints
 from tests.conftest import TINY
+from tests.tasks.test_checkpoints import Harmful
 from tests.tasks.test_imagenet import root, write_images
 
 __all__ = ["root"]  # a fixture
@@ -218,6 +219,41 @@ def test_foreign_class_folders_are_refused(cli, root, tmp_path):
     outcome = cli(*tiny_imagenet(root, tmp_path))
     assert outcome.status == 1
     assert "folder cats" in outcome.err
+
+
+def test_an_empty_imagenet_is_refused(cli, root, tmp_path):
+    for image in (root / "val").rglob("*.JPEG"):
+        image.unlink()
+    outcome = cli(*tiny_imagenet(root, tmp_path))
+    assert outcome.status == 1
+    assert outcome.err.startswith("error: imagenet_dir=")
+    assert "holds no image" in outcome.err
+
+
+def test_a_head_that_does_not_match_the_class_list_is_refused(cli, root, tmp_path):
+    args = tiny_imagenet(root, tmp_path)
+    checkpoints.save(
+        VisionModel("timm", "test_efficientnet", None, 8).build(7), tmp_path / "net.safetensors"
+    )
+    outcome = cli(*args)
+    assert outcome.status == 1
+    assert "classifier.weight is [7" in outcome.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickle"])
+def test_a_checkpoint_that_can_not_be_trusted_is_refused(cli, results_dir, tmp_path, damage):
+    path = tmp_path / "net.pth"
+    if damage == "pickle":
+        torch.save({"weight": Harmful(tmp_path / "ran")}, path)
+    else:
+        torch.save(VisionModel("timm", "test_efficientnet", None, 8).build(10).state_dict(), path)
+        path.write_bytes(path.read_bytes()[:9000])
+    outcome = cli(*TINY, f"checkpoint={path}")
+    assert outcome.status == 1
+    words = {"truncated": "damaged or truncated", "pickle": "would run code"}[damage]
+    assert words in outcome.err.splitlines()[-1]
+    assert not (tmp_path / "ran").exists()
+    assert Store(results_dir).load()[0].status == "failed"
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(cli, tmp_path):

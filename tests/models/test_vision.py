@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from flexround.models.vision import VisionAdapter, VisionModel, fold_batch_norm
+from flexround.models.tracing import fold_batch_norm
+from flexround.models.vision import VisionAdapter, VisionModel
 
 CPU = torch.device("cpu")
 # Units by hand from the architectures: residual blocks, and the layers outside of them.
