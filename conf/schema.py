@@ -38,6 +38,7 @@ class RunConfig:
 
     model: Any = MISSING
     task: Any = MISSING
+    protocol: Any = MISSING
     quant: Any = MISSING
     granularity: Any = MISSING
     ranges: Any = MISSING
@@ -50,6 +51,7 @@ class RunConfig:
     num_samples: int = MISSING
     checkpoint: str | None = MISSING
     imagenet_dir: str | None = MISSING
+    data_dir: str | None = MISSING
     preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
     expected_fp: float | None = MISSING
     device: str = MISSING

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from flexround.grid import Grid, PerChannel, PerGroup, QuantizedTensor
@@ -15,6 +15,31 @@ from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import Ranges
 
 QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
+# transformers' Conv1D is a Linear that stores [in, out]; known by name, to import nothing.
+TRANSPOSED = "Conv1D"
+
+
+def is_quantizable(module: nn.Module) -> bool:
+    """Return whether module's weight can be quantized."""
+    return isinstance(module, QUANTIZABLE) or type(module).__name__ == TRANSPOSED
+
+
+def output_first(module: nn.Module, weight: Tensor) -> Tensor:
+    """Return a weight of module's layout as [out, in, *kernel]."""
+    return weight.T if type(module).__name__ == TRANSPOSED else weight
+
+
+class Transposed(nn.Module):
+    """Lets a quantizer see [out, in] where the layer stores [in, out]."""
+
+    def __init__(self, quantizer: WeightQuantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the fake-quantized weight [in, out]."""
+        out: Tensor = self.quantizer(weight.T.contiguous())
+        return out.T
 
 
 @dataclass(frozen=True)
@@ -58,7 +83,7 @@ def check(layers: Sequence[Layer], grid: Grid) -> None:
         if not torch.isfinite(weight).all():
             raise ValueError(f"layer {layer.name}: its weight holds values that are not finite")
         try:
-            layer.grid(grid).granularity.group(weight)
+            layer.grid(grid).granularity.group(output_first(layer.module, weight))
         except ValueError as error:
             raise ValueError(f"layer {layer.name}: {error}") from error
 
@@ -69,10 +94,11 @@ def attach(
     """Parametrize each layer's weight by its own quantizer and return them in order."""
     quantizers = []
     for layer in layers:
-        made = quantizer(
-            cast(nn.Parameter, layer.module.weight), grid=layer.grid(grid), ranges=ranges
-        )
-        parametrize.register_parametrization(layer.module, "weight", made)
+        weight = output_first(layer.module, cast(nn.Parameter, layer.module.weight))
+        made = quantizer(weight.contiguous(), grid=layer.grid(grid), ranges=ranges)
+        turned = type(layer.module).__name__ == TRANSPOSED
+        wrapped = Transposed(made) if turned else made
+        parametrize.register_parametrization(layer.module, "weight", wrapped)
         quantizers.append(made)
     return quantizers
 
@@ -86,9 +112,12 @@ def freeze(layers: Sequence[Layer]) -> dict[str, QuantizedTensor]:
     for layer in layers:
         parametrizations = cast(nn.ModuleDict, layer.module.parametrizations)
         stack = cast(parametrize.ParametrizationList, parametrizations["weight"])
-        quantizer = cast(WeightQuantizer, stack[0])
+        held = stack[0]
+        turned = isinstance(held, Transposed)
+        quantizer = cast(WeightQuantizer, held.quantizer if turned else held)
         quantizer.harden()
-        quantized[layer.name] = quantizer.finalize(stack.original)
+        weight = (stack.original.T if turned else stack.original).contiguous()
+        quantized[layer.name] = quantizer.finalize(weight)
         parametrize.remove_parametrizations(layer.module, "weight", leave_parametrized=True)
         cast(nn.Parameter, layer.module.weight).requires_grad_(False)
     return quantized

@@ -60,6 +60,18 @@ class Calls:
         """Return the same calls on other inputs [samples, ...]."""
         return replace(self, inputs=inputs)
 
+    def to_float(self) -> Calls:
+        """Return the calls with all half-precision tensors in float32."""
+
+        def widen(leaf: Any) -> Any:
+            if isinstance(leaf, PerSample):
+                return PerSample(widen(leaf.values))
+            half = isinstance(leaf, Tensor) and leaf.dtype in (torch.float16, torch.bfloat16)
+            return leaf.float() if half else leaf
+
+        args, kwargs = tree_map(widen, (self.args, self.kwargs))
+        return Calls(widen(self.inputs), args, kwargs)
+
     def run(self, module: nn.Module, indices: Tensor, device: torch.device) -> Tensor:
         """Return module's output on the samples at indices [batch], on device."""
 

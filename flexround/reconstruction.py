@@ -29,12 +29,16 @@ from flexround.ranges import Ranges
 READ_EVERY = 10
 
 
-def reconstruction_loss(output: Tensor, target: Tensor, channel_dim: int) -> Tensor:
+def reconstruction_loss(
+    output: Tensor, target: Tensor, channel_dim: int, mask: Tensor | None = None
+) -> Tensor:
     """Return the squared error summed over channels, averaged over everything else.
 
-    AdaRound's lambda = 0.01 is tied to this reduction.
+    mask has the shape that is left without the channels and tells which positions count, none of
+    the padding. AdaRound's lambda = 0.01 is tied to this reduction.
     """
-    return (output - target).pow(2).sum(dim=channel_dim).mean()
+    error = (output - target).pow(2).sum(dim=channel_dim)
+    return error.mean() if mask is None else error[mask].mean()
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,12 @@ class Reconstruction:
         units = [list(self._units(block)) for block in blocks]
         for observer in observers:
             observer.begin([unit.name for group in units for unit in group], self.iters)
-        job = _Job(self, adapter, quantizer, grid, ranges, generator, observers)
+        mask = adapter.loss_mask(calibration)
+        job = _Job(self, adapter, quantizer, grid, ranges, generator, observers, mask)
         quantized: dict[str, QuantizedTensor] = {}
         for index, block in enumerate(blocks):
+            dtype = next(block.module.parameters()).dtype
+            block.module.to(adapter.device, torch.float32)  # half precision is too coarse to train
             teacher = copy.deepcopy(block.module)
             for unit in units[index]:
                 inputs, targets = job.streams(block, unit, teacher, fp, quant)
@@ -129,6 +136,7 @@ class Reconstruction:
                     calls.with_inputs(adapter.advance(index, out))
                     for calls, out in zip((fp, quant), outputs, strict=True)
                 )
+            block.module.to(adapter.home, dtype)
         return quantized
 
     def _units(self, block: Block) -> Iterator[Unit]:
@@ -150,6 +158,7 @@ class _Job:
     ranges: Ranges
     generator: torch.Generator
     observers: Sequence[Observer]
+    mask: Tensor | None
 
     def run_all(self, module: nn.Module, calls: Calls) -> Tensor:
         return calls.run_all(module, self.recon.batch_size, self.adapter.device)
@@ -220,7 +229,8 @@ class _Job:
             batch = torch.randperm(len(inputs), generator=self.generator)[: recon.batch_size]
             output = unit.output(inputs.run(unit.module, batch, device))
             target = targets[batch].to(device)
-            error = reconstruction_loss(output, target, self.adapter.channel_dim)
+            mask = None if self.mask is None else self.mask[batch].to(device)
+            error = reconstruction_loss(output, target, self.adapter.channel_dim, mask)
             loss = error
             for quantizer in quantizers:
                 loss = loss + quantizer.regularizer(iteration / recon.iters)
@@ -248,7 +258,8 @@ class _Job:
     def error(self, unit: Unit, inputs: Calls, targets: Tensor) -> float:
         """Return the reconstruction loss over the whole calibration set."""
         outputs = unit.output(self.run_all(unit.module, inputs))
-        return reconstruction_loss(outputs, targets, self.adapter.channel_dim).item()
+        dim, mask = self.adapter.channel_dim, self.mask
+        return reconstruction_loss(outputs, targets, dim, mask).item()
 
 
 def _peak_memory_gib(device: torch.device) -> float:

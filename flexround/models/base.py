@@ -18,11 +18,13 @@ class ModelAdapter(ABC):
     Attributes:
         model: the module, in eval mode.
         device: where blocks run.
+        home: where they lie when they do not.
         channel_dim: the axis of a block's output that the reconstruction loss sums over.
     """
 
     model: nn.Module
     device: torch.device
+    home: torch.device
     channel_dim: int
 
     @abstractmethod
@@ -40,3 +42,7 @@ class ModelAdapter(ABC):
     def advance(self, index: int, outputs: Tensor) -> Tensor:
         """Return the inputs of block index + 1 from the outputs [samples, ...] of block index."""
         return outputs
+
+    def loss_mask(self, batches: Sequence[Any]) -> Tensor | None:
+        """Return which positions count in the loss, [samples, ...], or None where all do."""
+        return None

@@ -36,6 +36,8 @@ ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU)
 class VisionSource(Protocol):
     """What a vision task provides to build an adapter."""
 
+    kind: str
+
     def load(self, model: VisionModel, checkpoint: str | None) -> nn.Module:
         """Return model's full-precision network for the task."""
         ...
@@ -85,7 +87,16 @@ class VisionModel:
     def adapter(
         self, source: VisionSource, checkpoint: str | None, device: torch.device
     ) -> VisionAdapter:
-        """Return the adapter of this architecture with source's full-precision weights."""
+        """Return the adapter of this architecture with source's full-precision weights.
+
+        Raises:
+            ValueError: when the task is for another kind of model.
+        """
+        if source.kind != "vision":
+            raise ValueError(
+                f"the model is vision, the task is for {source.kind} models; "
+                "choose another task= or model="
+            )
         network = source.load(self, checkpoint)
         return VisionAdapter(network, source.example(), self.first_last_bits, device)
 
@@ -103,7 +114,7 @@ class VisionAdapter(ModelAdapter):
         Raises:
             ValueError: when the network is not a chain of blocks.
         """
-        self.device = device
+        self.device = self.home = device
         self.model = model.eval().requires_grad_(False).to(device)
         self._example = example.to(device)
         for module in self.model.modules():

@@ -1,0 +1,141 @@
+"""Transformers of the Hugging Face library as chains of their layers (FlexRound, sec. 4.3).
+
+A transformer layer, attention and feed-forward together, is one block. Embeddings, norms, `lm_head`
+and classification heads stay full precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flexround.attach import Layer, is_quantizable
+from flexround.blocks import Block, Calls
+from flexround.models.base import ModelAdapter
+
+Tokens = Mapping[str, Tensor]  # input_ids, attention_mask, ...: [batch, tokens]
+
+
+class LanguageSource(Protocol):
+    """What a language task provides to build an adapter."""
+
+    kind: str
+
+    def load(self, model: LanguageModel, checkpoint: str | None) -> nn.Module:
+        """Return model's full-precision network for the task."""
+        ...
+
+    def example(self) -> Tokens:
+        """Return a small batch as the network takes it."""
+        ...
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A transformer by the source of its weights.
+
+    Attributes:
+        source: a hub id, a local folder, a .gguf file, package:NAME/FILE, or tiny:FAMILY.
+        kind: causal or encoder.
+    """
+
+    source: str
+    kind: str
+
+    def adapter(
+        self, source: LanguageSource, checkpoint: str | None, device: torch.device
+    ) -> LanguageAdapter:
+        """Return the adapter of this model with source's full-precision weights.
+
+        Raises:
+            ValueError: when the task is for another kind of model.
+        """
+        if source.kind != self.kind:
+            raise ValueError(
+                f"the model is {self.kind}, the task is for {source.kind} models; "
+                "choose another task= or model="
+            )
+        return LanguageAdapter(source.load(self, checkpoint), source.example(), device)
+
+
+class LanguageAdapter(ModelAdapter):
+    """A causal language model or an encoder; only the block at work lies on the device."""
+
+    channel_dim = -1
+
+    def __init__(self, model: nn.Module, example: Tokens, device: torch.device) -> None:
+        """Find the layers of model by its structure and their order by running example.
+
+        Raises:
+            ValueError: when there is no list of like layers.
+        """
+        self.device, self.home = device, torch.device("cpu")
+        self.model = model.eval().requires_grad_(False)
+        config: Any = model.config
+        config.use_cache = False  # a cache would grow each time that a call is replayed
+        self._blocks = self._find_blocks(example)
+
+    def blocks(self) -> list[Block]:
+        """Return the transformer layers in order."""
+        return self._blocks
+
+    def forward(self, batch: Tokens) -> Tensor:
+        """Return the logits of one batch: [batch, tokens, vocabulary] or [batch, classes]."""
+        self.model.to(self.device)
+        out = self.model(**{name: values.to(self.device) for name, values in batch.items()})
+        logits: Tensor = out.logits
+        return logits
+
+    def capture(self, batches: Sequence[Tokens]) -> Calls:
+        """Return the calls of the first layer over the calibration batches, in float32."""
+        self.model.to(self.home)
+        device, self.device = self.device, self.home
+        try:
+            return super().capture(batches).to_float()
+        finally:
+            self.device = device
+
+    def loss_mask(self, batches: Sequence[Tokens]) -> Tensor | None:
+        """Return which tokens are no padding, [samples, tokens], or None where all are."""
+        if any("attention_mask" not in batch for batch in batches):
+            return None
+        mask = torch.cat([batch["attention_mask"] for batch in batches]).bool()
+        return None if mask.all() else mask
+
+    def _find_blocks(self, example: Tokens) -> list[Block]:
+        names = {module: name for name, module in self.model.named_modules()}
+        lists = [
+            m for m in names if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1
+        ]
+        lists = [m for m in lists if any(is_quantizable(sub) for sub in m.modules())]
+        if not lists:
+            raise ValueError(
+                f"{type(self.model).__name__} holds no list of like transformer layers"
+            )
+        order = self._execution_order(example)
+        # Several lists only where layers hold lists themselves; the outermost comes first.
+        blocks = []
+        for module in lists[0]:
+            inside = {id(sub) for sub in module.modules()}
+            layers = [Layer(names[m], m) for m in order if id(m) in inside]
+            blocks.append(Block(names[module], module, layers))
+        return blocks
+
+    @torch.no_grad()
+    def _execution_order(self, example: Tokens) -> list[nn.Module]:
+        order: list[nn.Module] = []
+        handles = [
+            module.register_forward_pre_hook(lambda m, _: order.append(m))
+            for module in self.model.modules()
+            if is_quantizable(module)
+        ]
+        try:
+            self.model(**example)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return list(dict.fromkeys(order))

@@ -1,0 +1,144 @@
+"""Text corpora: rows of a split, from the hub, from local files, or from the standard library."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+
+
+class Corpus(Protocol):
+    """A text in splits."""
+
+    def rows(self, split: str) -> list[str]:
+        """Return the split's rows of text in order.
+
+        Raises:
+            ValueError: when they can't be had.
+        """
+        ...
+
+    def text(self, split: str) -> str:
+        """Return the split as one string, a local file as it stands."""
+        ...
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """A data set of the Hugging Face hub, or a local copy in its published layout.
+
+    Attributes:
+        path: the data set's hub id; config: its configuration.
+        column: the column that holds the text.
+        local: a folder with the files named in files, or None for the hub.
+        files: file name of each split in such a folder; first one that exists of a list.
+    """
+
+    path: str
+    config: str | None
+    column: str
+    local: str | None
+    files: dict[str, list[str]]
+
+    def rows(self, split: str) -> list[str]:
+        """Return the split's rows."""
+        if self.local is None:
+            return self._hub_rows(split)
+        # The hub's rows: blank lines are empty, others keep their line break.
+        lines = self.text(split).splitlines(keepends=True)
+        return [line if line.strip() else "" for line in lines]
+
+    def text(self, split: str) -> str:
+        """Return the split as one string."""
+        if self.local is None:
+            return "".join(self._hub_rows(split))
+        folder = Path(self.local).expanduser()
+        for name in self.files[split]:
+            if (folder / name).is_file():
+                return (folder / name).read_text(encoding="utf-8")
+        raise ValueError(
+            f"data_dir={self.local}: none of {', '.join(self.files[split])} for the split {split}"
+        )
+
+    def _hub_rows(self, split: str) -> list[str]:
+        try:
+            import datasets
+        except ImportError as error:
+            raise ValueError(
+                f"{self.path} comes from the hub; pip install -e '.[language]'"
+            ) from error
+        try:
+            data: Any = datasets.load_dataset(self.path, self.config, split=split)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{self.path} can't be loaded: {reason}; without a network give data_dir=PATH "
+                f"with {', '.join(names[0] for names in self.files.values())}"
+            ) from error
+        return list(data[self.column])
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """Any UTF-8 file, or all files of a folder; the last tenths are validation and test.
+
+    Attributes:
+        local: the file or folder.
+    """
+
+    local: str | None
+
+    def __post_init__(self) -> None:
+        if self.local is None:
+            raise ValueError("task=text needs data_dir=PATH, a UTF-8 file or a folder of them")
+        if not Path(self.local).expanduser().exists():
+            raise ValueError(f"data_dir={self.local}: no such file or folder")
+
+    def text(self, split: str) -> str:
+        """Return the split as one string."""
+        return "".join(self.rows(split))
+
+    def rows(self, split: str) -> list[str]:
+        """Return the split's lines."""
+        path = Path(cast(str, self.local)).expanduser()
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        lines = []
+        for file in files:
+            try:
+                lines += file.read_text(encoding="utf-8").splitlines(keepends=True)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{file} is not UTF-8 text; remove or convert it") from error
+        return _tenths(lines, split)
+
+
+@dataclass(frozen=True)
+class PythonDocs:
+    """The topics of Python's own help(), shipped with every interpreter: 0.5 MB of English."""
+
+    def text(self, split: str) -> str:
+        """Return the split as one string."""
+        return "".join(self.rows(split))
+
+    def rows(self, split: str) -> list[str]:
+        """Return the split's lines."""
+        from pydoc_data import topics
+
+        text: dict[str, str] = topics.topics
+        lines = [line for key in sorted(text) for line in text[key].splitlines(keepends=True)]
+        return _tenths(lines, split)
+
+
+def _tenths(rows: Sequence[str], split: str) -> list[str]:
+    """Return 8 of 10 consecutive blocks for train, then one each for validation and test.
+
+    Blocks are spread over the text, so that the splits are alike: block i of every ten.
+    """
+    block = max(1, len(rows) // 200)
+    part = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}[split]
+    return [row for i, row in enumerate(rows) if i // block % 10 in part]

