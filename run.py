@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from conf.build import build, validate
 from conf.errors import one_line_errors
-from conf.job import Job, current_job, leave, outcome
+from conf.job import Job, current_job, device_name, leave, outcome
 from conf.schema import register
 from results.record import Record
 
@@ -21,28 +21,35 @@ def execute(cfg: DictConfig, job: Job) -> Record:
     """Compute the run from its configuration; everything heavy is imported from here on."""
     import torch
 
-    from flexround.grid import Grid
+    from flexround.grid import Grid, PerTensor
     from flexround.observers import Reports
     from flexround.progress import ProgressBar
 
     validate(cfg)
     task, model, recon = build(cfg.task), build(cfg.model), build(cfg.recon)
     grid = Grid(cfg.bits, cfg.symmetric, build(cfg.granularity))
+    quantizer, ranges, device = build(cfg.quant), build(cfg.ranges), job.device()
+    # Options out of range are refused here, before a weight is loaded.
+    quantizer(torch.eye(2), grid=Grid(cfg.bits, cfg.symmetric, PerTensor()), ranges=ranges)
     with job.recording() as draft:
         reports, bar, logger = Reports(), ProgressBar(cfg.progress), build(cfg.logger)
         draft.watch(task, reports, logger)
 
-        adapter = model.adapter(task, cfg.checkpoint, job.device())
+        draft.device = device_name(device)
+        adapter = model.adapter(task, cfg.checkpoint, device)
+        calibration = task.calibration(cfg.num_samples, cfg.seed)
+        recon.check(adapter, calibration, grid)
+
         draft.fp_metrics = task.evaluate(adapter)
         task.check_full_precision(draft.fp_metrics)
 
         with bar:
             recon(
                 adapter,
-                task.calibration(cfg.num_samples, cfg.seed),
-                quantizer=build(cfg.quant),
+                calibration,
+                quantizer=quantizer,
                 grid=grid,
-                ranges=build(cfg.ranges),
+                ranges=ranges,
                 generator=torch.Generator().manual_seed(cfg.seed),
                 observers=[o for o in (reports, bar, logger) if o is not None],
             )
@@ -55,8 +62,8 @@ def main(cfg: DictConfig) -> float | None:
     """Return the run's main metric: recorded before, or computed now."""
     with outcome():
         job = current_job(cfg)
+        leave(run_id=job.run_id)
         record = job.recorded() or execute(cfg, job)
-        leave(run_id=record.run_id)
         log.info("%s", record.summary())
         return record.value
     return None

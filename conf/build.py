@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 _ARBITRARY = ConfigDict(arbitrary_types_allowed=True, strict=True)
 
@@ -78,5 +78,7 @@ def _check_type(path: str, value: Any, hint: Any) -> None:
         value = OmegaConf.to_container(value, resolve=True)
     try:
         TypeAdapter(hint, config=_ARBITRARY).validate_python(value)
+    except PydanticUserError as error:
+        raise ValueError(f"{path}={value}: not a {getattr(hint, '__name__', hint)}") from error
     except ValidationError as error:
         raise ValueError(f"{path}={value}: {error.errors()[0]['msg']}") from error

@@ -27,7 +27,7 @@ def one_line_errors() -> Iterator[None]:
     os.environ[FULL] = "1"  # so that Hydra raises instead of printing its own several lines
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         sys.exit(f"error: {_one_line(error)}")
     finally:
         del os.environ[FULL]

@@ -56,7 +56,6 @@ class Job:
             bits=self.cfg.bits,
             seed=self.cfg.seed,
             settings=self.settings,
-            device=self.cfg.device,
             **self.names,
         )
         return recording(self.store, base)
@@ -80,6 +79,13 @@ class Job:
                 f"device={name}: {str(error).splitlines()[0]}; give auto, cpu or cuda:N"
             ) from error
         return device
+
+
+def device_name(device: torch.device) -> str:
+    """Return cpu, or the GPU's name."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def current_job(cfg: DictConfig) -> Job:
@@ -117,6 +123,7 @@ def outcome() -> Iterator[None]:
 
 
 def _end(error: str) -> None:
+    error = " ".join(error.split())
     if not _in_sweep():
         sys.exit(f"error: {error}")
     log.error("error: %s", error)
@@ -126,7 +133,9 @@ def _end(error: str) -> None:
 def leave(**facts: str) -> None:
     """Leave facts about this job in its output folder, for the sweep's end to read."""
     if _in_sweep():
-        Path(HydraConfig.get().runtime.output_dir, OUTCOME).write_text(json.dumps(facts))
+        path = Path(HydraConfig.get().runtime.output_dir, OUTCOME)
+        before = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(before | facts))
 
 
 def _in_sweep() -> bool:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Settings that say where and how a run works, not what it computes.
 NOT_IDENTITY = (
     "idle", "logger", "device", "results_dir", "cache_dir", "rerun", "progress",
-    "task.cache_dir", "task.num_workers",
+    "expected_fp", "task.cache_dir", "task.num_workers", "task.expected", "task.tolerance",
 )  # fmt: skip
 
 
@@ -124,7 +124,16 @@ def identity(cfg: RunConfig) -> dict[str, Any]:
         for key in parents:
             node = node.get(key) or {}
         node.pop(last, None)
-    return dict(settings)
+    return dict(_canonical(settings))
+
+
+def _canonical(value: Any) -> Any:
+    """Return value with 20.0 written as 20: the same number is the same setting."""
+    if isinstance(value, dict):
+        return {key: _canonical(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_canonical(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def run_id(settings: dict[str, Any]) -> str:

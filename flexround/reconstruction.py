@@ -109,14 +109,9 @@ class Reconstruction:
             ValueError: when the calibration set is smaller than a batch, a weight does not fit the
                 grid, or a loss is not finite (names the block).
         """
+        self.check(adapter, calibration, grid)
         blocks = adapter.blocks()
-        check([layer for block in blocks for layer in block.layers], grid)
         fp = quant = adapter.capture(calibration)
-        if self.iters and len(fp) < self.batch_size:
-            raise ValueError(
-                f"num_samples={len(fp)} is smaller than recon.batch_size={self.batch_size}; "
-                "raise num_samples or lower recon.batch_size"
-            )
         units = [list(self._units(block)) for block in blocks]
         for observer in observers:
             observer.begin([unit.name for group in units for unit in group], self.iters)
@@ -127,17 +122,33 @@ class Reconstruction:
             dtype = next(block.module.parameters()).dtype
             block.module.to(adapter.device, torch.float32)  # half precision is too coarse to train
             teacher = copy.deepcopy(block.module)
+            fp_outputs = job.run_all(teacher, fp)
             for unit in units[index]:
-                inputs, targets = job.streams(block, unit, teacher, fp, quant)
+                inputs, targets = job.streams(block, unit, teacher, fp, quant, fp_outputs)
                 quantized |= job.reconstruct(unit, inputs, targets)
             if index + 1 < len(blocks):
-                outputs = job.run_all(teacher, fp), job.run_all(block.module, quant)
+                outputs = fp_outputs, job.run_all(block.module, quant)
                 fp, quant = (
                     calls.with_inputs(adapter.advance(index, out))
                     for calls, out in zip((fp, quant), outputs, strict=True)
                 )
             block.module.to(adapter.home, dtype)
         return quantized
+
+    def check(self, adapter: ModelAdapter, calibration: Sequence[Any], grid: Grid) -> None:
+        """Check what can be checked before any work.
+
+        Raises:
+            ValueError: when the calibration set is smaller than a batch, or a weight does not fit
+                the grid (names the layer).
+        """
+        check([layer for block in adapter.blocks() for layer in block.layers], grid)
+        samples = sum(adapter.num_samples(batch) for batch in calibration)
+        if self.iters and samples < self.batch_size:
+            raise ValueError(
+                f"num_samples={samples} is smaller than recon.batch_size={self.batch_size}; "
+                "raise num_samples or lower recon.batch_size"
+            )
 
     def _units(self, block: Block) -> Iterator[Unit]:
         if self.unit == "block":
@@ -164,16 +175,22 @@ class _Job:
         return calls.run_all(module, self.recon.batch_size, self.adapter.device)
 
     def streams(
-        self, block: Block, unit: Unit, teacher: nn.Module, fp: Calls, quant: Calls
+        self,
+        block: Block,
+        unit: Unit,
+        teacher: nn.Module,
+        fp: Calls,
+        quant: Calls,
+        fp_outputs: Tensor,
     ) -> tuple[Calls, Tensor]:
         """Return the student's calls of unit and its full-precision targets [samples, ...]."""
-        source = teacher
         if unit.module is not block.module:
             path = next(n for n, m in block.module.named_modules() if m is unit.module)
             source = teacher.get_submodule(path)
             quant = self._inside(block.module, unit.module, quant)
             fp = self._inside(teacher, source, fp)
-        targets = unit.output(self.run_all(source, fp))
+            fp_outputs = self.run_all(source, fp)
+        targets = unit.output(fp_outputs)
         return (quant if self.recon.inputs == "quant" else fp), targets
 
     def _inside(self, block: nn.Module, layer: nn.Module, calls: Calls) -> Calls:
@@ -193,11 +210,14 @@ class _Job:
             quantizer.hard = False
         self.optimise(unit, quantizers, inputs, targets)
         quantized = freeze(unit.layers)
+        error_after = self.error(unit, inputs, targets)
+        if not math.isfinite(error_after):
+            raise ValueError(f"block {unit.name}: its error is {error_after} once quantized")
         report = BlockReport(
             name=unit.name,
             layers={layer.name: layer.grid(self.grid).bits for layer in unit.layers},
             error_before=error_before,
-            error_after=self.error(unit, inputs, targets),
+            error_after=error_after,
             seconds=time.perf_counter() - start,
             peak_memory_gib=_peak_memory_gib(self.adapter.device),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from statistics import fmean, stdev
 from typing import Any
 
@@ -33,16 +34,35 @@ def select(records: Sequence[Record], where: dict[str, str]) -> list[Record]:
         ValueError: when no record has a setting of that name.
     """
     chosen = list(records)
-    for key, value in where.items():
-        flats = [_facts(record) for record in records]
-        if not any(key in flat for flat in flats):
-            raise ValueError(f"--where {key}={value}: no record has a setting {key}")
-        chosen = [r for r in chosen if str(_facts(r).get(key)) == value]
+    for key, text in where.items():
+        _check_known(records, key, f"--where {key}={text}")
+        chosen = [r for r in chosen if _facts(r).get(key) in _readings(text)]
     return chosen
 
 
+def _check_known(records: Sequence[Record], key: str, option: str) -> None:
+    if not any(key in _facts(record) for record in records):
+        raise ValueError(f"{option}: no record has a setting {key}")
+
+
+def _readings(text: str) -> list[Any]:
+    """Return what text may stand for: itself, a number, Hydra's true, false or null."""
+    words: dict[str, Any] = {"true": True, "false": False, "null": None}
+    readings: list[Any] = [text]
+    if text.lower() in words:
+        readings.append(words[text.lower()])
+    with suppress(ValueError):
+        readings.append(float(text))
+    return readings
+
+
 def _facts(record: Record) -> dict[str, Any]:
-    names = {"model": record.model, "task": record.task, "quant": record.quant}
+    names = {
+        "model": record.model,
+        "task": record.task,
+        "quant": record.quant,
+        "task_version": record.task_version,
+    }
     return flatten(record.settings) | names
 
 
@@ -56,20 +76,26 @@ def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFra
         ValueError: when runs that differ in more than their seed fall into one cell; names what
             they differ in.
     """
+    for name in by:
+        _check_known(records, name, f"--by {name}")
     cells: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         facts = _facts(record)
-        cells.setdefault((*(facts.get(k) for k in [*CELL, *by]), record.bits), []).append(record)
+        parts = (*(facts[k] for k in CELL), *(str(facts.get(k, "-")) for k in by), record.bits)
+        cells.setdefault(parts, []).append(record)
     rows = []
     for key, members in cells.items():
+        done = [r for r in members if r.status == "ok"]
+        # A failed attempt with other settings must not hide what succeeded.
+        members = done + [r for r in members if r.status == "failed" and _like(r, done)]
         _check_one_configuration(key, members)
         values = [r.value for r in members if r.value is not None]
         fps = [r.fp_value for r in members if r.fp_value is not None]
         mean = fmean(values) if values else None
         fp = fmean(fps) if fps else None
         rows.append(
-            dict(zip([*CELL, *by, "bits"], key, strict=True))
-            | {
+            {
+                **dict(zip([*CELL, *by, "bits"], key, strict=True)),
                 "metric": next((r.metric for r in members if r.metric), None),
                 "mean": mean,
                 "std": stdev(values) if len(values) > 1 else None,
@@ -80,6 +106,14 @@ def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFra
             }
         )
     return pd.DataFrame(rows)
+
+
+def _like(failed: Record, done: Sequence[Record]) -> bool:
+    """Return whether failed has the settings of the runs that are done, the seed aside."""
+    own = {k: v for k, v in failed.settings.items() if k != "seed"}
+    return not done or any(
+        own == {k: v for k, v in r.settings.items() if k != "seed"} for r in done
+    )
 
 
 def _check_one_configuration(key: tuple[Any, ...], members: Sequence[Record]) -> None:

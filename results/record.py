@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 SCHEMA = 1
 STATUSES = ("ok", "failed")
 
@@ -21,7 +23,9 @@ class Record:
         metrics: everything that the task measured, by name.
         blocks: one entry a unit of reconstruction: name, layers with their bits, error before and
             after, seconds, peak memory in GiB.
-        seconds: wall time of the run; peak_memory_gib: its peak memory.
+        seconds: wall time of the run.
+        peak_memory_gib: largest of the blocks' peaks, on the CPU the process's so far.
+        device: cpu, or the GPU's name.
         settings: the composed configuration that run_id is a hash of.
         error: the one line that a failed run ended with.
     """
@@ -89,4 +93,8 @@ class Record:
         known = {f.name for f in fields(cls)}
         if wrong := set(data) ^ known:
             raise ValueError(f"record with missing or unknown fields: {', '.join(sorted(wrong))}")
-        return cls(**data)
+        try:
+            return TypeAdapter(cls).validate_python(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"record with {first['loc']}: {first['msg']}") from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import logging
 import math
-import resource
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 from results.record import Record
 from results.store import Store
+
+log = logging.getLogger(__name__)
 
 
 class TaskFacts(Protocol):
@@ -48,14 +50,16 @@ class Draft:
     logger: Logger | None = None
     fp_metrics: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    device: str = ""
     record: Record | None = None
 
     def watch(self, task: TaskFacts, reports: Any, logger: Logger | None) -> None:
         """Name the run's task, the keeper of its block reports and its logger."""
-        self.task, self.reports, self.logger = task, reports, logger
+        self.task, self.reports = task, reports
         if logger is not None:
             name = "{model}-{task}-{quant}-w{bits}-s{seed}".format(**self.base)
             logger.start(name, self.base["settings"] | {"run_id": self.base["run_id"]})
+            self.logger = logger
 
 
 @contextmanager
@@ -74,6 +78,7 @@ def recording(store: Store, base: dict[str, Any]) -> Iterator[Draft]:
     def record(error: str | None) -> Record:
         task = draft.task
         metric = task.metric if task else None
+        blocks = draft.reports.blocks if draft.reports else []
         return Record(
             status="failed" if error else "ok",
             error=error,
@@ -84,9 +89,10 @@ def recording(store: Store, base: dict[str, Any]) -> Iterator[Draft]:
             fp_value=draft.fp_metrics.get(metric) if metric else None,
             metrics={} if error else draft.metrics,
             fp_metrics=draft.fp_metrics,
-            blocks=[asdict(block) for block in draft.reports.blocks] if draft.reports else [],
+            blocks=[asdict(block) for block in blocks],
             seconds=time.perf_counter() - clock,
-            peak_memory_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            peak_memory_gib=max([b.peak_memory_gib for b in blocks], default=0.0),
+            device=draft.device,
             versions=_versions(),
             commit=_commit(),
             started=started,
@@ -112,7 +118,11 @@ def _check(draft: Draft) -> None:
 
 
 def _close(store: Store, draft: Draft, record: Record) -> None:
-    store.write(record)
+    before = store.find(record.run_id)
+    if record.status == "failed" and before is not None and before.status == "ok":
+        log.warning("the record %s of an earlier, finished run is kept", record.run_id)
+    else:
+        store.write(record)
     draft.record = record
     if draft.logger is not None:
         draft.logger.finish(record)

@@ -49,11 +49,14 @@ class Store:
         """Write record, replacing an older one of the same run; return its path."""
         path = self.path(record.run_id)
         part = path.with_suffix(f".{os.getpid()}.part")
-        with part.open("w") as file:
-            json.dump(record.to_json(), file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        try:
+            with part.open("w") as file:
+                json.dump(record.to_json(), file, indent=1, sort_keys=True)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
         return path
 
     def load(self, run_ids: Iterable[str] | None = None) -> list[Record]:
@@ -65,6 +68,6 @@ class Store:
     def _read(self, path: Path) -> Record | None:
         try:
             return Record.from_json(json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             log.warning("record %s passed over: %s", path, error)
             return None

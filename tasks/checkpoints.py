@@ -5,6 +5,7 @@ A checkpoint is never unpickled: safetensors, or torch.load with weights_only.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import pickle
@@ -32,6 +33,28 @@ def save(network: nn.Module, path: Path) -> None:
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     save_file(state, part)
     part.replace(path)
+    digest_of(path).write_text(sha256(path))
+
+
+def digest_of(path: Path) -> Path:
+    """Return where the digest of a saved file lies."""
+    return path.with_suffix(".sha256")
+
+
+def sha256(path: Path) -> str:
+    """Return the file's SHA-256 in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_digest(path: Path) -> None:
+    """Check that a file is still as `save` left it.
+
+    Raises:
+        ValueError: when it is not, or its digest is missing.
+    """
+    digest = digest_of(path)
+    if not digest.exists() or digest.read_text() != sha256(path):
+        raise ValueError(f"checkpoint {path} is damaged: it is not the file that was saved")
 
 
 def locate(source: str) -> Path:
@@ -58,8 +81,8 @@ def read(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"checkpoint {path} holds more than tensors and would run code when loaded; "
-            "save a plain state dict or safetensors"
+            f"checkpoint {path} is no file of tensors alone (damaged, or a pickle that would run "
+            "code when loaded); save a plain state dict or safetensors"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, KeyError) as error:
         raise ValueError(f"checkpoint {path} is damaged or truncated ({error})") from error

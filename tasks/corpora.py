@@ -36,6 +36,7 @@ class HubCorpus:
     Attributes:
         path: the data set's hub id; config: its configuration.
         column: the column that holds the text.
+        strip: whether the hub's rows are lines without their surrounding blanks.
         local: a folder with the files named in files, or None for the hub.
         files: file name of each split in such a folder; first one that exists of a list.
     """
@@ -43,6 +44,7 @@ class HubCorpus:
     path: str
     config: str | None
     column: str
+    strip: bool
     local: str | None
     files: dict[str, list[str]]
 
@@ -50,14 +52,18 @@ class HubCorpus:
         """Return the split's rows."""
         if self.local is None:
             return self._hub_rows(split)
+        lines = self.text(split).split("\n")
+        if self.strip:
+            return [line.strip() for line in lines if line.strip()]
         # The hub's rows: blank lines are empty, others keep their line break.
-        lines = self.text(split).splitlines(keepends=True)
-        return [line if line.strip() else "" for line in lines]
+        return [
+            f"{line}\n" if line.strip() else "" for line in lines[: -1 if not lines[-1] else None]
+        ]
 
     def text(self, split: str) -> str:
         """Return the split as one string."""
         if self.local is None:
-            return "".join(self._hub_rows(split))
+            return ("\n" if self.strip else "").join(self._hub_rows(split))
         folder = Path(self.local).expanduser()
         for name in self.files[split]:
             if (folder / name).is_file():

@@ -40,12 +40,12 @@ class Recipe:
 class Digits(VisionTask):
     """Ten classes, 1,433 training and 364 test images, top-1 in percent."""
 
-    version = 1
     num_classes = 10
 
-    def __init__(self, cache_dir: str, size: int, eval_batch_size: int) -> None:
+    def __init__(self, version: int, cache_dir: str, size: int, eval_batch_size: int) -> None:
         from sklearn.datasets import load_digits
 
+        self.version = version
         self._cache_dir = Path(cache_dir)
         self._eval_batch_size = eval_batch_size
         data = load_digits()
@@ -90,6 +90,7 @@ class Digits(VisionTask):
         with FileLock(path.with_suffix(".lock")):
             if path.exists():
                 try:
+                    checkpoints.check_digest(path)
                     return checkpoints.load_into(model.build(self.num_classes), str(path), model)
                 except ValueError as error:
                     log.warning("cached checkpoint set aside and trained again: %s", error)

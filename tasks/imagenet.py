@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, default_collate
 from torchvision.datasets import DatasetFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
@@ -62,12 +62,14 @@ class Preprocessing:
         return v2.Compose([*spatial, *to_tensor, v2.Normalize(self.mean, self.std)])
 
 
-def own_preprocessing(model: VisionModel) -> Preprocessing:
-    """Return what the architecture's published ImageNet weights expect."""
+def own_preprocessing(model: VisionModel, weights: Any = None) -> Preprocessing:
+    """Return what weights (torchvision's entry) expect, or the first published ones of model."""
     if model.library == "torchvision":
         from torchvision.models import get_model_weights
 
-        preset = get_model_weights(model.name)["IMAGENET1K_V1"].transforms()
+        known = get_model_weights(model.name).__members__
+        chosen = weights or next(iter(known.values()))  # the first published: IMAGENET1K_V1
+        preset = chosen.transforms()
         return Preprocessing(
             preset.resize_size[0], preset.crop_size[0], preset.interpolation.value,
             preset.mean, preset.std,
@@ -110,6 +112,21 @@ class _Images(DatasetFolder):
             )
         return self._all_classes, index
 
+    def __getitem__(self, index: int) -> Any:
+        """Return (image, label), or the message of an image that can't be read.
+
+        A worker process would bury an exception in its own traceback.
+        """
+        try:
+            return super().__getitem__(index)
+        except ValueError as error:
+            return str(error)
+
+
+def _stack(samples: list[Any]) -> Any:
+    """Return a batch, or the first message in it."""
+    return next((s for s in samples if isinstance(s, str)), None) or default_collate(samples)
+
 
 def _load_image(path: str) -> Image.Image:
     try:
@@ -122,11 +139,11 @@ def _load_image(path: str) -> Image.Image:
 class ImageNet(VisionTask):
     """1,000 classes; an imagenet_dir with val and, for calibration, train."""
 
-    version = 1
     num_classes = 1000
 
     def __init__(
         self,
+        version: int,
         root: str | None,
         preprocessing: Preprocessing,
         expected: float | None,
@@ -140,6 +157,7 @@ class ImageNet(VisionTask):
         Raises:
             ValueError: when root is not given, missing or empty, or holds unknown classes.
         """
+        self.version = version
         if root is None:
             raise ValueError("task=imagenet needs imagenet_dir=PATH, a folder with val and train")
         self._root = Path(root).expanduser()
@@ -166,21 +184,32 @@ class ImageNet(VisionTask):
         source = checkpoint or model.weights
         if source is None:
             raise ValueError(f"{model.name} has no default ImageNet weights; give checkpoint=PATH")
-        self._preprocessing = self._preprocessing.completed_by(own_preprocessing(model))
+        named = _torchvision_weights(model, source)
+        self._preprocessing = self._preprocessing.completed_by(own_preprocessing(model, named))
         log.info("checkpoint %s, images: %s", source, self._preprocessing)
-        if model.library == "torchvision" and (named := _torchvision_weights(model, source)):
-            published = named.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-            if self._expected is None and self._val_size == VAL_IMAGES:
-                self._expected = published
-            network = model.build(self.num_classes)
-            network.load_state_dict(named.get_state_dict(progress=False, check_hash=True))
-            return network.eval()
-        return checkpoints.load_into(model.build(self.num_classes), source, model)
+        if named is None:
+            return checkpoints.load_into(model.build(self.num_classes), source, model)
+        if self._expected is None and self._val_size == VAL_IMAGES:
+            self._expected = named.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+        network = model.build(self.num_classes)
+        try:
+            state = named.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"torchvision's {source} of {model.name} can't be fetched ({error}); "
+                "without a network give checkpoint=PATH"
+            ) from error
+        network.load_state_dict(state)
+        return network.eval()
 
     def example(self) -> Tensor:
         """Return two images [2, 3, crop, crop] from val."""
         images = self._images("val", self._preprocessing.transform(augment=False))
-        return torch.stack([images[0][0], images[len(images) - 1][0]])
+        loaded = _stack([images[0], images[len(images) - 1]])
+        if isinstance(loaded, str):
+            raise ValueError(loaded)
+        pair: Tensor = loaded[0]
+        return pair
 
     def calibration(self, num_samples: int, seed: int) -> Sequence[Tensor]:
         """Return num_samples images of train, drawn by seed, as one batch."""
@@ -198,18 +227,23 @@ class ImageNet(VisionTask):
         # torchvision's random transforms draw from the global state.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            batch = torch.stack([images[int(i)][0] for i in chosen])
-        return [batch]
+            loaded = _stack([images[int(i)] for i in chosen])
+        if isinstance(loaded, str):
+            raise ValueError(loaded)
+        return [loaded[0]]
 
     @torch.no_grad()
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
         """Return top-1 and top-5 on val, in percent."""
         images = self._images("val", self._preprocessing.transform(augment=False))
         loader = DataLoader(
-            Subset(images, range(len(images))), self._eval_batch_size, num_workers=self._num_workers
+            images, self._eval_batch_size, num_workers=self._num_workers, collate_fn=_stack
         )
         top1 = top5 = 0
-        for batch, labels in loader:
+        for loaded in loader:
+            if isinstance(loaded, str):
+                raise ValueError(loaded)
+            batch, labels = loaded
             logits = adapter.forward(batch).cpu()
             top1 += topk_counts(logits, labels, 1)
             top5 += topk_counts(logits, labels, 5)
@@ -237,6 +271,8 @@ class ImageNet(VisionTask):
 
 def _torchvision_weights(model: VisionModel, source: str) -> Any:
     """Return torchvision's weights entry called source, or None where source is a file's name."""
+    if model.library != "torchvision":
+        return None
     from torchvision.models import get_model_weights
 
     known = get_model_weights(model.name)

@@ -26,10 +26,10 @@ class LanguageModeling(Task):
     kind = "causal"
     metric = "perplexity"
     higher_is_better = False
-    version = 1
 
     def __init__(
         self,
+        version: int,
         corpus: Corpus,
         protocol: Protocol,
         seq_len: int,
@@ -41,6 +41,7 @@ class LanguageModeling(Task):
         """Name the text and the protocol; seq_len is the length of a calibration sample."""
         if seq_len < 2:
             raise ValueError(f"task.seq_len={seq_len}: give at least 2 tokens")
+        self.version = version
         self._corpus, self._protocol = corpus, protocol
         self._seq_len, self._eval_batch_size = seq_len, eval_batch_size
         self._expected, self._tolerance = expected, tolerance

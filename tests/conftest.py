@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 import run
 from conf.errors import one_line_errors
@@ -27,11 +26,6 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

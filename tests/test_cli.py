@@ -86,6 +86,10 @@ def test_a_failing_run_does_not_take_the_sweep_with_it(cli, results_dir):
     outcome = cli("-m", *TINY, "quant=flexround", "recon.lr=1e30,1e-3", *SHORT)
     assert outcome.status == 1
     assert "1 of 2 runs failed, the first: block" in outcome.err
+    table = [line for line in outcome.out.splitlines() if "flexround" in line]
+    assert len(table) == 2
+    assert sum("failed" in line for line in table) == 1
+    assert "recon.lr" in outcome.out
     assert sorted(r.status for r in Store(results_dir).load()) == ["failed", "ok"]
 
 
@@ -129,6 +133,10 @@ BUILD = {
     "target": (["quant._target_=flexround.nothing.Q"], ["quant._target_=flexround.nothing.Q"]),
     "no_images": (["task=imagenet"], ["needs imagenet_dir=PATH"]),
     "images": (["task=imagenet", "imagenet_dir=/nowhere"], ["imagenet_dir=/nowhere"]),
+    "warmup": (["quant=adaround", "quant.warmup=2"], ["quant.warmup=2", "[0, 1)"]),
+    "p": (["ranges.p=-1"], ["ranges.p=-1", "above 0"]),
+    "nothing": (["task.preprocessing=null", "task=imagenet", "imagenet_dir=x"], ["preprocessing"]),
+    "no_quant": (["quant=null"], ["Config group override must be a string"]),
     "device": (["device=cuda:7"], ["device=cuda:7", "give auto, cpu or cuda:N"]),
     "device_word": (["device=gpu"], ["device=gpu", "give auto, cpu or cuda:N"]),
 }

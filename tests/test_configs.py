@@ -77,6 +77,18 @@ def test_nothing_else_changes_the_run_id(change):
     assert run_id(identity(composed(change))) == run_id(identity(composed()))
 
 
+def test_the_same_number_is_the_same_setting():
+    ids = {
+        run_id(identity(composed("quant=adaround", f"quant.beta_start={b}")))
+        for b in ("20", "20.0")
+    }
+    assert len(ids) == 1
+
+
+def test_a_new_version_of_a_task_is_another_run():
+    assert run_id(identity(composed("task.version=2"))) != run_id(identity(composed()))
+
+
 def test_round_to_nearest_is_one_run_whatever_the_reconstruction():
     assert run_id(identity(composed("quant=rtn", "recon.iters=9", "recon=layer"))) == run_id(
         identity(composed("quant=rtn"))

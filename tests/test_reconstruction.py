@@ -153,6 +153,12 @@ def test_a_loss_that_is_not_finite_names_the_block():
         quantize(replace(SETTING, lr=1e30))
 
 
+def test_a_last_step_that_breaks_a_block_is_seen():
+    """The loss is read before the step; after the only one the weights are not finite."""
+    with pytest.raises(ValueError, match=r"block 0: its error is (nan|inf) once quantized"):
+        quantize(replace(SETTING, lr=1e30, iters=1))
+
+
 def test_fewer_samples_than_a_batch_are_refused():
     with pytest.raises(ValueError, match=r"num_samples=4 is smaller than recon.batch_size=8"):
         quantize(samples=4)

@@ -39,6 +39,10 @@ class ModelAdapter(ABC):
         """Return the calls of the first block over the calibration batches."""
         return capture(self.blocks()[0].module, self.forward, batches)
 
+    def num_samples(self, batch: Any) -> int:
+        """Return how many samples a calibration batch holds."""
+        return len(batch)
+
     def advance(self, index: int, outputs: Tensor) -> Tensor:
         """Return the inputs of block index + 1 from the outputs [samples, ...] of block index."""
         return outputs

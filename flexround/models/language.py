@@ -99,6 +99,10 @@ class LanguageAdapter(ModelAdapter):
         finally:
             self.device = device
 
+    def num_samples(self, batch: Tokens) -> int:
+        """Return how many sequences a batch holds."""
+        return len(batch["input_ids"])
+
     def loss_mask(self, batches: Sequence[Tokens]) -> Tensor | None:
         """Return which tokens are no padding, [samples, tokens], or None where all are."""
         if any("attention_mask" not in batch for batch in batches):

@@ -69,6 +69,37 @@ def test_two_configurations_in_one_cell_are_never_averaged():
     assert kept["mean"].tolist() == [10.0]
 
 
+def test_by_a_setting_that_some_rows_lack_and_by_one_that_none_has():
+    rows = [record("a", settings={"quant": {"learn_s1": True}}), record("r", quant="rtn")]
+    text = render(leaderboard(rows, by=["quant.learn_s1"]), "markdown")
+    assert [line.split("|")[3].strip() for line in text.splitlines()[2:4]] == ["True", "-"]
+    with pytest.raises(ValueError, match=r"--by quant.learn_s2: no record has a setting"):
+        leaderboard(rows, by=["quant.learn_s2"])
+    lists = [record("a", settings={"mean": [0.5, 0.5]})]
+    assert leaderboard(lists, by=["mean"])["mean"].tolist() == [97.0]
+
+
+def test_a_failed_attempt_with_other_settings_does_not_hide_what_succeeded():
+    failed = record("x", status="failed", settings={"bits": 4, "seed": 0, "num_samples": 5000})
+    (row,) = leaderboard([record("a"), failed]).itertuples()
+    assert (row.mean, row.failed) == (97.0, 0)
+    alike = record("y", status="failed", seed=1, settings={"bits": 4, "seed": 1})
+    (row,) = leaderboard([record("a"), alike]).itertuples()
+    assert (row.mean, row.failed) == (97.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("where", "runs"),
+    [("on=true", "a"), ("on=false", "b"), ("lr=1e-3", "a"), ("lr=0.001", "a"), ("name=x", "a"),
+     ("none=null", "ab"), ("quant=flexround", "ab"), ("task_version=1", "ab")],
+)  # fmt: skip
+def test_where_takes_hydras_spelling(where, runs):
+    a = record("a", settings={"on": True, "lr": 1e-3, "name": "x", "none": None})
+    b = record("b", settings={"on": False, "lr": 2e-3, "name": "y", "none": None})
+    key, _, value = where.partition("=")
+    assert [r.run_id for r in select([a, b], {key: value})] == list(runs)
+
+
 def test_an_older_version_of_a_task_is_not_mixed_in():
     rows = [record("a"), record("b", task_version=2, seed=1, settings={"bits": 4, "seed": 1})]
     with pytest.raises(ValueError, match="task_version"):

@@ -70,7 +70,7 @@ def test_a_write_that_dies_leaves_the_old_record(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         store.write(record(value=95.0))
     assert store.find("a").value == 90.0
-    assert [p.name for p in tmp_path.glob("*.json")] == ["a.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_a_folder_that_can_not_be_written_is_said(tmp_path):
@@ -119,6 +119,34 @@ def test_a_run_without_a_finite_metric_is_failed(tmp_path, metrics):
     with pytest.raises(ValueError, match="top1="):
         run()
     assert store.find("r").status == "failed"
+
+
+def test_a_failure_does_not_replace_what_had_succeeded(tmp_path, caplog):
+    store = Store(tmp_path)
+    store.write(record("r"))
+    with pytest.raises(ValueError, match="bad"), recording(store, BASE):
+        raise ValueError("bad")
+    assert store.find("r").status == "ok"
+    assert "is kept" in caplog.text
+
+
+def test_a_logger_that_can_not_start_leaves_its_own_message(tmp_path):
+    class NoLogin:
+        """Refuses to start."""
+
+        def start(self, name, settings):
+            """Raise."""
+            raise ValueError("log in first")
+
+    store = Store(tmp_path)
+    with pytest.raises(ValueError, match="log in first"), recording(store, BASE) as draft:
+        draft.watch(FakeTask(), None, NoLogin())
+    assert store.find("r").error == "log in first"
+
+
+def test_a_field_of_another_type_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="bits"):
+        Record.from_json(record().to_json() | {"bits": "four"})
 
 
 def test_an_interrupted_run_leaves_no_record(tmp_path):

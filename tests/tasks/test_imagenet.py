@@ -34,7 +34,7 @@ def root(tmp_path):
 
 def imagenet(root, **changes):
     options = dict(
-        root=str(root), preprocessing=SMALL, expected=None, tolerance=0.5, augment=False,
+        version=1, root=str(root), preprocessing=SMALL, expected=None, tolerance=0.5, augment=False,
         eval_batch_size=2, num_workers=0,
     )  # fmt: skip
     return ImageNet(**(options | changes))
@@ -116,12 +116,13 @@ def test_a_folder_that_can_not_be_used_is_refused(root, damage, tmp_path):
         imagenet(root)
 
 
-def test_an_unreadable_image_is_named(root):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_named_in_one_line(root, workers):
     bad = next((root / "val").rglob("*.JPEG"))
     bad.write_bytes(b"not an image")
-    task = imagenet(root)
+    task = imagenet(root, num_workers=workers)
     adapter_like = type("Adapter", (), {"forward": lambda _, x: torch.zeros(len(x), 1000)})()
-    with pytest.raises(ValueError, match=f"image {bad} cannot be read"):
+    with pytest.raises(ValueError, match=f"^image {bad} cannot be read.*remove it$"):
         task.evaluate(adapter_like)
 
 
@@ -137,6 +138,25 @@ def test_full_precision_off_its_figure_is_refused(root, expected, value, message
     else:
         with pytest.raises(ValueError, match=message):
             task.check_full_precision({"top1": value})
+
+
+def test_named_weights_bring_their_own_transforms():
+    from torchvision.models import ResNet50_Weights
+
+    model = VisionModel("torchvision", "resnet50", "IMAGENET1K_V1", 8)
+    assert own_preprocessing(model, ResNet50_Weights.IMAGENET1K_V2).resize == 232
+    assert own_preprocessing(model).resize == 256
+
+
+def test_named_weights_without_a_network_say_the_way_out(root, monkeypatch):
+    def offline(*_, **options):
+        assert options["weights_only"], "a cached file must not be unpickled"
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    model = VisionModel("torchvision", "resnet18", "IMAGENET1K_V1", 8)
+    with pytest.raises(ValueError, match=r"can't be fetched \(no network\); .*checkpoint=PATH"):
+        imagenet(root).load(model, None)
 
 
 def test_weights_by_path_load(root, tmp_path):

@@ -82,7 +82,7 @@ def test_python_docs_are_english_in_three_disjoint_parts():
 
 def wikitext(folder):
     files = {s: [f"wiki.{s}.raw", f"wiki.{s}.tokens"] for s in ("train", "validation", "test")}
-    return HubCorpus("wikitext", "wikitext-2-raw-v1", "text", str(folder), files)
+    return HubCorpus("wikitext", "wikitext-2-raw-v1", "text", False, str(folder), files)
 
 
 def test_local_rows_are_the_hubs(tmp_path):
@@ -108,7 +108,7 @@ def test_text_takes_a_file_or_a_folder_and_names_what_it_can_not_read(tmp_path):
 
 def modeling(cache_dir, window=32, **changes):
     options = dict(
-        corpus=PythonDocs(), protocol=Protocol("file", "test", window, 6), seq_len=32,
+        version=1, corpus=PythonDocs(), protocol=Protocol("file", "test", window, 6), seq_len=32,
         eval_batch_size=4, expected=None, tolerance=0.02, cache_dir=str(cache_dir),
     )  # fmt: skip
     return LanguageModeling(**(options | changes))
