@@ -2,138 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
-from torchvision.datasets import DatasetFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader
 
 from flexround.models.base import ModelAdapter
 from flexround.models.vision import VisionModel
 from tasks import checkpoints
 from tasks.base import VisionTask, topk_counts
+from tasks.images import Images, class_list, stack
+from tasks.preprocessing import Preprocessing, own_preprocessing, torchvision_weights
 
 log = logging.getLogger(__name__)
 
 VAL_IMAGES = 50_000
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a checkpoint's images went through: resize the short side, crop the centre, normalise.
-
-    Any field left at None is the architecture's own (torchvision's IMAGENET1K_V1, timm's config).
-    """
-
-    resize: int | None = None
-    crop: int | None = None
-    interpolation: str | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-
-    def completed_by(self, other: Preprocessing) -> Preprocessing:
-        """Return this with its missing fields taken from other."""
-        values = {}
-        for field in fields(self):
-            own = getattr(self, field.name)
-            values[field.name] = getattr(other, field.name) if own is None else own
-        return Preprocessing(**values)
-
-    def transform(self, augment: bool) -> Callable[[Image.Image], Tensor]:
-        """Return PIL image -> [3, crop, crop]; augmented as in training where asked."""
-        mode = v2.InterpolationMode(self.interpolation)
-        if augment:
-            spatial = [
-                v2.RandomResizedCrop(self.crop, interpolation=mode),
-                v2.RandomHorizontalFlip(),
-            ]
-        else:
-            spatial = [v2.Resize(self.resize, interpolation=mode), v2.CenterCrop(self.crop)]
-        to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
-        return v2.Compose([*spatial, *to_tensor, v2.Normalize(self.mean, self.std)])
-
-
-def own_preprocessing(model: VisionModel, weights: Any = None) -> Preprocessing:
-    """Return what weights (torchvision's entry) expect, or the first published ones of model."""
-    if model.library == "torchvision":
-        from torchvision.models import get_model_weights
-
-        known = get_model_weights(model.name).__members__
-        chosen = weights or next(iter(known.values()))  # the first published: IMAGENET1K_V1
-        preset = chosen.transforms()
-        return Preprocessing(
-            preset.resize_size[0], preset.crop_size[0], preset.interpolation.value,
-            preset.mean, preset.std,
-        )  # fmt: skip
-    from timm.data import resolve_data_config
-
-    config = resolve_data_config(model.build(1).pretrained_cfg)
-    crop = config["input_size"][-1]
-    resize = round(crop / config["crop_pct"])
-    return Preprocessing(resize, crop, config["interpolation"], config["mean"], config["std"])
-
-
-def class_list() -> list[str]:
-    """Return the 1,000 WordNet ids in class order, from the list that timm ships."""
-    spec = importlib.util.find_spec("timm")
-    assert spec is not None, "timm is a dependency"
-    assert spec.submodule_search_locations is not None, "timm is a package"
-    folder = Path(spec.submodule_search_locations[0]) / "data" / "_info"
-    return (folder / "imagenet_synsets.txt").read_text().split()
-
-
-class _Images(DatasetFolder):
-    """An ImageFolder whose class indices come from the list of all classes, present or not."""
-
-    def __init__(self, root: Path, classes: list[str], transform: Callable[..., Tensor]) -> None:
-        self._all_classes = classes
-        super().__init__(
-            str(root), loader=_load_image, extensions=IMG_EXTENSIONS, transform=transform,
-            allow_empty=True,
-        )  # fmt: skip
-
-    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        index = {name: i for i, name in enumerate(self._all_classes)}
-        there = sorted(p.name for p in Path(directory).iterdir() if p.is_dir())
-        unknown = [name for name in there if name not in index]
-        if unknown:
-            raise ValueError(
-                f"imagenet_dir: folder {unknown[0]} in {directory} is not one of the "
-                f"{len(index)} ImageNet classes (WordNet ids such as n01440764)"
-            )
-        return self._all_classes, index
-
-    def __getitem__(self, index: int) -> Any:
-        """Return (image, label), or the message of an image that can't be read.
-
-        A worker process would bury an exception in its own traceback.
-        """
-        try:
-            return super().__getitem__(index)
-        except ValueError as error:
-            return str(error)
-
-
-def _stack(samples: list[Any]) -> Any:
-    """Return a batch, or the first message in it."""
-    return next((s for s in samples if isinstance(s, str)), None) or default_collate(samples)
-
-
-def _load_image(path: str) -> Image.Image:
-    try:
-        with open(path, "rb") as file:
-            return Image.open(file).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"image {path} cannot be read ({error}); replace or remove it") from error
 
 
 class ImageNet(VisionTask):
@@ -173,8 +59,8 @@ class ImageNet(VisionTask):
         # Before any weight is loaded: unknown folders and an empty val are refused here.
         self._val_size = len(self._images("val", lambda image: image))
 
-    def _images(self, part: str, transform: Callable[..., Tensor]) -> _Images:
-        images = _Images(self._root / part, self._classes, transform)
+    def _images(self, part: str, transform: Callable[..., Tensor]) -> Images:
+        images = Images(self._root / part, self._classes, transform)
         if not len(images):
             raise ValueError(f"imagenet_dir={self._root}: its folder {part} holds no image")
         return images
@@ -184,7 +70,7 @@ class ImageNet(VisionTask):
         source = checkpoint or model.weights
         if source is None:
             raise ValueError(f"{model.name} has no default ImageNet weights; give checkpoint=PATH")
-        named = _torchvision_weights(model, source)
+        named = torchvision_weights(model, source)
         self._preprocessing = self._preprocessing.completed_by(own_preprocessing(model, named))
         log.info("checkpoint %s, images: %s", source, self._preprocessing)
         if named is None:
@@ -205,7 +91,7 @@ class ImageNet(VisionTask):
     def example(self) -> Tensor:
         """Return two images [2, 3, crop, crop] from val."""
         images = self._images("val", self._preprocessing.transform(augment=False))
-        loaded = _stack([images[0], images[len(images) - 1]])
+        loaded = stack([images[0], images[len(images) - 1]])
         if isinstance(loaded, str):
             raise ValueError(loaded)
         pair: Tensor = loaded[0]
@@ -227,7 +113,7 @@ class ImageNet(VisionTask):
         # torchvision's random transforms draw from the global state.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            loaded = _stack([images[int(i)] for i in chosen])
+            loaded = stack([images[int(i)] for i in chosen])
         if isinstance(loaded, str):
             raise ValueError(loaded)
         return [loaded[0]]
@@ -237,7 +123,7 @@ class ImageNet(VisionTask):
         """Return top-1 and top-5 on val, in percent."""
         images = self._images("val", self._preprocessing.transform(augment=False))
         loader = DataLoader(
-            images, self._eval_batch_size, num_workers=self._num_workers, collate_fn=_stack
+            images, self._eval_batch_size, num_workers=self._num_workers, collate_fn=stack
         )
         top1 = top5 = 0
         for loaded in loader:
@@ -267,13 +153,3 @@ class ImageNet(VisionTask):
                 f"{self._expected:.2f} % (tolerance {self._tolerance}): check the preprocessing "
                 f"({self._preprocessing}), checkpoint and class folders, or set expected_fp"
             )
-
-
-def _torchvision_weights(model: VisionModel, source: str) -> Any:
-    """Return torchvision's weights entry called source, or None where source is a file's name."""
-    if model.library != "torchvision":
-        return None
-    from torchvision.models import get_model_weights
-
-    known = get_model_weights(model.name)
-    return known[source] if source in known.__members__ else None

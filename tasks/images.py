@@ -1,0 +1,73 @@
+"""The images of ImageNet's folders, with class indices from the list of all classes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import default_collate
+from torchvision.datasets import DatasetFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+
+def class_list() -> list[str]:
+    """Return the 1,000 WordNet ids in class order, from the list that timm ships."""
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None, "timm is a dependency"
+    assert spec.submodule_search_locations is not None, "timm is a package"
+    folder = Path(spec.submodule_search_locations[0]) / "data" / "_info"
+    return (folder / "imagenet_synsets.txt").read_text().split()
+
+
+class Images(DatasetFolder):
+    """An ImageFolder whose class indices come from the list of all classes, present or not."""
+
+    def __init__(self, root: Path, classes: list[str], transform: Callable[..., Tensor]) -> None:
+        self._all_classes = classes
+        super().__init__(
+            str(root), loader=_load_image, extensions=IMG_EXTENSIONS, transform=transform,
+            allow_empty=True,
+        )  # fmt: skip
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        """Return (all classes, their indices), whatever folders there are.
+
+        Raises:
+            ValueError: when a folder is none of the classes.
+        """
+        index = {name: i for i, name in enumerate(self._all_classes)}
+        there = sorted(p.name for p in Path(directory).iterdir() if p.is_dir())
+        unknown = [name for name in there if name not in index]
+        if unknown:
+            raise ValueError(
+                f"imagenet_dir: folder {unknown[0]} in {directory} is not one of the "
+                f"{len(index)} ImageNet classes (WordNet ids such as n01440764)"
+            )
+        return self._all_classes, index
+
+    def __getitem__(self, index: int) -> Any:
+        """Return (image, label), or the message of an image that can't be read.
+
+        A worker process would bury an exception in its own traceback.
+        """
+        try:
+            return super().__getitem__(index)
+        except ValueError as error:
+            return str(error)
+
+
+def stack(samples: list[Any]) -> Any:
+    """Return a batch, or the first message in it."""
+    return next((s for s in samples if isinstance(s, str)), None) or default_collate(samples)
+
+
+def _load_image(path: str) -> Image.Image:
+    try:
+        with open(path, "rb") as file:
+            return Image.open(file).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"image {path} cannot be read ({error}); replace or remove it") from error

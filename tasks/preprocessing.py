@@ -1,0 +1,79 @@
+"""What a checkpoint's images went through before the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from flexround.models.vision import VisionModel
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a checkpoint's images went through: resize the short side, crop the centre, normalise.
+
+    Any field left at None is the architecture's own (torchvision's IMAGENET1K_V1, timm's config).
+    """
+
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: str | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+    def completed_by(self, other: Preprocessing) -> Preprocessing:
+        """Return this with its missing fields taken from other."""
+        values = {}
+        for field in fields(self):
+            own = getattr(self, field.name)
+            values[field.name] = getattr(other, field.name) if own is None else own
+        return Preprocessing(**values)
+
+    def transform(self, augment: bool) -> Callable[[Image.Image], Tensor]:
+        """Return PIL image -> [3, crop, crop]; augmented as in training where asked."""
+        mode = v2.InterpolationMode(self.interpolation)
+        if augment:
+            spatial = [
+                v2.RandomResizedCrop(self.crop, interpolation=mode),
+                v2.RandomHorizontalFlip(),
+            ]
+        else:
+            spatial = [v2.Resize(self.resize, interpolation=mode), v2.CenterCrop(self.crop)]
+        to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
+        return v2.Compose([*spatial, *to_tensor, v2.Normalize(self.mean, self.std)])
+
+
+def own_preprocessing(model: VisionModel, weights: Any = None) -> Preprocessing:
+    """Return what weights (torchvision's entry) expect, or the first published ones of model."""
+    if model.library == "torchvision":
+        from torchvision.models import get_model_weights
+
+        known = get_model_weights(model.name).__members__
+        chosen = weights or next(iter(known.values()))  # the first published: IMAGENET1K_V1
+        preset = chosen.transforms()
+        return Preprocessing(
+            preset.resize_size[0], preset.crop_size[0], preset.interpolation.value,
+            preset.mean, preset.std,
+        )  # fmt: skip
+    from timm.data import resolve_data_config
+
+    config = resolve_data_config(model.build(1).pretrained_cfg)
+    crop = config["input_size"][-1]
+    resize = round(crop / config["crop_pct"])
+    return Preprocessing(resize, crop, config["interpolation"], config["mean"], config["std"])
+
+
+def torchvision_weights(model: VisionModel, source: str) -> Any:
+    """Return torchvision's weights entry called source, or None where source is a file's name."""
+    if model.library != "torchvision":
+        return None
+    from torchvision.models import get_model_weights
+
+    known = get_model_weights(model.name)
+    return known[source] if source in known.__members__ else None
