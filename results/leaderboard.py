@@ -69,8 +69,8 @@ def _facts(record: Record) -> dict[str, Any]:
 def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFrame:
     """Return one row a cell: task, model, quant, by, bits, mean, std, n, fp, delta, failed.
 
-    std is over seeds and missing for fewer than two; delta is mean - fp. Rows keep the order in
-    which the runs were started.
+    std is over seeds and missing for fewer than two; delta is mean - fp. Tasks, models and methods
+    stand in the order of their first runs.
 
     Raises:
         ValueError: when runs that differ in more than their seed fall into one cell; names what
@@ -105,6 +105,9 @@ def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFra
                 "failed": sum(r.status == "failed" for r in members),
             }
         )
+    # Together what belongs together, each in the order of its first run.
+    first = {c: list(dict.fromkeys(row[c] for row in rows)) for c in [*CELL, *by]}
+    rows.sort(key=lambda row: [first[c].index(row[c]) for c in first])
     return pd.DataFrame(rows)
 
 

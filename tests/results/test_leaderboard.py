@@ -100,6 +100,14 @@ def test_where_takes_hydras_spelling(where, runs):
     assert [r.run_id for r in select([a, b], {key: value})] == list(runs)
 
 
+def test_rows_of_one_model_stand_together():
+    named = [("a", "m1", "rtn"), ("b", "m2", "rtn"), ("c", "m1", "flexround")]
+    frame = leaderboard([record(i, model=m, quant=q) for i, m, q in named])
+    assert frame[["model", "quant"]].to_numpy().tolist() == [
+        ["m1", "rtn"], ["m1", "flexround"], ["m2", "rtn"],
+    ]  # fmt: skip
+
+
 def test_an_older_version_of_a_task_is_not_mixed_in():
     rows = [record("a"), record("b", task_version=2, seed=1, settings={"bits": 4, "seed": 1})]
     with pytest.raises(ValueError, match="task_version"):
