@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -116,7 +116,7 @@ def check_idle(cfg: RunConfig, own: Sequence[str], sweep: Sequence[str]) -> None
 
 def identity(cfg: RunConfig) -> dict[str, Any]:
     """Return the settings that can change the run's value, as plain values."""
-    settings: Any = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True)
+    settings: Any = OmegaConf.to_container(cast(DictConfig, cfg), resolve=True)
     idle = [option for options in settings["idle"].values() for option in options]
     for path in (*NOT_IDENTITY, *idle):
         *parents, last = path.split(".")
