@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import run
 from conf.errors import one_line_errors
@@ -24,6 +25,10 @@ class Outcome:
     out: str
     err: str
 
+
+# A busy machine is no failure.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 
 Cli = Callable[..., Outcome]
 

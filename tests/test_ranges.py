@@ -57,7 +57,7 @@ def test_the_search_finds_the_best_of_its_candidates(symmetric, bits, p):
     torch.testing.assert_close(scale[:, 0], best)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 1000),
     bits=st.integers(2, 8),
