@@ -12,6 +12,18 @@ from torch import Tensor, nn
 from flexround.blocks import Block, Calls, capture
 
 
+def check_kind(model: str, task: str) -> None:
+    """Check that a model of one kind (vision, causal, encoder) meets a task for that kind.
+
+    Raises:
+        ValueError: when it does not.
+    """
+    if model != task:
+        raise ValueError(
+            f"the model is {model}, the task is for {task} models; choose another task= or model="
+        )
+
+
 class ModelAdapter(ABC):
     """A model seen as a chain of blocks that together hold every quantized layer.
 

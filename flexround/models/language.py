@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flexround.attach import Layer, is_quantizable
 from flexround.blocks import Block, Calls
-from flexround.models.base import ModelAdapter
+from flexround.models.base import ModelAdapter, check_kind
 
 Tokens = Mapping[str, Tensor]  # input_ids, attention_mask, ...: [batch, tokens]
 
@@ -54,11 +54,7 @@ class LanguageModel:
         Raises:
             ValueError: when the task is for another kind of model.
         """
-        if source.kind != self.kind:
-            raise ValueError(
-                f"the model is {self.kind}, the task is for {source.kind} models; "
-                "choose another task= or model="
-            )
+        check_kind(self.kind, source.kind)
         return LanguageAdapter(source.load(self, checkpoint), source.example(), device)
 
 

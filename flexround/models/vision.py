@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flexround.attach import QUANTIZABLE, Layer
 from flexround.blocks import Block, capture
-from flexround.models.base import ModelAdapter
+from flexround.models.base import ModelAdapter, check_kind
 from flexround.models.tracing import Trace, fold_batch_norm, trace
 
 # Class names, so that a torchvision run need not import timm.
@@ -92,11 +92,7 @@ class VisionModel:
         Raises:
             ValueError: when the task is for another kind of model.
         """
-        if source.kind != "vision":
-            raise ValueError(
-                f"the model is vision, the task is for {source.kind} models; "
-                "choose another task= or model="
-            )
+        check_kind("vision", source.kind)
         network = source.load(self, checkpoint)
         return VisionAdapter(network, source.example(), self.first_last_bits, device)
 
