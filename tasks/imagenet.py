@@ -14,7 +14,7 @@ from flexround.models.base import ModelAdapter
 from flexround.models.vision import VisionModel
 from tasks import checkpoints
 from tasks.base import VisionTask, topk_counts
-from tasks.images import Images, class_list, stack
+from tasks.images import Images, class_list, readable, stack
 from tasks.preprocessing import Preprocessing, own_preprocessing, torchvision_weights
 
 log = logging.getLogger(__name__)
@@ -91,11 +91,7 @@ class ImageNet(VisionTask):
     def example(self) -> Tensor:
         """Return two images [2, 3, crop, crop] from val."""
         images = self._images("val", self._preprocessing.transform(augment=False))
-        loaded = stack([images[0], images[len(images) - 1]])
-        if isinstance(loaded, str):
-            raise ValueError(loaded)
-        pair: Tensor = loaded[0]
-        return pair
+        return readable(stack([images[0], images[len(images) - 1]]))[0]
 
     def calibration(self, num_samples: int, seed: int) -> Sequence[Tensor]:
         """Return num_samples images of train, drawn by seed, as one batch."""
@@ -113,10 +109,8 @@ class ImageNet(VisionTask):
         # torchvision's random transforms draw from the global state.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            loaded = stack([images[int(i)] for i in chosen])
-        if isinstance(loaded, str):
-            raise ValueError(loaded)
-        return [loaded[0]]
+            batch, _ = readable(stack([images[int(i)] for i in chosen]))
+        return [batch]
 
     @torch.no_grad()
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
@@ -127,9 +121,7 @@ class ImageNet(VisionTask):
         )
         top1 = top5 = 0
         for loaded in loader:
-            if isinstance(loaded, str):
-                raise ValueError(loaded)
-            batch, labels = loaded
+            batch, labels = readable(loaded)
             logits = adapter.forward(batch).cpu()
             top1 += topk_counts(logits, labels, 1)
             top5 += topk_counts(logits, labels, 5)

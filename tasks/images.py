@@ -65,6 +65,18 @@ def stack(samples: list[Any]) -> Any:
     return next((s for s in samples if isinstance(s, str)), None) or default_collate(samples)
 
 
+def readable(loaded: Any) -> tuple[Tensor, Tensor]:
+    """Return what `stack` made as (images, labels).
+
+    Raises:
+        ValueError: with the message, when an image of the batch can't be read.
+    """
+    if isinstance(loaded, str):
+        raise ValueError(loaded)
+    images, labels = loaded
+    return images, labels
+
+
 def _load_image(path: str) -> Image.Image:
     try:
         with open(path, "rb") as file:
