@@ -329,8 +329,11 @@ def test_a_vision_run_imports_no_transformers_and_no_wandb(cache_dir, results_di
 
 
 def test_wandb_offline_keeps_the_curves(cli, tmp_path, results_dir):
+    import wandb
+
     outcome = cli(*TINY, "quant=flexround", *SHORT, "logger=wandb", f"logger.dir={tmp_path}")
     assert outcome.status == 0, outcome.err
+    wandb.teardown()  # as the end of the process does: the log is complete only then
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     (log,) = run.glob("*.wandb")
     content = log.read_bytes()
