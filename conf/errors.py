@@ -8,9 +8,13 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 FULL = "HYDRA_FULL_ERROR"
 
@@ -33,6 +37,18 @@ def one_line_errors() -> Iterator[None]:
         del os.environ[FULL]
 
 
+def missing_package(error: ModuleNotFoundError) -> str:
+    """Return what to install for the module that could not be imported."""
+    module = (error.name or str(error)).partition(".")[0]
+    for text in metadata.requires("flexround") or []:
+        requirement = Requirement(text)
+        extra = re.search(r"extra == ['\"]([\w-]+)", str(requirement.marker))
+        ours = extra and extra[1] != "dev"  # which holds several others
+        if ours and canonicalize_name(requirement.name) == canonicalize_name(module):
+            return f"{module} is not installed; pip install -e '.[{extra[1]}]'"
+    return f"{module} is not installed; pip install {module}"
+
+
 def _one_line(error: Exception) -> str:
     text = _sentences(str(error))
     cause = error.__cause__
@@ -51,7 +67,11 @@ def _sentences(text: str) -> str:
 
 
 def _listed(match: re.Match[str]) -> str:
-    return f"; available {match[1]}: {', '.join(match[2].split())}"
+    # Hydra lists one folder; names such as glue/rte lie deeper. A leading _ is a shared part.
+    group = match[1].partition("/")[0]
+    root = Path(__file__).parent / group
+    names = [path.relative_to(root).with_suffix("") for path in sorted(root.rglob("*.yaml"))]
+    return f"; available {group}: {', '.join(str(n) for n in names if n.name[0] != '_')}"
 
 
 def _nearest_key(cause: OmegaConfBaseException) -> str:

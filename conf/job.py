@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from conf.errors import missing_package
 from conf.schema import check_idle, check_values, identity, run_id
 from results.record import Record
 from results.recorder import Draft, recording
@@ -66,19 +67,27 @@ class Job:
         Raises:
             ValueError: when the machine does not have it.
         """
-        import torch
+        return device_of(self.cfg.device)
 
-        name = self.cfg.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            device = torch.device(name)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                f"device={name}: {str(error).splitlines()[0]}; give auto, cpu or cuda:N"
-            ) from error
-        return device
+
+def device_of(name: str) -> torch.device:
+    """Return the device called name; auto is the GPU where there is one.
+
+    Raises:
+        ValueError: when the machine does not have it.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device={name}: {str(error).splitlines()[0]}; give auto, cpu or cuda:N"
+        ) from error
+    return device
 
 
 def device_name(device: torch.device) -> str:
@@ -115,6 +124,8 @@ def outcome() -> Iterator[None]:
         yield
     except ValueError as error:
         _end(str(error))
+    except ModuleNotFoundError as error:
+        _end(missing_package(error))
     except Exception as error:
         if not _in_sweep():
             raise

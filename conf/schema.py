@@ -16,8 +16,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 ROOT = Path(__file__).resolve().parent.parent
 # Settings that say where and how a run works, not what it computes.
 NOT_IDENTITY = (
-    "idle", "logger", "device", "results_dir", "cache_dir", "rerun", "progress",
-    "expected_fp", "task.cache_dir", "task.num_workers", "task.expected", "task.tolerance",
+    "idle", "logger", "device", "results_dir", "cache_dir", "checkpoints_dir", "recipe", "rerun",
+    "progress", "expected_fp", "task.cache_dir", "task.checkpoints_dir", "task.num_workers",
+    "task.expected", "task.tolerance",
 )  # fmt: skip
 
 
@@ -39,6 +40,7 @@ class RunConfig:
     model: Any = MISSING
     task: Any = MISSING
     protocol: Any = MISSING
+    calibration: Any = None
     quant: Any = MISSING
     granularity: Any = MISSING
     ranges: Any = MISSING
@@ -52,6 +54,7 @@ class RunConfig:
     checkpoint: str | None = MISSING
     imagenet_dir: str | None = MISSING
     data_dir: str | None = MISSING
+    calibration_dir: str | None = MISSING
     preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
     expected_fp: float | None = MISSING
     device: str = MISSING
@@ -59,6 +62,9 @@ class RunConfig:
     progress: bool = MISSING
     results_dir: str = MISSING
     cache_dir: str = MISSING
+    checkpoints_dir: str = MISSING
+    # Fine-tuning: a member of conf/recipe, which only `python -m tasks.finetune` has.
+    recipe: Any = None
     # By config group: the options that do nothing under the chosen member of that group.
     idle: dict[str, list[str]] = field(default_factory=dict)
 

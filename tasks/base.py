@@ -42,7 +42,7 @@ class Task(ABC):
 class VisionTask(Task):
     """Classification of images; it also knows the checkpoint that its networks start from."""
 
-    kind = "vision"
+    kinds = ("vision",)
     metric = "top1"
     higher_is_better = True
     num_classes: int

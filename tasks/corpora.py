@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,21 +75,62 @@ class HubCorpus:
         )
 
     def _hub_rows(self, split: str) -> list[str]:
-        try:
-            import datasets
-        except ImportError as error:
-            raise ValueError(
-                f"{self.path} comes from the hub; pip install -e '.[language]'"
-            ) from error
-        try:
-            data: Any = datasets.load_dataset(self.path, self.config, split=split)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"{self.path} can't be loaded: {reason}; without a network give data_dir=PATH "
-                f"with {', '.join(names[0] for names in self.files.values())}"
-            ) from error
-        return list(data[self.column])
+        names = [names[0] for names in self.files.values()]
+        return list(load_hub(self.path, self.config, split, None, names)[self.column])
+
+
+def load_hub(
+    path: str, config: str | None, split: str, files: dict[str, str] | None, local: Sequence[str]
+) -> Any:
+    """Return a split of the hub's data set path; local are the files that stand in for it.
+
+    Raises:
+        ValueError: when it can't be had, with the way out.
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, config, data_files=files, split=split)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{path} can't be loaded: {reason}; without a network give a local folder with "
+            f"{', '.join(local)} (data_dir=PATH, calibration_dir=PATH)"
+        ) from error
+
+
+C4_TRAIN = "en/c4-train.00000-of-01024.json.gz"
+C4_VALIDATION = "en/c4-validation.00000-of-00008.json.gz"
+
+
+@dataclass(frozen=True)
+class C4:
+    """C4's English part: its first shard of train and of validation.
+
+    Attributes:
+        local: a folder that holds those two files of allenai/c4, or None for the hub.
+        documents: how many documents of validation are read; GPTQ's protocol takes 1,100.
+    """
+
+    local: str | None
+    documents: int
+
+    def text(self, split: str) -> str:
+        """Return the split's documents as one string."""
+        return " ".join(self.rows(split))
+
+    def rows(self, split: str) -> list[str]:
+        """Return the split's documents."""
+        name = C4_TRAIN if split == "train" else C4_VALIDATION
+        if self.local is None:
+            rows = load_hub("allenai/c4", None, "train", {"train": name}, [name])["text"]
+        else:
+            path = Path(self.local).expanduser() / name
+            if not path.is_file():
+                raise ValueError(f"calibration_dir={self.local}: {name} of allenai/c4 is not there")
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                rows = [json.loads(line)["text"] for line in file]
+        return list(rows if split == "train" else rows[: self.documents])
 
 
 @dataclass(frozen=True)

@@ -5,87 +5,80 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flexround.models.base import ModelAdapter
-from flexround.models.language import LanguageModel, Tokens
-from tasks import pretrained, tiny
-from tasks.base import Task
+from flexround.models.language import Tokens
+from tasks.calibration import Calibration, Stream
 from tasks.corpora import Corpus
-from tasks.perplexity import Protocol, cut, encode
+from tasks.perplexity import Protocol
+from tasks.transformer import TransformerTask, check_positions
 
 log = logging.getLogger(__name__)
 
 
-class LanguageModeling(Task):
+class LanguageModeling(TransformerTask):
     """exp(mean negative log-likelihood of the next token) over the protocol's windows."""
 
-    kind = "causal"
+    kinds = ("causal",)
+    auto = "AutoModelForCausalLM"
     metric = "perplexity"
     higher_is_better = False
 
     def __init__(
         self,
+        name: str,
         version: int,
         corpus: Corpus,
+        calibration: Calibration | None,
         protocol: Protocol,
         seq_len: int,
         eval_batch_size: int,
         expected: float | None,
         tolerance: float,
         cache_dir: str,
+        checkpoints_dir: str,
     ) -> None:
-        """Name the text and the protocol; seq_len is the length of a calibration sample."""
+        """Name the text and the protocol; seq_len is the length of a calibration sample.
+
+        calibration None is the corpus's own train split.
+        """
         if seq_len < 2:
             raise ValueError(f"task.seq_len={seq_len}: give at least 2 tokens")
-        self.version = version
+        super().__init__(name, version, expected, tolerance, cache_dir, checkpoints_dir)
         self._corpus, self._protocol = corpus, protocol
+        self._calibration = calibration or Stream(corpus)
         self._seq_len, self._eval_batch_size = seq_len, eval_batch_size
-        self._expected, self._tolerance = expected, tolerance
-        self._cache_dir = Path(cache_dir)
         self._windows: Tensor | None = None
 
-    def load(self, model: LanguageModel, checkpoint: str | None) -> nn.Module:
-        """Return the network of checkpoint or of the model's own source; keep its tokenizer.
+    def check(self, network: nn.Module, source: str) -> None:
+        """Check that a window fits the model's positions.
 
         Raises:
-            ValueError: when a window is longer than the model's positions.
+            ValueError: when it does not.
         """
-        source = checkpoint or model.source
-        if source.startswith(tiny.PREFIX):
-            network, self._tokenizer = tiny.load(source, self._cache_dir)
-        else:
-            from transformers import AutoModelForCausalLM
-
-            network, self._tokenizer = pretrained.load(AutoModelForCausalLM, source)
-        positions = getattr(network.config, "max_position_embeddings", None)
         longest = max(self._seq_len, self._protocol.window)
-        if positions is not None and longest > positions:
-            raise ValueError(
-                f"{source} has {positions} positions; lower task.seq_len "
-                f"({self._seq_len}) and protocol.window ({self._protocol.window}) to that"
-            )
-        return network
+        check_positions(network, source, longest, "task.seq_len and protocol.window")
 
-    def example(self) -> Tokens:
-        """Return two short sequences."""
-        return {"input_ids": torch.arange(8).view(2, 4)}
+    def training_rows(self) -> Sequence[dict[str, Any]]:
+        """Return the train split in blocks as the run_clm example cuts them."""
+        blocks = Protocol("run_clm", "train", self._protocol.window, None)
+        windows = blocks.windows(self._corpus, self._tokenizer)
+        return [{"input_ids": window, "labels": window} for window in windows]
+
+    def collator(self) -> Any:
+        """Return what stacks windows: they are all of one length."""
+        from transformers import default_data_collator
+
+        return default_data_collator
 
     def calibration(self, num_samples: int, seed: int) -> Sequence[Tokens]:
         """Return num_samples sequences of seq_len tokens of train, drawn by seed."""
-        text = self._corpus.text("train")
-        sequences = cut(encode(self._tokenizer, [text], special=False)[0], self._seq_len)
-        if num_samples > len(sequences):
-            raise ValueError(
-                f"num_samples={num_samples}: train has {len(sequences)} sequences of "
-                f"{self._seq_len} tokens; lower num_samples or task.seq_len"
-            )
-        generator = torch.Generator().manual_seed(seed)
-        chosen = sequences[torch.randperm(len(sequences), generator=generator)[:num_samples]]
-        return [{"input_ids": part} for part in chosen.split(self._eval_batch_size)]
+        found = self._calibration.sequences(self._tokenizer, self._seq_len, num_samples, seed)
+        return [{"input_ids": part} for part in found.split(self._eval_batch_size)]
 
     @torch.no_grad()
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
@@ -107,13 +100,8 @@ class LanguageModeling(Task):
         Raises:
             ValueError: names what is usually wrong.
         """
+        super().check_full_precision(metrics)
         value = metrics["perplexity"]
-        if self._expected is not None and abs(value - self._expected) > self._tolerance:
-            raise ValueError(
-                f"full precision has perplexity {value:.3f}, expected are {self._expected:.3f} "
-                f"(tolerance {self._tolerance}): check model, text and protocol "
-                f"({self._protocol}), or set expected_fp"
-            )
         if value >= len(self._tokenizer):
             raise ValueError(
                 f"full precision has perplexity {value:.0f}, a uniform guess over "

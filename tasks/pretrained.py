@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from tasks.sources import PACKAGE, path_of
@@ -33,10 +34,11 @@ def locate(source: str) -> tuple[str, str | None]:
     return source, None
 
 
-def load(auto: Any, source: str) -> tuple[nn.Module, Any]:
+def load(auto: Any, source: str, head: dict[str, Any] | None = None) -> tuple[nn.Module, Any]:
     """Return (network in float32 or its own half precision, tokenizer) of source.
 
-    auto is transformers' AutoModelFor... class of the task.
+    auto is transformers' AutoModelFor... class of the task; head are settings of its config, given
+    when a head is to be made: the network is then missing only that.
 
     Raises:
         ValueError: when the source can't be had or read, or model and tokenizer do not match.
@@ -45,19 +47,28 @@ def load(auto: Any, source: str) -> tuple[nn.Module, Any]:
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()  # it would warn of the very head that is to be made
     where, gguf = locate(source)
     options = {} if gguf is None else {"gguf_file": gguf, "dtype": "float32"}
     try:
-        network = auto.from_pretrained(where, **options)
+        network, report = auto.from_pretrained(
+            where, **options, **(head or {}), output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
     except ImportError as error:
         raise ValueError(
             f"{source}: {_first_line(error)}; pip install -e '.[local-models]'"
         ) from error
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError, SafetensorError) as error:
         local = where != source or Path(where).exists()
         advice = "" if local else "; without a network give a local folder: model.source=PATH"
         raise ValueError(f"{source} can't be loaded: {_first_line(error)}{advice}") from error
+    missing = sorted(report["missing_keys"])
+    if missing and head is None:
+        raise ValueError(
+            f"{source} has no weights for {', '.join(missing[:3])}: it is no checkpoint of a "
+            f"{type(network).__name__}; give a fine-tuned one"
+        )
     check_vocabulary(network, tokenizer, source)
     return network, tokenizer
 

@@ -1,4 +1,8 @@
-"""A tiny member of each family of language models, trained on first use on Python's own docs."""
+"""A tiny member of each family of language models, made on first use.
+
+The causal ones are trained on Python's own documentation. The encoder is as initialised: its tasks
+fine-tune all of it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +19,14 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from tasks import pretrained
 from tasks.corpora import PythonDocs
 from tasks.perplexity import cut
 
 log = logging.getLogger(__name__)
 
 PREFIX = "tiny:"
-RECIPE = {"vocabulary": 1024, "steps": 150, "batch": 16, "window": 64, "lr": 3e-3, "version": 1}
+RECIPE = {"vocabulary": 1024, "steps": 150, "batch": 16, "window": 64, "lr": 3e-3, "version": 2}
 SIZE = {"vocab_size": RECIPE["vocabulary"], "max_position_embeddings": 256}
 WIDTH = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
 
@@ -33,7 +39,8 @@ def config_of(family: str) -> Any:
     """
     import transformers as hf
 
-    makers = {
+    makers: dict[str, Callable[[], Any]] = {
+        "bert": lambda: hf.BertConfig(**SIZE, **WIDTH, intermediate_size=128),
         "gpt2": lambda: hf.GPT2Config(
             vocab_size=SIZE["vocab_size"], n_positions=256, n_embd=64, n_layer=2, n_head=4
         ),
@@ -49,7 +56,7 @@ def config_of(family: str) -> Any:
     if family not in makers:
         raise ValueError(f"model.source=tiny:{family}: give one of {', '.join(makers)}")
     config = makers[family]()
-    config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 1, 1
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 1, 2
     # Dropout would only slow so short a training down.
     for name in vars(config):
         if "drop" in name and isinstance(getattr(config, name), float):
@@ -57,9 +64,12 @@ def config_of(family: str) -> Any:
     return config
 
 
-def tokenizer() -> Any:
-    """Return a byte-level BPE of 1,024 tokens trained on the train split of Python's docs."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def tokenizer(pairs: bool) -> Any:
+    """Return a byte-level BPE of 1,024 tokens trained on the train split of Python's docs.
+
+    With pairs, one or two texts become <s> A </s> B </s> as BERT takes them.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
@@ -67,22 +77,34 @@ def tokenizer() -> Any:
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=RECIPE["vocabulary"],
-        special_tokens=["<s>", "</s>"],
+        special_tokens=["<s>", "</s>", "<pad>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     bpe.train_from_iterator(PythonDocs().rows("train"), trainer)
+    if pairs:
+        bpe.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>",
+            pair="<s> $A </s> $B:1 </s>:1",
+            special_tokens=[("<s>", 0), ("</s>", 1)],
+        )
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"][:: 1 if pairs else 2],
+        model_max_length=SIZE["max_position_embeddings"],
     )
 
 
-def load(source: str, cache_dir: Path) -> tuple[nn.Module, Any]:
-    """Return (network, tokenizer) of tiny:FAMILY, trained now or read from the cache."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as hf_logging
+def load(
+    source: str, cache_dir: Path, auto: Any, head: dict[str, Any] | None = None
+) -> tuple[nn.Module, Any]:
+    """Return (network, tokenizer) of tiny:FAMILY, made now or read from the cache.
 
-    hf_logging.disable_progress_bar()
+    auto and head are those of `pretrained.load`.
+    """
     family = source.removeprefix(PREFIX)
     key = json.dumps([config_of(family).to_dict(), RECIPE], sort_keys=True, default=str)
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
@@ -91,26 +113,43 @@ def load(source: str, cache_dir: Path) -> tuple[nn.Module, Any]:
     with FileLock(folder.with_suffix(".lock")):
         if folder.is_dir():
             try:
-                return (
-                    AutoModelForCausalLM.from_pretrained(folder),
-                    AutoTokenizer.from_pretrained(folder),
-                )
+                return pretrained.load(auto, str(folder), head)
             except Exception as error:
+                if _is_sound(folder):
+                    raise  # it is auto that does not fit
                 log.warning("cached %s is damaged and made again: %s", folder, error)
                 shutil.rmtree(folder)
-        network, tokens = _train(family)
+        network, tokens = _encoder() if family == "bert" else _train(family)
         part = Path(tempfile.mkdtemp(dir=folder.parent))
         network.save_pretrained(part)
         tokens.save_pretrained(part)
         part.replace(folder)
-    return network, tokens
+    return pretrained.load(auto, str(folder), head)
+
+
+def _is_sound(folder: Path) -> bool:
+    from transformers import AutoModel
+
+    try:
+        pretrained.load(AutoModel, str(folder), {})
+    except ValueError:
+        return False
+    return True
+
+
+def _encoder() -> tuple[Any, Any]:
+    from transformers import AutoModelForMaskedLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForMaskedLM.from_config(config_of("bert")), tokenizer(pairs=True)
 
 
 def _train(family: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
     log.info("training a tiny %s on Python's documentation (first use)", family)
-    tokens = tokenizer()
+    tokens = tokenizer(pairs=False)
     text = tokens(PythonDocs().text("train"))["input_ids"]
     windows = cut(text, RECIPE["window"])
     with torch.random.fork_rng():

@@ -13,33 +13,57 @@ from conf.build import validate
 from conf.schema import identity, run_id
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-OPTIONS = sorted(
-    f"{path.parent.relative_to(CONF)}={path.stem}"
-    for path in CONF.rglob("*.yaml")
-    if path.parent != CONF and not str(path.relative_to(CONF)).startswith("tuned")
-)
+FILES = [path.relative_to(CONF).with_suffix("") for path in sorted(CONF.rglob("*.yaml"))]
+OPTIONS = [
+    f"{path.parts[0]}={'/'.join(path.parts[1:])}"
+    for path in FILES
+    if len(path.parts) > 1 and path.parts[0] not in ("tuned", "recipe") and path.name[0] != "_"
+]
 
 
-def composed(*overrides):
+def composed(*overrides, config="config"):
     with initialize_config_module("conf", version_base="1.3"):
-        return compose("config", list(overrides))
+        return compose(config, list(overrides))
+
+
+def names_in(group):
+    """Return the options of a config group, as the command line has them."""
+    return [option.partition("=")[2] for option in OPTIONS if option.startswith(f"{group}=")]
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_fits_its_target(option):
-    validate(composed(option, "imagenet_dir=somewhere"))
+    validate(composed(option, "imagenet_dir=somewhere", "data_dir=."))
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "tuned").rglob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("recipe", ["full", "lora"])
+def test_every_recipe_fits_its_target(recipe):
+    validate(composed(f"recipe={recipe}", "model=tiny_llama", config="finetune"))
+
+
+TUNED = [path for path in FILES if path.parts[0] == "tuned"]
+
+
+@pytest.mark.parametrize("path", TUNED, ids=str)
 def test_every_tuned_file_is_reached_by_the_names_in_its_own(path):
     """A file that no combination of options selects is dead weight, or misspelt."""
-    models = [p.stem for p in (CONF / "model").glob("*.yaml")]
-    tasks = [p.stem for p in (CONF / "task").rglob("*.yaml")]
-    quants = [p.stem for p in (CONF / "quant").glob("*.yaml")]
+    models, tasks, quants = names_in("model"), names_in("task"), names_in("quant")
     names = {"task": [f"{t}_{q}" for t in tasks for q in quants]}
     names["model"] = [f"{m}_{q}" for m in models for q in quants]
     names["pair"] = [f"{t}_{m}_{q}" for t in tasks for m in models for q in quants]
-    assert path.stem in names[path.parent.name]
+    names["recipe"] = tasks
+    names["recipe_pair"] = [f"{t}_{m}" for t in tasks for m in models]
+    assert "/".join(path.parts[2:]) in names[path.parts[1]]
+
+
+@pytest.mark.parametrize("path", [p for p in TUNED if p.parts[1] == "recipe_pair"], ids=str)
+def test_every_tuned_recipe_composes_and_fits_its_target(path):
+    name = "/".join(path.parts[2:])
+    task = next(t for t in names_in("task") if name.startswith(f"{t}_"))
+    model = name.removeprefix(f"{task}_")
+    recipe = composed(f"model={model}", f"task={task}", config="finetune").recipe
+    validate(OmegaConf.create({"recipe": recipe}))
+    assert recipe != OmegaConf.load(CONF / "recipe" / "full.yaml")
 
 
 def test_more_specific_tuned_files_win_and_the_command_line_wins_over_all():

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from flexround.blocks import Block, Calls, capture
 
 
-def check_kind(model: str, task: str) -> None:
+def check_kind(model: str, task: Sequence[str]) -> None:
     """Check that a model of one kind (vision, causal, encoder) meets a task for that kind.
 
     Raises:
         ValueError: when it does not.
     """
-    if model != task:
+    if model not in task:
         raise ValueError(
-            f"the model is {model}, the task is for {task} models; choose another task= or model="
+            f"the model is {model}, the task is for {' and '.join(task)} models; "
+            "choose another task= or model="
         )
 
 

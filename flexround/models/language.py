@@ -23,7 +23,7 @@ Tokens = Mapping[str, Tensor]  # input_ids, attention_mask, ...: [batch, tokens]
 class LanguageSource(Protocol):
     """What a language task provides to build an adapter."""
 
-    kind: str
+    kinds: Sequence[str]
 
     def load(self, model: LanguageModel, checkpoint: str | None) -> nn.Module:
         """Return model's full-precision network for the task."""
@@ -39,10 +39,12 @@ class LanguageModel:
     """A transformer by the source of its weights.
 
     Attributes:
+        name: what the command line calls it.
         source: a hub id, a local folder, a .gguf file, package:NAME/FILE, or tiny:FAMILY.
         kind: causal or encoder.
     """
 
+    name: str
     source: str
     kind: str
 
@@ -54,7 +56,7 @@ class LanguageModel:
         Raises:
             ValueError: when the task is for another kind of model.
         """
-        check_kind(self.kind, source.kind)
+        check_kind(self.kind, source.kinds)
         return LanguageAdapter(source.load(self, checkpoint), source.example(), device)
 
 
@@ -80,9 +82,14 @@ class LanguageAdapter(ModelAdapter):
         return self._blocks
 
     def forward(self, batch: Tokens) -> Tensor:
-        """Return the logits of one batch: [batch, tokens, vocabulary] or [batch, classes]."""
+        """Return the logits of one batch.
+
+        [batch, tokens, vocabulary], [batch, classes], or for answers in a text [batch, tokens, 2].
+        """
         self.model.to(self.device)
         out = self.model(**{name: values.to(self.device) for name, values in batch.items()})
+        if "start_logits" in out:
+            return torch.stack([out.start_logits, out.end_logits], dim=-1)
         logits: Tensor = out.logits
         return logits
 

@@ -5,10 +5,10 @@ A residual block is one unit, every other layer a unit of its own; BatchNorm is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU)
 class VisionSource(Protocol):
     """What a vision task provides to build an adapter."""
 
-    kind: str
+    kinds: Sequence[str]
 
     def load(self, model: VisionModel, checkpoint: str | None) -> nn.Module:
         """Return model's full-precision network for the task."""
@@ -62,6 +62,8 @@ class VisionModel:
     name: str
     weights: str | None
     first_last_bits: int | None
+
+    kind: ClassVar[str] = "vision"
 
     def build(self, num_classes: int) -> nn.Module:
         """Return the architecture with fresh weights and a head of num_classes.
@@ -92,7 +94,7 @@ class VisionModel:
         Raises:
             ValueError: when the task is for another kind of model.
         """
-        check_kind("vision", source.kind)
+        check_kind(self.kind, source.kinds)
         network = source.load(self, checkpoint)
         return VisionAdapter(network, source.example(), self.first_last_bits, device)
 

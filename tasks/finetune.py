@@ -1,0 +1,102 @@
+"""Fine-tune a model for a task: `python -m tasks.finetune model=bert_base task=glue/mrpc`.
+
+The network is written to checkpoints_dir/TASK/MODEL, where `run.py` looks for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from conf.build import build, validate
+from conf.errors import one_line_errors
+from conf.job import device_of, outcome
+from conf.schema import check_idle, register
+
+log = logging.getLogger("finetune")
+register()
+
+# The options of a run that mean something here; everything else that is given does nothing.
+USED = (
+    "model", "task", "recipe", "checkpoint", "data_dir", "protocol", "seed", "device", "rerun",
+    "cache_dir", "checkpoints_dir", "hydra", "expected_fp",
+)  # fmt: skip
+
+
+def check_used(cfg: DictConfig) -> None:
+    """Refuse options that only quantization has.
+
+    Raises:
+        ValueError: names the option.
+    """
+    given = HydraConfig.get().overrides.task
+    for text in given:
+        if text.lstrip("+~").partition("=")[0].partition(".")[0] not in USED:
+            raise ValueError(f"{text} does nothing in fine-tuning; leave it out")
+    check_idle(cfg, given, given)
+
+
+def write(network: Any, tokenizer: Any, facts: dict[str, Any], folder: Path) -> None:
+    """Write network, tokenizer and facts as folder, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=folder.parent))
+    network.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    (part / "finetune.json").write_text(json.dumps(facts, indent=2))
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    part.chmod(0o755)
+    part.replace(folder)
+
+
+def finetune(cfg: DictConfig) -> Path:
+    """Return the folder of the fine-tuned network, made now unless it is there."""
+    from flexround.models.base import check_kind
+    from flexround.models.language import LanguageAdapter
+
+    validate(cfg)
+    task, model, recipe = build(cfg.task), build(cfg.model), build(cfg.recipe)
+    if "vision" in task.kinds:
+        raise ValueError("there is no fine-tuning for vision tasks; choose a language task=")
+    check_kind(model.kind, task.kinds)
+    folder: Path = task.finetuned_folder(model)
+    if (folder / "config.json").is_file() and not cfg.rerun:
+        log.info("already there: %s (rerun=true makes it again)", folder)
+        return folder
+    device = device_of(cfg.device)
+    network = task.fresh(model, cfg.checkpoint, cfg.seed)
+    rows, collator = task.training_rows(), task.collator()
+    network = recipe.train(network, rows, collator, cfg.seed, cpu=device.type == "cpu")
+    metrics = task.evaluate(LanguageAdapter(network, task.example(), device))
+    facts = {
+        "task": task.name,
+        "model": model.name,
+        "source": cfg.checkpoint or model.source,
+        "seed": cfg.seed,
+        "recipe": OmegaConf.to_container(cfg.recipe, resolve=True),
+        "metrics": metrics,
+    }
+    write(network, task.tokenizer, facts, folder)
+    log.info("%s: %s", folder, ", ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
+    return folder
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="finetune")
+def main(cfg: DictConfig) -> None:
+    """Fine-tune once, or with -m many times."""
+    with outcome():
+        check_used(cfg)
+        finetune(cfg)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

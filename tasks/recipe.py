@@ -1,0 +1,129 @@
+"""How a network is fine-tuned: transformers' Trainer, and LoRA (arXiv 2106.09685) through peft."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank updates of some layers; they are merged into the weights in the end.
+
+    Attributes:
+        rank: of the updates.
+        alpha: their scale is alpha / rank.
+        dropout: on their inputs.
+        targets: how the names of the updated layers end.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: list[str]
+
+    def add_to(self, network: nn.Module) -> Any:
+        """Return network with updates that train, and all else frozen.
+
+        Raises:
+            ValueError: when no layer is called as in targets.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        layers = [m for name, m in network.named_modules() if name.endswith(tuple(self.targets))]
+        if not layers:
+            raise ValueError(
+                f"recipe.lora.targets={self.targets}: {type(network).__name__} has no such layers"
+            )
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.targets,
+            # transformers' Conv1D keeps its weight as [in, out].
+            fan_in_fan_out=not isinstance(layers[0], nn.Linear),
+        )
+        return get_peft_model(network, config)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of one fine-tuning.
+
+    Attributes:
+        lr: AdamW's learning rate, after the warm-up decayed linearly to 0.
+        batch_size: rows a step.
+        epochs: passes over the train split.
+        max_steps: end after so many steps, or None.
+        weight_decay: AdamW's.
+        warmup_steps: steps in which the rate rises.
+        label_smoothing: share of the target spread over all classes.
+        lora: train low-rank updates only, or None for all weights.
+    """
+
+    lr: float
+    batch_size: int
+    epochs: float
+    max_steps: int | None
+    weight_decay: float
+    warmup_steps: int
+    label_smoothing: float
+    lora: LoRA | None
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "batch_size", "epochs"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"recipe.{name}={getattr(self, name)}: give a number above 0")
+
+    def train(
+        self,
+        network: nn.Module,
+        rows: Sequence[dict[str, Any]],
+        collator: Callable[[list[dict[str, Any]]], Any],
+        seed: int,
+        cpu: bool,
+    ) -> nn.Module:
+        """Return network fine-tuned on rows, in eval mode on the CPU, LoRA merged."""
+        import accelerate  # noqa: F401  the Trainer's own error, when it is missing, is longer
+
+        trained = network if self.lora is None else self.lora.add_to(network)
+        from transformers import PrinterCallback, Trainer, TrainingArguments
+        from transformers.utils.logging import disable_progress_bar
+
+        with tempfile.TemporaryDirectory() as scratch:
+            arguments = TrainingArguments(
+                output_dir=scratch,
+                learning_rate=self.lr,
+                per_device_train_batch_size=self.batch_size,
+                num_train_epochs=self.epochs,
+                max_steps=self.max_steps or -1,
+                weight_decay=self.weight_decay,
+                warmup_steps=self.warmup_steps,
+                label_smoothing_factor=self.label_smoothing,
+                seed=seed,
+                use_cpu=cpu,
+                save_strategy="no",
+                logging_strategy="steps",
+                logging_steps=50,
+                report_to=[],
+                disable_tqdm=not sys.stderr.isatty(),
+                # Rows hold what the network takes and nothing else.
+                remove_unused_columns=False,
+            )
+            disable_progress_bar()
+            trainer = Trainer(trained, arguments, train_dataset=list(rows), data_collator=collator)
+            trainer.remove_callback(PrinterCallback)
+            loss = trainer.train().training_loss
+        log.info("%d rows, mean training loss %.4f", len(rows), loss)
+        if self.lora is not None:
+            trained = trained.merge_and_unload()
+        done: nn.Module = trained.cpu().eval()
+        return done

@@ -1,0 +1,79 @@
+"""The embedded classification: topics of Python's help(), on a network fine-tuned on first use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from filelock import FileLock
+from torch import nn
+
+from flexround.models.language import LanguageModel
+from tasks.classification import Classification
+from tasks.recipe import Recipe
+from tasks.sentences import PythonTopics
+
+log = logging.getLogger(__name__)
+
+
+class TopicClassification(Classification):
+    """A classification that makes its fine-tuned network by itself where there is none."""
+
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        data: PythonTopics,
+        num_labels: int,
+        metrics: list[str],
+        splits: dict[str, str],
+        max_len: int,
+        eval_batch_size: int,
+        expected: float | None,
+        tolerance: float,
+        cache_dir: str,
+        checkpoints_dir: str,
+        recipe: Recipe,
+    ) -> None:
+        """Take what a classification takes, and how its network is trained."""
+        super().__init__(
+            name, version, data, num_labels, metrics, splits, max_len, eval_batch_size,
+            expected, tolerance, cache_dir, checkpoints_dir,
+        )  # fmt: skip
+        self._recipe = recipe
+
+    def load(self, model: LanguageModel, checkpoint: str | None) -> nn.Module:
+        """Return the network of checkpoint, or the one trained now or on an earlier first use."""
+        if checkpoint is not None:
+            return super().load(model, checkpoint)
+        folder = self._cached(model)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if folder.is_dir():
+                try:
+                    return super().load(model, str(folder))
+                except ValueError as error:
+                    log.warning("cached %s is damaged and made again: %s", folder, error)
+                    shutil.rmtree(folder)
+            self._make(model, folder)
+        return super().load(model, str(folder))
+
+    def _cached(self, model: LanguageModel) -> Path:
+        key = json.dumps([model.source, self.version, vars(self._data), asdict(self._recipe)])
+        digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+        return self._cache_dir / "checkpoints" / f"{self.name}-{model.name}-{digest}"
+
+    def _make(self, model: LanguageModel, folder: Path) -> None:
+        log.info("training %s on Python's help() (first use)", model.name)
+        network = self.fresh(model, None, seed=0)
+        rows = self.training_rows()
+        network = self._recipe.train(network, rows, self.collator(), seed=0, cpu=True)
+        part = Path(tempfile.mkdtemp(dir=folder.parent))
+        network.save_pretrained(part)  # type: ignore[operator]
+        self.tokenizer.save_pretrained(part)
+        part.replace(folder)
