@@ -29,6 +29,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
     task, model, recon = build(cfg.task), build(cfg.model), build(cfg.recon)
     grid = Grid(cfg.bits, cfg.symmetric, build(cfg.granularity))
     quantizer, ranges, device = build(cfg.quant), build(cfg.ranges), job.device()
+    activation = build(cfg.activation)
     # Options out of range are refused here, before a weight is loaded.
     quantizer(torch.eye(2), grid=Grid(cfg.bits, cfg.symmetric, PerTensor()), ranges=ranges)
     with job.recording() as draft:
@@ -38,7 +39,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
         draft.device = device_name(device)
         adapter = model.adapter(task, cfg.checkpoint, device)
         calibration = task.calibration(cfg.num_samples, cfg.seed)
-        recon.check(adapter, calibration, grid)
+        recon.check(adapter, calibration, grid, activation)
 
         draft.fp_metrics = task.evaluate(adapter)
         task.check_full_precision(draft.fp_metrics)
@@ -50,6 +51,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
                 quantizer=quantizer,
                 grid=grid,
                 ranges=ranges,
+                activation=activation,
                 generator=torch.Generator().manual_seed(cfg.seed),
                 observers=[o for o in (reports, bar, logger) if o is not None],
             )

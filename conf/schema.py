@@ -45,9 +45,14 @@ class RunConfig:
     granularity: Any = MISSING
     ranges: Any = MISSING
     recon: Any = MISSING
+    activation: Any = None
     logger: Any = None
     bits: int = MISSING
     symmetric: bool = MISSING
+    act_bits: int = MISSING
+    act_stem_bits: int = MISSING
+    act_head_bits: int = MISSING
+    kv_bits: int | None = MISSING
     group_size: int = MISSING
     seed: int = MISSING
     num_samples: int = MISSING

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from flexround.attach import Layer
+from flexround.sites import Site
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,19 @@ class Block:
 
     Attributes:
         activation: the activation function that follows the module and belongs to its output.
+        sites: the activations that are quantized in it and at its output.
     """
 
     name: str
     module: nn.Module
     layers: Sequence[Layer]
     activation: nn.Module | None = None
+    sites: Sequence[Site] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights."""
+        return next(self.module.parameters()).dtype
 
 
 class _Reached(Exception):
@@ -72,8 +80,17 @@ class Calls:
         args, kwargs = tree_map(widen, (self.args, self.kwargs))
         return Calls(widen(self.inputs), args, kwargs)
 
-    def run(self, module: nn.Module, indices: Tensor, device: torch.device) -> Tensor:
-        """Return module's output on the samples at indices [batch], on device."""
+    def run(
+        self,
+        module: nn.Module,
+        indices: Tensor,
+        device: torch.device,
+        inputs: Tensor | None = None,
+    ) -> Tensor:
+        """Return module's output on the samples at indices [batch], on device.
+
+        inputs [batch, ...] stand in for the first argument where they are given.
+        """
 
         def pick(leaf: Any) -> Any:
             if isinstance(leaf, PerSample):
@@ -81,7 +98,9 @@ class Calls:
             return leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
         args, kwargs = tree_map(pick, (self.args, self.kwargs or {}))
-        out = module(self.inputs[indices].to(device), *args, **kwargs)
+        if inputs is None:
+            inputs = self.inputs[indices].to(device)
+        out = module(inputs, *args, **kwargs)
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
 

@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
+from flexround.activations import Activations
 from flexround.attach import check
 from flexround.blocks import Block
 from flexround.grid import Grid, QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.observers import Observer
+from flexround.quantizers.activation import Activation
 from flexround.quantizers.base import QuantizerFactory
 from flexround.ranges import Ranges
+from flexround.steps import learn_steps
 from flexround.unit import Unit, UnitJob
 
 
@@ -34,7 +38,13 @@ class Reconstruction:
         lr: learning rate of the quantizers that do not bring their own.
         batch_size: calibration samples a step, drawn without replacement within a step.
         schedule: constant, or cosine down to 0.
-        inputs: quant feeds the student the quantized prefix's output, fp the full-precision one.
+        inputs: quant feeds the student the quantized prefix's output, fp the full-precision one,
+            mixed each element of the first with probability keep and of the second otherwise.
+        steps: when the step sizes of activations are learned: not at all (start), after all weights
+            as in BRECQ, or together with each block's weights as in QDrop.
+        act_lr: their learning rate, taken down to 0 by a cosine.
+        act_iters: their iterations where they are learned after the weights.
+        keep: probability that an element stays quantized while learning, QDrop's 0.5; 1 is all.
     """
 
     unit: Literal["block", "layer"]
@@ -42,22 +52,36 @@ class Reconstruction:
     lr: float
     batch_size: int
     schedule: Literal["constant", "cosine"]
-    inputs: Literal["quant", "fp"]
+    inputs: Literal["quant", "fp", "mixed"]
+    steps: Literal["start", "after", "together"]
+    act_lr: float
+    act_iters: int
+    keep: float
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("unit", self.unit, ("block", "layer")),
             ("schedule", self.schedule, ("constant", "cosine")),
-            ("inputs", self.inputs, ("quant", "fp")),
+            ("inputs", self.inputs, ("quant", "fp", "mixed")),
+            ("steps", self.steps, ("start", "after", "together")),
         ):
             if value not in allowed:
                 raise ValueError(f"recon.{name}={value}: give one of {', '.join(allowed)}")
-        if self.iters < 0:
-            raise ValueError(f"recon.iters={self.iters}: give 0 or more")
+        for name, count in (("iters", self.iters), ("act_iters", self.act_iters)):
+            if count < 0:
+                raise ValueError(f"recon.{name}={count}: give 0 or more")
         if self.batch_size < 1:
             raise ValueError(f"recon.batch_size={self.batch_size}: give at least 1")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"recon.lr={self.lr}: give a number above 0")
+        for name, rate in (("lr", self.lr), ("act_lr", self.act_lr)):
+            if not (rate > 0 and math.isfinite(rate)):
+                raise ValueError(f"recon.{name}={rate}: give a number above 0")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"recon.keep={self.keep}: give a probability above 0, 1 for all")
+        if self.steps == "together" and self.unit == "layer":
+            raise ValueError(
+                "recon.unit=layer with recon.steps=together: step sizes are learned a block at a "
+                "time; give recon.unit=block, or recon.steps=after"
+            )
 
     def __call__(
         self,
@@ -68,55 +92,93 @@ class Reconstruction:
         grid: Grid,
         ranges: Ranges,
         generator: torch.Generator,
+        activation: Activation | None = None,
         observers: Sequence[Observer] = (),
     ) -> dict[str, QuantizedTensor]:
         """Quantize adapter's model in place and return each layer's integers by name.
 
         calibration holds batches as adapter.forward takes them; generator draws the mini-batches.
+        With activation the model quantizes its activations from then on, too.
 
         Raises:
             ValueError: when the calibration set is smaller than a batch, a weight does not fit the
                 grid, or a loss is not finite (names the block).
         """
-        self.check(adapter, calibration, grid)
+        self.check(adapter, calibration, grid, activation)
         blocks = adapter.blocks()
         fp = quant = adapter.capture(calibration)
         units = [list(self._units(block)) for block in blocks]
         for observer in observers:
             observer.begin([unit.name for group in units for unit in group], self.iters)
         mask = adapter.loss_mask(calibration)
-        job = UnitJob(self, adapter, quantizer, grid, ranges, generator, observers, mask)
+        draws = torch.Generator(adapter.device).manual_seed(generator.initial_seed())
+        activations = None
+        if activation is not None:
+            activations = Activations(blocks, activation, ranges, draws)
+        job = UnitJob(
+            self, adapter, quantizer, grid, ranges, generator, observers, mask,
+            activation, activations, draws,
+        )  # fmt: skip
+        teachers: list[nn.Module] = []
         quantized: dict[str, QuantizedTensor] = {}
         for index, block in enumerate(blocks):
-            dtype = next(block.module.parameters()).dtype
+            dtype = block.dtype
             block.module.to(adapter.device, torch.float32)  # half precision is too coarse to train
             teacher = copy.deepcopy(block.module)
             fp_outputs = job.run_all(teacher, fp)
             for unit in units[index]:
-                inputs, targets = job.streams(block, unit, teacher, fp, quant, fp_outputs)
-                quantized |= job.reconstruct(unit, inputs, targets)
+                streams = job.streams(block, unit, teacher, fp, quant, fp_outputs)
+                quantized |= job.reconstruct(unit, *streams)
             if index + 1 < len(blocks):
-                outputs = fp_outputs, job.run_all(block.module, quant)
-                fp, quant = (
-                    calls.with_inputs(adapter.advance(index, out))
-                    for calls, out in zip((fp, quant), outputs, strict=True)
-                )
+                fp = fp.with_inputs(adapter.advance(index, fp_outputs))
+                with job.student():
+                    outputs = job.run_all(block.module, quant)
+                    quant = quant.with_inputs(adapter.advance(index, outputs))
             block.module.to(adapter.home, dtype)
+            if activations is not None and not job.together:
+                teachers.append(teacher.to(adapter.home))
+        if teachers:
+            del fp, quant
+            learn_steps(job, blocks, teachers, calibration)
+        if activations is not None:
+            activations.leave_on()
         return quantized
 
-    def check(self, adapter: ModelAdapter, calibration: Sequence[Any], grid: Grid) -> None:
+    def check(
+        self,
+        adapter: ModelAdapter,
+        calibration: Sequence[Any],
+        grid: Grid,
+        activation: Activation | None = None,
+    ) -> None:
         """Check what can be checked before any work.
 
         Raises:
-            ValueError: when the calibration set is smaller than a batch, or a weight does not fit
-                the grid (names the layer).
+            ValueError: when the calibration set is smaller than a batch, a weight does not fit the
+                grid (names the layer), or there is nothing that steps says to learn.
         """
+        if activation is not None:
+            self._check_activation(activation, adapter)
         check([layer for block in adapter.blocks() for layer in block.layers], grid)
         samples = sum(adapter.num_samples(batch) for batch in calibration)
         if self.iters and samples < self.batch_size:
             raise ValueError(
                 f"num_samples={samples} is smaller than recon.batch_size={self.batch_size}; "
                 "raise num_samples or lower recon.batch_size"
+            )
+
+    def _check_activation(self, activation: Activation, adapter: ModelAdapter) -> None:
+        if self.steps != "start" and not activation.learns:
+            raise ValueError(
+                f"recon.steps={self.steps} learns step sizes, and {type(activation).__name__} has "
+                "none; give recon=block or recon=layer, or activation=static_per_tensor"
+            )
+        sites = [site for block in adapter.blocks() for site in block.sites]
+        if not any(site.role != "kv" for site in sites):
+            raise ValueError("the model names no activation to quantize; give activation=none")
+        if activation.kv_bits is not None and not any(site.role == "kv" for site in sites):
+            raise ValueError(
+                f"kv_bits={activation.kv_bits}: the model has no key and value layers of their own"
             )
 
     def _units(self, block: Block) -> Iterator[Unit]:

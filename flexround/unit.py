@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import math
-import resource
-import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from flexround.activations import Activations, mix
 from flexround.attach import Layer, attach, freeze
 from flexround.blocks import Block, Calls, capture
+from flexround.descent import Descent, adam
 from flexround.grid import Grid, QuantizedTensor
+from flexround.measure import Stopwatch
 from flexround.models.base import ModelAdapter
 from flexround.observers import BlockReport, Observer
+from flexround.quantizers.activation import Activation, ActivationQuantizer
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import Ranges
 
 if TYPE_CHECKING:
     from flexround.reconstruction import Reconstruction
 
-# How often the loss is read: each reading makes a GPU wait.
-READ_EVERY = 10
-
 
 def reconstruction_loss(
-    output: Tensor, target: Tensor, channel_dim: int, mask: Tensor | None = None
+    output: Tensor,
+    target: Tensor,
+    channel_dim: int,
+    mask: Tensor | None = None,
+    power: float = 2.0,
 ) -> Tensor:
-    """Return the squared error summed over channels, averaged over everything else.
+    """Return |error|^power summed over channels, averaged over everything else.
 
     mask has the shape that is left without the channels and tells which positions count, none of
-    the padding. AdaRound's lambda = 0.01 is tied to this reduction.
+    the padding. AdaRound's lambda = 0.01 is tied to this reduction and the power 2.
     """
-    error = (output - target).pow(2).sum(dim=channel_dim)
+    error = output - target
+    error = (error.square() if power == 2 else error.abs().pow(power)).sum(dim=channel_dim)
     return error.mean() if mask is None else error[mask].mean()
 
 
@@ -55,7 +60,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitJob:
-    """The loop's fixed parts while it walks one model."""
+    """The loop's fixed parts while it walks one model.
+
+    Attributes:
+        activations: the quantizers of the activations, or None where they stay as they are.
+        draws: decides, on the device, which elements stay quantized.
+    """
 
     recon: Reconstruction
     adapter: ModelAdapter
@@ -65,6 +75,21 @@ class UnitJob:
     generator: torch.Generator
     observers: Sequence[Observer]
     mask: Tensor | None
+    activation: Activation | None
+    activations: Activations | None
+    draws: torch.Generator
+
+    @property
+    def together(self) -> bool:
+        """Whether the student's activations are quantized while its weights are learned."""
+        return self.activations is not None and self.recon.steps == "together"
+
+    def student(self, keep: float = 1.0) -> AbstractContextManager[None]:
+        """Return the context in which the student runs in this pass."""
+        if not self.together:
+            return nullcontext()
+        assert self.activations is not None, "together says so"
+        return self.activations.on(keep)
 
     def run_all(self, module: nn.Module, calls: Calls) -> Tensor:
         """Return module's outputs over the whole calibration set, [samples, ...]."""
@@ -78,97 +103,125 @@ class UnitJob:
         fp: Calls,
         quant: Calls,
         fp_outputs: Tensor,
-    ) -> tuple[Calls, Tensor]:
-        """Return the student's calls of unit and its full-precision targets [samples, ...]."""
+    ) -> tuple[Calls, Calls, Tensor]:
+        """Return unit's calls on both streams and its full-precision targets [samples, ...]."""
         if unit.module is not block.module:
             path = next(n for n, m in block.module.named_modules() if m is unit.module)
             source = teacher.get_submodule(path)
             quant = self._inside(block.module, unit.module, quant)
             fp = self._inside(teacher, source, fp)
             fp_outputs = self.run_all(source, fp)
-        targets = unit.output(fp_outputs)
-        return (quant if self.recon.inputs == "quant" else fp), targets
+        return fp, quant, unit.output(fp_outputs)
 
     def _inside(self, block: nn.Module, layer: nn.Module, calls: Calls) -> Calls:
         indices = torch.arange(len(calls)).split(self.recon.batch_size)
         return capture(layer, lambda part: calls.run(block, part, self.adapter.device), indices)
 
-    def reconstruct(self, unit: Unit, inputs: Calls, targets: Tensor) -> dict[str, QuantizedTensor]:
-        """Optimise the unit's quantizers, bake them in and report."""
-        start = time.perf_counter()
-        if self.adapter.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.adapter.device)
+    def reconstruct(
+        self, unit: Unit, fp: Calls, quant: Calls, targets: Tensor
+    ) -> dict[str, QuantizedTensor]:
+        """Optimise the unit's quantizers, bake the weights in and report."""
+        watch = Stopwatch(self.adapter.device)
         quantizers = attach(unit.layers, self.quantizer, self.grid, self.ranges)
         for quantizer in quantizers:
             quantizer.hard = True
-        error_before = self.error(unit, inputs, targets)
+        steps = self.start(unit, quant) if self.together else []
+        inputs = fp if self.recon.inputs == "fp" else quant
+        with self.student():
+            error_before = self.error(unit, inputs, targets)
         for quantizer in quantizers:
             quantizer.hard = False
-        self.optimise(unit, quantizers, inputs, targets)
+        if self.recon.iters:
+            self.optimise(unit, quantizers, steps, fp, quant, targets)
         quantized = freeze(unit.layers)
-        error_after = self.error(unit, inputs, targets)
+        with self.student():
+            error_after = self.error(unit, inputs, targets)
         if not math.isfinite(error_after):
             raise ValueError(f"block {unit.name}: its error is {error_after} once quantized")
-        report = BlockReport(
-            name=unit.name,
-            layers={layer.name: layer.grid(self.grid).bits for layer in unit.layers},
-            error_before=error_before,
-            error_after=error_after,
-            seconds=time.perf_counter() - start,
-            peak_memory_gib=_peak_memory_gib(self.adapter.device),
-        )
-        for observer in self.observers:
-            observer.end_block(report)
+        bits = {layer.name: layer.grid(self.grid).bits for layer in unit.layers}
+        bits |= {step.name: step.bits for step in steps}
+        self.report(watch.report(unit.name, bits, error_before, error_after))
         return quantized
+
+    @torch.no_grad()
+    def start(self, unit: Unit, inputs: Calls) -> list[ActivationQuantizer]:
+        """Set the ranges of a block's activations on calibration samples; return its quantizers.
+
+        Raises:
+            ValueError: when an activation is not finite, or a site never sees one.
+        """
+        assert self.activation is not None, "there are activations to quantize"
+        assert self.activations is not None, "there are activations to quantize"
+        if self.activation.init_samples:
+            indices = torch.arange(min(self.activation.init_samples, len(inputs)))
+            with self.activations.on():
+                unit.output(inputs.run(unit.module, indices, self.adapter.device))
+        quantizers = self.activations.of(unit.name)
+        for quantizer in quantizers:
+            if not quantizer.started:
+                raise ValueError(f"activation {quantizer.name}: no sample reaches it")
+        return quantizers
 
     def optimise(
         self,
         unit: Unit,
         quantizers: Sequence[WeightQuantizer],
-        inputs: Calls,
+        steps: Sequence[ActivationQuantizer],
+        fp: Calls,
+        quant: Calls,
         targets: Tensor,
     ) -> None:
-        """Run the iterations of one unit.
+        """Run the iterations of one unit's weights, with its step sizes where they go together.
 
         Raises:
             ValueError: when the loss is not finite; names the unit.
         """
-        recon, device = self.recon, self.adapter.device
+        recon = self.recon
         groups = [group for q in quantizers for group in q.param_groups(recon.lr)]
-        if not recon.iters or not groups:
+        optimizers = [adam(groups, recon.schedule, recon.iters)] if groups else []
+        if sizes := [step for q in steps for step in q.steps()]:
+            sized = [{"params": sizes, "lr": recon.act_lr}]
+            optimizers.append(adam(sized, "cosine", recon.iters))
+        if not optimizers:
             return
-        optimizer = torch.optim.Adam(groups, fused=True)
-        scheduler = None
-        if recon.schedule == "cosine":
-            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recon.iters)
-        for iteration in range(recon.iters):
-            batch = torch.randperm(len(inputs), generator=self.generator)[: recon.batch_size]
-            output = unit.output(inputs.run(unit.module, batch, device))
-            target = targets[batch].to(device)
-            mask = None if self.mask is None else self.mask[batch].to(device)
-            error = reconstruction_loss(output, target, self.adapter.channel_dim, mask)
+
+        def losses(batch: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+            inputs = self.inputs(batch, fp, quant)
+            with self.student(recon.keep):
+                output = unit.output(quant.run(unit.module, batch, self.adapter.device, inputs))
+            error = self.loss(output, targets, batch)
             loss = error
             for quantizer in quantizers:
-                loss = loss + quantizer.regularizer(iteration / recon.iters)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+                loss = loss + quantizer.regularizer(progress)
+            return error, loss
+
+        def after_step() -> None:
             for quantizer in quantizers:
                 quantizer.after_step()
-            if scheduler is not None:
-                scheduler.step()
-            if iteration % READ_EVERY == 0 or iteration == recon.iters - 1:
-                self.read(unit, iteration, loss, error)
+            for step in steps:
+                step.after_step()
 
-    def read(self, unit: Unit, iteration: int, loss: Tensor, error: Tensor) -> None:
-        """Tell the observers how far the unit is."""
-        if not math.isfinite(loss.item()):
-            raise ValueError(
-                f"block {unit.name}: the loss is {loss.item()} at iteration {iteration}; "
-                f"lower recon.lr (now {self.recon.lr})"
-            )
+        descent = Descent(unit.name, recon.iters, recon.batch_size, self.generator, self.observers)
+        descent.run(len(targets), losses, optimizers, after_step)
+
+    def inputs(self, batch: Tensor, fp: Calls, quant: Calls) -> Tensor:
+        """Return what the student sees of the samples at batch, on the device."""
+        device, kind = self.adapter.device, self.recon.inputs
+        if kind != "mixed":
+            return (fp if kind == "fp" else quant).inputs[batch].to(device)
+        streams = (quant.inputs[batch].to(device), fp.inputs[batch].to(device))
+        return mix(*streams, self.recon.keep, self.draws)
+
+    def loss(self, output: Tensor, targets: Tensor, batch: Tensor, power: float = 2.0) -> Tensor:
+        """Return the reconstruction loss of the samples at batch."""
+        device, dim = self.adapter.device, self.adapter.channel_dim
+        mask = None if self.mask is None else self.mask[batch].to(device)
+        return reconstruction_loss(output, targets[batch].to(device), dim, mask, power)
+
+    def report(self, report: BlockReport) -> None:
+        """Tell the observers of a finished unit."""
         for observer in self.observers:
-            observer.step(unit.name, iteration, error.item())
+            observer.end_block(report)
 
     @torch.no_grad()
     def error(self, unit: Unit, inputs: Calls, targets: Tensor) -> float:
@@ -176,10 +229,3 @@ class UnitJob:
         outputs = unit.output(self.run_all(unit.module, inputs))
         dim, mask = self.adapter.channel_dim, self.mask
         return reconstruction_loss(outputs, targets, dim, mask).item()
-
-
-def _peak_memory_gib(device: torch.device) -> float:
-    """Return the GPU's peak of this unit, or the process's peak so far on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from flexround.attach import Layer, is_quantizable
 from flexround.blocks import Block, Calls
 from flexround.models.base import ModelAdapter, check_kind
+from flexround.sites import Site
+
+# Layers whose outputs a key-value cache would hold.
+KEYS_AND_VALUES = ("k_proj", "v_proj")
 
 Tokens = Mapping[str, Tensor]  # input_ids, attention_mask, ...: [batch, tokens]
 
@@ -123,20 +127,28 @@ class LanguageAdapter(ModelAdapter):
             raise ValueError(
                 f"{type(self.model).__name__} holds no list of like transformer layers"
             )
-        order = self._execution_order(example)
+        order, sites = self._layers_and_sites(example, names)
         # Several lists only where layers hold lists themselves; the outermost comes first.
         blocks = []
         for module in lists[0]:
             inside = {id(sub) for sub in module.modules()}
             layers = [Layer(names[m], m) for m in order if id(m) in inside]
-            blocks.append(Block(names[module], module, layers))
+            own = [site for site in sites if id(site.modules[0]) in inside]
+            blocks.append(Block(names[module], module, layers, sites=own))
         return blocks
 
     @torch.no_grad()
-    def _execution_order(self, example: Tokens) -> list[nn.Module]:
-        order: list[nn.Module] = []
+    def _layers_and_sites(
+        self, example: Tokens, names: Mapping[nn.Module, str]
+    ) -> tuple[list[nn.Module], list[Site]]:
+        """Return the layers in the order they run, and the activations that they take.
+
+        Layers that take the same tensor (query, key and value) share a site. Softmax and norms
+        are left alone (FlexRound, sec. 4.3).
+        """
+        taken: list[tuple[nn.Module, Tensor]] = []  # the tensors, kept so that none is reused
         handles = [
-            module.register_forward_pre_hook(lambda m, _: order.append(m))
+            module.register_forward_pre_hook(lambda m, args: taken.append((m, args[0])))
             for module in self.model.modules()
             if is_quantizable(module)
         ]
@@ -145,4 +157,11 @@ class LanguageAdapter(ModelAdapter):
         finally:
             for handle in handles:
                 handle.remove()
-        return list(dict.fromkeys(order))
+        sharing: dict[int, list[nn.Module]] = {}
+        for module, tensor in taken:
+            sharing.setdefault(id(tensor), []).append(module)
+        sites = [Site(f"{names[ms[0]]}.input", ms, "input") for ms in sharing.values()]
+        order = list(dict.fromkeys(module for module, _ in taken))
+        cached = [m for m in order if names[m].endswith(KEYS_AND_VALUES)]
+        sites += [Site(f"{names[m]}.output", [m], "output", role="kv") for m in cached]
+        return order, sites

@@ -17,6 +17,7 @@ from flexround.attach import QUANTIZABLE, Layer
 from flexround.blocks import Block, capture
 from flexround.models.base import ModelAdapter, check_kind
 from flexround.models.tracing import Trace, fold_batch_norm, trace
+from flexround.models.vision_sites import with_sites
 
 # Class names, so that a torchvision run need not import timm.
 BLOCK_CLASSES = (
@@ -190,7 +191,8 @@ def find_blocks(model: nn.Module, order: Trace, first_last_bits: int | None) -> 
             own = inside[0].activation if inside[0].module is unit else None
             blocks.append(Block(names[unit], unit, inside, own))
     position = {module: index for index, module in enumerate(order.modules)}
-    return sorted(blocks, key=lambda block: position[block.module])
+    blocks.sort(key=lambda block: position[block.module])
+    return with_sites(blocks, order, names, ACTIVATIONS)
 
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:

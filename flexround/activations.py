@@ -1,0 +1,128 @@
+"""Quantizers on all of a model's activation sites, switched on and off together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexround.blocks import Block
+from flexround.quantizers.activation import Activation, ActivationQuantizer
+from flexround.ranges import Ranges
+from flexround.sites import Site
+
+
+def mix(quantized: Tensor, plain: Tensor, keep: float, draws: torch.Generator) -> Tensor:
+    """Return quantized where a draw falls below keep and plain elsewhere, element-wise.
+
+    draws lies on the tensors' device.
+    """
+    kept = torch.rand(plain.shape, generator=draws, device=plain.device) < keep
+    return torch.where(kept, quantized, plain)
+
+
+class Activations:
+    """Hooks at every site. Off, the model computes as it is; on, its activations are quantized.
+
+    With a keep probability each element is quantized with that probability and left as it is
+    otherwise (QDrop, arXiv 2203.05740).
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        activation: Activation,
+        ranges: Ranges,
+        draws: torch.Generator,
+    ) -> None:
+        """Make a quantizer for each site of blocks; draws decides what is kept."""
+        self._on, self._keep = False, 1.0
+        self._draws = draws
+        self._calls: dict[nn.Module, int] = {}
+        self._cache: dict[str, tuple[Tensor, int, Tensor]] = {}
+        self._by_block: dict[str, list[ActivationQuantizer]] = {}
+        by_module: dict[nn.Module, list[tuple[Site, ActivationQuantizer]]] = {}
+        for block in blocks:
+            used = [s for s in block.sites if s.role != "kv" or activation.kv_bits is not None]
+            made = [activation.quantizer(site.name, site.role, ranges) for site in used]
+            self._by_block[block.name] = made
+            for site, quantizer in zip(used, made, strict=True):
+                for module in site.modules:
+                    by_module.setdefault(module, []).append((site, quantizer))
+            # Not the bound method: a copy of the block would take a copy of this object along.
+            block.module.register_forward_pre_hook(lambda *_: self._begin())
+        for module, places in by_module.items():
+            self._hook(module, places)
+
+    def of(self, block: str) -> list[ActivationQuantizer]:
+        """Return the quantizers of a block by its name, in the order of its sites."""
+        return self._by_block[block]
+
+    def leave_on(self) -> None:
+        """Quantize all activations from now on."""
+        self._on, self._keep = True, 1.0
+
+    @contextmanager
+    def on(self, keep: float = 1.0) -> Iterator[None]:
+        """Quantize activations, each element with probability keep, until the context ends."""
+        before = self._on, self._keep
+        self._on, self._keep = True, keep
+        try:
+            yield
+        finally:
+            self._on, self._keep = before
+            self._cache.clear()
+
+    def _begin(self) -> None:
+        # A pass that was cut short must not shift the counts of the next.
+        self._calls.clear()
+        self._cache.clear()
+
+    def _hook(self, module: nn.Module, places: Sequence[tuple[Site, ActivationQuantizer]]) -> None:
+        for side in ("input", "output"):
+            here = {site.use: q for site, q in places if site.side == side}
+            if not here:
+                continue
+            uses = next(site.uses for site, _ in places if site.side == side)
+            if side == "input":
+                module.register_forward_pre_hook(self._before(here))
+            else:
+                module.register_forward_hook(self._after(module, here, uses))
+
+    def _before(self, here: dict[int, ActivationQuantizer]) -> Callable[..., Any]:
+        (quantizer,) = here.values()  # a layer is called once in a pass
+
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> Any:
+            return (self._quantize(quantizer, args[0]), *args[1:]) if self._on else None
+
+        return hook
+
+    def _after(
+        self, module: nn.Module, here: dict[int, ActivationQuantizer], uses: int
+    ) -> Callable[..., Any]:
+        def hook(_: nn.Module, args: Any, output: Any) -> Any:
+            if not self._on:
+                return None
+            use = self._calls.get(module, 0) % uses
+            self._calls[module] = use + 1
+            if use not in here:
+                return None
+            whole = isinstance(output, tuple)
+            quantized = self._quantize(here[use], output[0] if whole else output)
+            return (quantized, *output[1:]) if whole else quantized
+
+        return hook
+
+    def _quantize(self, quantizer: ActivationQuantizer, x: Tensor) -> Tensor:
+        # Query, key and value take one tensor, which is quantized once, and dropped alike.
+        held = self._cache.get(quantizer.name)
+        if held is not None and held[0] is x and held[1] == x._version:
+            return held[2]
+        quantized: Tensor = quantizer(x)
+        if self._keep < 1:
+            quantized = mix(quantized, x, self._keep, self._draws)
+        self._cache[quantizer.name] = x, x._version, quantized
+        return quantized

@@ -1,0 +1,38 @@
+"""Time and peak memory of one unit of reconstruction."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import torch
+
+from flexround.observers import BlockReport
+
+
+class Stopwatch:
+    """Runs from its making to its report."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._start = device, time.perf_counter()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def report(
+        self, name: str, bits: dict[str, int], error_before: float, error_after: float
+    ) -> BlockReport:
+        """Return what became of the unit called name."""
+        return BlockReport(
+            name=name,
+            layers=bits,
+            error_before=error_before,
+            error_after=error_after,
+            seconds=time.perf_counter() - self._start,
+            peak_memory_gib=self._peak_memory_gib(),
+        )
+
+    def _peak_memory_gib(self) -> float:
+        """Return the GPU's peak since the start, or the process's peak so far on the CPU."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

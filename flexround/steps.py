@@ -1,0 +1,79 @@
+"""The second pass over a model whose weights are done: its activations' step sizes.
+
+BRECQ (arXiv 2102.05426) learns them block by block after all weights, against the full-precision
+block on the full-precision stream, by the L_2.4 error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexround.blocks import Block, Calls
+from flexround.descent import Descent, adam
+from flexround.measure import Stopwatch
+from flexround.unit import Unit, UnitJob
+
+POWER = 2.4
+
+
+def learn_steps(
+    job: UnitJob, blocks: Sequence[Block], teachers: Sequence[nn.Module], calibration: Sequence[Any]
+) -> None:
+    """Set every block's activation ranges, and learn them where the setting does.
+
+    teachers are the full-precision blocks; blocks hold the quantized weights.
+    """
+    assert job.activations is not None, "there are activations to quantize"
+    recon, adapter = job.recon, job.adapter
+    iters = recon.act_iters if recon.steps == "after" else 0
+    for observer in job.observers:
+        observer.begin([f"{block.name} activations" for block in blocks], iters)
+    fp = quant = adapter.capture(calibration)
+    for index, (block, teacher) in enumerate(zip(blocks, teachers, strict=True)):
+        for module in (block.module, teacher):
+            module.to(adapter.device, torch.float32)
+        fp_outputs = job.run_all(teacher, fp)
+        _learn_block(job, block, quant, fp_outputs, iters)
+        if index + 1 < len(blocks):
+            fp = fp.with_inputs(adapter.advance(index, fp_outputs))
+            with job.activations.on():
+                outputs = job.run_all(block.module, quant)
+                quant = quant.with_inputs(adapter.advance(index, outputs))
+        block.module.to(adapter.home, block.dtype)
+        teacher.to(adapter.home)
+
+
+def _learn_block(job: UnitJob, block: Block, quant: Calls, outputs: Tensor, iters: int) -> None:
+    assert job.activations is not None, "there are activations to quantize"
+    watch = Stopwatch(job.adapter.device)
+    unit = Unit(block.name, block.module, block.layers, block.activation)
+    targets = unit.output(outputs)
+    quantizers = job.start(unit, quant)
+    on = job.activations.on
+    with on():
+        before = job.error(unit, quant, targets)
+    sizes = [step for quantizer in quantizers for step in quantizer.steps()]
+    if iters and sizes:
+
+        def losses(batch: Tensor, _: float) -> tuple[Tensor, Tensor]:
+            with on():
+                output = unit.output(quant.run(unit.module, batch, job.adapter.device))
+            error = job.loss(output, targets, batch, POWER)
+            return error, error
+
+        def after_step() -> None:
+            for quantizer in quantizers:
+                quantizer.after_step()
+
+        optimizers = [adam([{"params": sizes, "lr": job.recon.act_lr}], "cosine", iters)]
+        name = f"{block.name} activations"
+        descent = Descent(name, iters, job.recon.batch_size, job.generator, job.observers)
+        descent.run(len(targets), losses, optimizers, after_step)
+    with on():
+        after = job.error(unit, quant, targets)
+    bits = {quantizer.name: quantizer.bits for quantizer in quantizers}
+    job.report(watch.report(f"{block.name} activations", bits, before, after))
