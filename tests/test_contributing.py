@@ -42,7 +42,7 @@ def test_the_new_quantizer_runs(cli, results_dir, tmp_path, monkeypatch):
 
 def test_the_new_model_needs_its_line(monkeypatch):
     assert "name: regnet_x_400mf" in added("conf/model/regnet_x_400mf.yaml")
-    model = vision.VisionModel("torchvision", "regnet_x_400mf", None, 8)
+    model = vision.VisionModel("torchvision", "regnet_x_400mf", None, 8, False, False)
     example, cpu = torch.randn(2, 3, 64, 64), torch.device("cpu")
     with pytest.raises(ValueError, match="chain of blocks"):
         vision.VisionAdapter(model.build(10), example, 8, cpu)

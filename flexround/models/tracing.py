@@ -71,8 +71,20 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
     return Trace([call for call in calls if call is not None])
 
 
-def fold_batch_norm(model: nn.Module, example: Tensor) -> None:
+@dataclass
+class Statistics:
+    """What a BatchNorm says of a convolution's output: mean and standard deviation, [out]."""
+
+    mean: Tensor
+    deviation: Tensor
+
+
+@torch.no_grad()
+def fold_batch_norm(model: nn.Module, example: Tensor) -> dict[nn.Module, Statistics]:
     """Fold every BatchNorm into the convolution that feeds it, in place, and check the result.
+
+    Return the statistics that went with them. A BatchNorm that changes nothing has none: its own
+    were folded before the checkpoint was made.
 
     Raises:
         ValueError: when folding changes the model's output on example.
@@ -80,7 +92,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> None:
     expected = model(example)
     order = trace(model, example)
     convolutions = [m for m in order.modules if isinstance(m, nn.Conv2d)]
-    replaced = {}
+    replaced, statistics = {}, {}
     for conv in convolutions:
         norm = order.consumer(conv, (nn.BatchNorm2d,))
         if norm is None:
@@ -93,6 +105,9 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> None:
             norm.weight, norm.bias,
         )  # fmt: skip
         conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
+        deviation = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight.abs()
+        if norm.bias is not None and (norm.bias != 0).any():
+            statistics[cast(nn.Module, conv)] = Statistics(norm.bias.clone(), deviation.clone())
         # timm's BatchNormAct2d carries its activation function inside.
         replaced[norm] = getattr(norm, "act", None) or nn.Identity()
     for parent in list(model.modules()):
@@ -101,3 +116,4 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> None:
                 setattr(parent, name, replaced[child])
     if not torch.allclose(model(example), expected, rtol=1e-3, atol=1e-3):
         raise ValueError("folding BatchNorm changed the model's output")
+    return statistics

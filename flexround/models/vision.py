@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flexround.attach import QUANTIZABLE, Layer
 from flexround.blocks import Block, capture
 from flexround.models.base import ModelAdapter, check_kind
+from flexround.models.equalization import absorb_biases, equalize, replace_relu6
 from flexround.models.tracing import Trace, fold_batch_norm, trace
 from flexround.models.vision_sites import with_sites
 
@@ -57,12 +58,16 @@ class VisionModel:
         name: the library's own name of the architecture.
         weights: the default ImageNet checkpoint, see tasks.checkpoints.
         first_last_bits: bits of the first and the last layer, or None for the run's own.
+        equalize: replace ReLU6 by ReLU and equalise the weights' ranges across layers.
+        absorb_biases: move high biases to the next layer as well (both: FlexRound, Table 10).
     """
 
     library: str
     name: str
     weights: str | None
     first_last_bits: int | None
+    equalize: bool
+    absorb_biases: bool
 
     kind: ClassVar[str] = "vision"
 
@@ -96,7 +101,15 @@ class VisionModel:
             ValueError: when the task is for another kind of model.
         """
         check_kind(self.kind, source.kinds)
-        network = source.load(self, checkpoint)
+        if self.absorb_biases and not self.equalize:
+            raise ValueError("model.absorb_biases=true goes with model.equalize=true; give both")
+        network = source.load(self, checkpoint).eval().requires_grad_(False)
+        if self.equalize:
+            replace_relu6(network)
+            statistics = fold_batch_norm(network, source.example())
+            equalize(network, source.example(), statistics)
+            if self.absorb_biases:
+                absorb_biases(network, source.example(), statistics)
         return VisionAdapter(network, source.example(), self.first_last_bits, device)
 
 

@@ -22,7 +22,7 @@ COUNTS = {
 def network(library, name, classes=10):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = VisionModel(library, name, None, 8).build(classes)
+        net = VisionModel(library, name, None, 8, False, False).build(classes)
         for module in net.modules():  # fresh statistics would make folding trivial
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.2)
@@ -123,4 +123,4 @@ def test_a_layer_used_twice_is_refused():
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_an_unknown_architecture_is_refused(library):
     with pytest.raises(ValueError, match=f"model.name=resnet19: {library} has no such model"):
-        VisionModel(library, "resnet19", None, 8).build(10)
+        VisionModel(library, "resnet19", None, 8, False, False).build(10)
