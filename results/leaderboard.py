@@ -12,6 +12,11 @@ import pandas as pd
 from results.record import Record
 
 CELL = ["task", "model", "quant"]
+# Settings that become a column by themselves where runs of one cell differ in them.
+TOLD_APART = (
+    "act_bits", "recon.steps", "act_stem_bits", "kv_bits", "granularity._target_", "group_size",
+    "symmetric", "recon.unit", "checkpoint",
+)  # fmt: skip
 FORMATS = ("markdown", "csv", "latex", "html")
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 
@@ -69,8 +74,9 @@ def _facts(record: Record) -> dict[str, Any]:
 def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFrame:
     """Return one row a cell: task, model, quant, by, bits, mean, std, n, fp, delta, failed.
 
-    std is over seeds and missing for fewer than two; delta is mean - fp. Tasks, models and methods
-    stand in the order of their first runs.
+    The settings of TOLD_APART join by where runs of one cell differ in them. std is over seeds and
+    missing for fewer than two; delta is mean - fp. Tasks, models and methods stand in the order of
+    their first runs.
 
     Raises:
         ValueError: when runs that differ in more than their seed fall into one cell; names what
@@ -78,17 +84,9 @@ def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFra
     """
     for name in by:
         _check_known(records, name, f"--by {name}")
-    cells: dict[tuple[Any, ...], list[Record]] = {}
-    for record in records:
-        facts = _facts(record)
-        parts = (*(facts[k] for k in CELL), *(str(facts.get(k, "-")) for k in by), record.bits)
-        cells.setdefault(parts, []).append(record)
+    by, cells = _cells(records, by)
     rows = []
     for key, members in cells.items():
-        done = [r for r in members if r.status == "ok"]
-        # A failed attempt with other settings must not hide what succeeded.
-        members = done + [r for r in members if r.status == "failed" and _like(r, done)]
-        _check_one_configuration(key, members)
         values = [r.value for r in members if r.value is not None]
         fps = [r.fp_value for r in members if r.fp_value is not None]
         mean = fmean(values) if values else None
@@ -111,6 +109,33 @@ def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
+Cells = dict[tuple[Any, ...], list[Record]]
+
+
+def _cells(records: Sequence[Record], by: Sequence[str]) -> tuple[list[str], Cells]:
+    """Return by with what had to join it, and the records of each cell."""
+    names = list(by)
+    while True:
+        cells: Cells = {}
+        for record in records:
+            facts = _facts(record)
+            told = (str(facts.get(k, "-")) for k in names)
+            cells.setdefault((*(facts[k] for k in CELL), *told, record.bits), []).append(record)
+        for key, members in cells.items():
+            done = [r for r in members if r.status == "ok"]
+            # A failed attempt with other settings must not hide what succeeded.
+            cells[key] = done + [r for r in members if r.status == "failed" and _like(r, done)]
+        conflicts = {key: found for key, members in cells.items() if (found := _differing(members))}
+        if not conflicts:
+            return names, cells
+        joining = [
+            n for n in TOLD_APART if n not in names and any(n in c for c in conflicts.values())
+        ]
+        if not joining:
+            raise _two_in_one_cell(*next(iter(conflicts.items())))
+        names.append(joining[0])
+
+
 def _like(failed: Record, done: Sequence[Record]) -> bool:
     """Return whether failed has the settings of the runs that are done, the seed aside."""
     own = {k: v for k, v in failed.settings.items() if k != "seed"}
@@ -119,7 +144,8 @@ def _like(failed: Record, done: Sequence[Record]) -> bool:
     )
 
 
-def _check_one_configuration(key: tuple[Any, ...], members: Sequence[Record]) -> None:
+def _differing(members: Sequence[Record]) -> dict[str, list[str]]:
+    """Return what the members of a cell differ in but their seed, with the values."""
     flats = [flatten(r.settings) | {"task_version": r.task_version} for r in members]
     names = dict.fromkeys(name for flat in flats for name in flat if name != "seed")
     differing = {}
@@ -128,14 +154,17 @@ def _check_one_configuration(key: tuple[Any, ...], members: Sequence[Record]) ->
         # A run that failed early does not know its task's version.
         if len(values) > 1 and not (name == "task_version" and "None" in values):
             differing[name] = values
-    if differing:
-        told = "; ".join(f"{name} ({', '.join(values)})" for name, values in differing.items())
-        cell = " ".join(str(part) for part in key)
-        first = next(iter(differing))
-        raise ValueError(
-            f"different configurations fall into the cell {cell} bit: {told}; "
-            f"keep one with --where {first}=VALUE or tell them apart with --by {first}"
-        )
+    return differing
+
+
+def _two_in_one_cell(key: tuple[Any, ...], differing: dict[str, list[str]]) -> ValueError:
+    told = "; ".join(f"{name} ({', '.join(values)})" for name, values in differing.items())
+    cell = " ".join(str(part) for part in key)
+    first = next(iter(differing))
+    return ValueError(
+        f"different configurations fall into the cell {cell} bit: {told}; "
+        f"keep one with --where {first}=VALUE or tell them apart with --by {first}"
+    )
 
 
 def _cell_text(row: Any) -> str:

@@ -158,3 +158,15 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys, args, mess
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_well_known_settings_become_columns_where_they_tell_runs_apart():
+    rows = []
+    for i, (act_bits, steps) in enumerate([(8, "after"), (4, "after"), (4, "together")]):
+        settings = {"bits": 4, "seed": 0, "act_bits": act_bits, "recon": {"steps": steps}}
+        rows.append(record(f"a{i}", 90.0 + i, settings=settings, started=str(i)))
+    frame = leaderboard(rows)
+    assert list(frame.columns[:5]) == ["task", "model", "quant", "act_bits", "recon.steps"]
+    found = {(r[3], r[4]): m for r, m in zip(frame.values.tolist(), frame["mean"], strict=True)}
+    assert found == {("8", "after"): 90.0, ("4", "after"): 91.0, ("4", "together"): 92.0}
+    assert list(leaderboard(rows[:1]).columns[:4]) == ["task", "model", "quant", "bits"]
