@@ -15,15 +15,6 @@ from flexround.ranges import Ranges
 from flexround.sites import Site
 
 
-def mix(quantized: Tensor, plain: Tensor, keep: float, draws: torch.Generator) -> Tensor:
-    """Return quantized where a draw falls below keep and plain elsewhere, element-wise.
-
-    draws lies on the tensors' device.
-    """
-    kept = torch.rand(plain.shape, generator=draws, device=plain.device) < keep
-    return torch.where(kept, quantized, plain)
-
-
 class Activations:
     """Hooks at every site. Off, the model computes as it is; on, its activations are quantized.
 
@@ -121,8 +112,6 @@ class Activations:
         held = self._cache.get(quantizer.name)
         if held is not None and held[0] is x and held[1] == x._version:
             return held[2]
-        quantized: Tensor = quantizer(x)
-        if self._keep < 1:
-            quantized = mix(quantized, x, self._keep, self._draws)
+        quantized: Tensor = quantizer(x, self._keep, self._draws)
         self._cache[quantizer.name] = x, x._version, quantized
         return quantized

@@ -35,7 +35,7 @@ class Observer(Protocol):
     """Told of each step of a reconstruction."""
 
     def begin(self, units: Sequence[str], iters: int) -> None:
-        """Called once, with the names of all units in order and the iterations of each."""
+        """Called before each pass, with all its units in order and the iterations of each."""
         ...
 
     def step(self, unit: str, iteration: int, error: float) -> None:
@@ -52,11 +52,11 @@ class Reports:
 
     def __init__(self) -> None:
         self.blocks: list[BlockReport] = []
-        self._units = 0
+        self._units = self._done = 0
 
     def begin(self, units: Sequence[str], iters: int) -> None:
         """Log the list of units."""
-        self._units = len(units)
+        self._units, self._done = len(units), 0
         log.info("%d units of %d iterations: %s", len(units), iters, ", ".join(units))
 
     def step(self, unit: str, iteration: int, error: float) -> None:
@@ -65,9 +65,10 @@ class Reports:
     def end_block(self, report: BlockReport) -> None:
         """Keep and log the report."""
         self.blocks.append(report)
+        self._done += 1
         bits = ", ".join(f"{name}: {bits} bit" for name, bits in report.layers.items())
         log.info(
             "unit %d/%d %s: error %.4g -> %.4g in %.1f s (%s)",
-            len(self.blocks), self._units, report.name,
+            self._done, self._units, report.name,
             report.error_before, report.error_after, report.seconds, bits,
         )  # fmt: skip

@@ -56,7 +56,7 @@ class ProgressBar:
 
     def begin(self, units: Sequence[str], iters: int) -> None:
         """Learn how long the way is."""
-        self._units, self._iters = list(units), iters
+        self._units, self._iters, self._done = list(units), iters, 0
         self._bar.update(self._task, total=len(units) * max(iters, 1))
 
     def step(self, unit: str, iteration: int, error: float) -> None:

@@ -31,13 +31,14 @@ def learn_steps(
     recon, adapter = job.recon, job.adapter
     iters = recon.act_iters if recon.steps == "after" else 0
     for observer in job.observers:
-        observer.begin([f"{block.name} activations" for block in blocks], iters)
+        observer.begin([_name(block) for block in blocks if job.activations.of(block.name)], iters)
     fp = quant = adapter.capture(calibration)
     for index, (block, teacher) in enumerate(zip(blocks, teachers, strict=True)):
         for module in (block.module, teacher):
             module.to(adapter.device, torch.float32)
         fp_outputs = job.run_all(teacher, fp)
-        _learn_block(job, block, quant, fp_outputs, iters)
+        if job.activations.of(block.name):
+            _learn_block(job, block, quant, fp_outputs, iters)
         if index + 1 < len(blocks):
             fp = fp.with_inputs(adapter.advance(index, fp_outputs))
             with job.activations.on():
@@ -45,6 +46,10 @@ def learn_steps(
                 quant = quant.with_inputs(adapter.advance(index, outputs))
         block.module.to(adapter.home, block.dtype)
         teacher.to(adapter.home)
+
+
+def _name(block: Block) -> str:
+    return f"{block.name} activations"
 
 
 def _learn_block(job: UnitJob, block: Block, quant: Calls, outputs: Tensor, iters: int) -> None:
@@ -70,10 +75,9 @@ def _learn_block(job: UnitJob, block: Block, quant: Calls, outputs: Tensor, iter
                 quantizer.after_step()
 
         optimizers = [adam([{"params": sizes, "lr": job.recon.act_lr}], "cosine", iters)]
-        name = f"{block.name} activations"
-        descent = Descent(name, iters, job.recon.batch_size, job.generator, job.observers)
+        descent = Descent(_name(block), iters, job.recon.batch_size, job.generator, job.observers)
         descent.run(len(targets), losses, optimizers, after_step)
     with on():
         after = job.error(unit, quant, targets)
     bits = {quantizer.name: quantizer.bits for quantizer in quantizers}
-    job.report(watch.report(f"{block.name} activations", bits, before, after))
+    job.report(watch.report(_name(block), bits, before, after))

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from flexround.activations import Activations, mix
+from flexround.activations import Activations
 from flexround.attach import Layer, attach, freeze
 from flexround.blocks import Block, Calls, capture
 from flexround.descent import Descent, adam
+from flexround.dropping import mix
 from flexround.grid import Grid, QuantizedTensor
 from flexround.measure import Stopwatch
 from flexround.models.base import ModelAdapter

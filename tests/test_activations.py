@@ -9,7 +9,8 @@ import torch
 import torchvision
 from torch import nn
 
-from flexround.activations import Activations, mix
+from flexround.activations import Activations
+from flexround.dropping import keep_mask, mix
 from flexround.grid import Grid, PerTensor
 from flexround.models.language import LanguageAdapter
 from flexround.models.vision import VisionAdapter
@@ -35,11 +36,12 @@ def draws(seed=0):
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("signed", [True, False])
-def test_the_step_sizes_gradient_is_lsqs(symmetric, signed):
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_the_step_sizes_gradient_is_lsqs(symmetric, signed, keep):
     x = torch.randn(4, 5, 6, dtype=torch.float64, generator=draws())
     x = x if signed else x.abs()
     quantizer = TensorQuantizer("a", 3, symmetric, MinMax())
-    quantizer(x)
+    quantizer(x, 1.0, draws())
     quantizer.double()
     with torch.no_grad():
         quantizer.scale /= 2  # so that some values are outside
@@ -53,29 +55,25 @@ def test_the_step_sizes_gradient_is_lsqs(symmetric, signed):
     inside = (level >= low) & (level <= high)
     # LSQ eq. 3: round(x/s) - x/s inside the range, its bound outside; x passes inside only.
     wanted = torch.where(inside, level - steps, level.clamp(low, high))
-    # float64 through the quantizer's own float32 arithmetic would only blur the comparison.
-    from flexround.grid import fake_quantize
-
-    out = fake_quantize(
-        x.reshape(1, -1), quantizer.scale, quantizer.zero_point, quantizer.grid
-    ).reshape(x.shape)
-    (out * weight).sum().backward()
-    torch.testing.assert_close(quantizer.scale.grad.squeeze(), (wanted * weight).sum())
-    torch.testing.assert_close(x.grad, weight * inside)
+    # The same draws tell which elements are kept; the others pass x on and say nothing of s.
+    kept = keep_mask(x.detach(), keep, draws(2)).bool()
+    (quantizer(x, keep, draws(2)) * weight).sum().backward()
+    torch.testing.assert_close(quantizer.scale.grad, (wanted * weight * kept).sum())
+    torch.testing.assert_close(x.grad, weight * (inside | ~kept))
     assert inside[0, 0].tolist() == [True, True, False, False, True, True]
 
 
 def test_values_that_are_never_negative_use_all_codes():
     x = torch.rand(1000, generator=draws())
     quantizer = TensorQuantizer("a", 2, True, MinMax())
-    assert len(quantizer(x).unique()) == 4
-    assert TensorQuantizer("b", 2, True, MinMax())(x - 0.5).min() < 0
+    assert len(quantizer(x, 1.0, draws()).unique()) == 4
+    assert TensorQuantizer("b", 2, True, MinMax())(x - 0.5, 1.0, draws()).min() < 0
 
 
 @pytest.mark.parametrize("ranges", [MinMax(), LpSearch(2.4, 80, 0.01)])
 def test_a_constant_or_dead_activation_stays_finite(ranges):
     for value in (0.0, 3.0, -3.0):
-        out = TensorQuantizer("a", 4, True, ranges)(torch.full((10,), value))
+        out = TensorQuantizer("a", 4, True, ranges)(torch.full((10,), value), 1.0, draws())
         torch.testing.assert_close(out, torch.full((10,), value), rtol=0.07, atol=1e-6)
 
 
@@ -95,7 +93,7 @@ def test_dropping_is_element_wise_and_off_when_all_is_kept():
 
 def test_each_token_has_its_own_asymmetric_range():
     x = torch.randn(2, 3, 16, generator=draws()) * torch.tensor([1.0, 10.0, 100.0])[:, None]
-    out = TokenQuantizer("a", 8)(x)
+    out = TokenQuantizer("a", 8)(x, 1.0, draws())
     for token, quantized in zip(x.reshape(-1, 16), out.reshape(-1, 16), strict=True):
         step = (token.max() - token.min()) / 255
         assert (quantized - token).abs().max() <= step / 2 + 1e-6

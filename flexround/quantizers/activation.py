@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from flexround.dropping import DroppedFakeQuantize
 from flexround.grid import Grid, PerTensor, fake_quantize
 from flexround.ranges import SCALE_FLOOR, MinMax, Ranges
 from flexround.sites import Role
@@ -65,12 +66,18 @@ class TensorQuantizer(ActivationQuantizer):
         """Return the step size."""
         return [self.scale]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x fake-quantized, differentiable in x and in the step size."""
+    def forward(self, x: Tensor, keep: float, draws: torch.Generator) -> Tensor:
+        """Return x fake-quantized, differentiable in x and in the step size.
+
+        Each element is quantized with probability keep, decided by draws, and else left as it is.
+        """
         if self.grid is None:
             self._start(x.detach())
         assert self.grid is not None, "_start sets it"
-        out = fake_quantize(x.reshape(1, -1).float(), self.scale, self.zero_point, self.grid)
+        low, high = self.grid.qmin - self.zero_point, self.grid.qmax - self.zero_point
+        # Half precision is too coarse for 8-bit codes.
+        values = x.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))
+        out: Tensor = DroppedFakeQuantize.apply(values, self.scale, low, high, keep, draws)
         return out.reshape(x.shape).to(x.dtype)
 
     def after_step(self) -> None:
@@ -86,8 +93,8 @@ class TensorQuantizer(ActivationQuantizer):
         stride = max(1, x.numel() // SEARCHED)
         values = torch.cat([x.reshape(-1)[::stride].float(), low[None], high[None]])
         scale, zero_point = self.ranges(values[None], grid)
-        self.scale = nn.Parameter(scale)
-        self.register_buffer("zero_point", zero_point)
+        self.scale = nn.Parameter(scale.squeeze())
+        self.register_buffer("zero_point", zero_point.squeeze())
         self.grid = grid
 
 
@@ -98,8 +105,8 @@ class TokenQuantizer(ActivationQuantizer):
         super().__init__(name, bits)
         self.grid = Grid(bits, symmetric=False, granularity=PerTensor())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x fake-quantized, differentiable in x."""
+    def forward(self, x: Tensor, keep: float, draws: torch.Generator) -> Tensor:
+        """Return x fake-quantized, differentiable in x, all of it whatever keep says."""
         tokens = x.reshape(-1, x.shape[-1]).float()
         scale, zero_point = MinMax()(tokens.detach(), self.grid)
         return fake_quantize(tokens, scale, zero_point, self.grid).reshape(x.shape).to(x.dtype)

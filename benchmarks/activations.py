@@ -1,0 +1,80 @@
+"""What simulated activation quantization adds to a reconstruction iteration.
+
+`python -m benchmarks.activations` times FlexRound's iterations of one block in QDrop's setting
+with and without quantized activations, interleaved, and prints the ratio of the medians.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.utils.benchmark import Measurement, Timer
+
+from benchmarks.blocks import CASES, CPU, Case
+from flexround.activations import Activations
+from flexround.attach import attach
+from flexround.grid import Grid, PerTensor
+from flexround.quantizers.activation import StaticPerTensor
+from flexround.quantizers.flexround import FlexRound
+from flexround.ranges import MinMax
+from flexround.reconstruction import Reconstruction
+from flexround.unit import Unit, UnitJob
+
+ROUNDS, ITERS = 11, 2
+QDROP = Reconstruction(
+    unit="block", iters=ITERS, lr=1e-4, batch_size=2, schedule="constant", inputs="quant",
+    steps="together", act_lr=4e-5, act_iters=0, keep=0.5,
+)  # fmt: skip
+STATIC = StaticPerTensor(8, symmetric=False, stem_bits=8, head_bits=8, kv_bits=None, init_samples=2)
+
+
+def iterations(case: Case, quantized: bool) -> Callable[[], None]:
+    """Return a function that runs ITERS iterations of the case's block."""
+    adapter, calibration = case.make()
+    block = adapter.blocks()[case.block]
+    calls = adapter.capture(calibration)
+    for index in range(case.block):
+        outputs = calls.run_all(adapter.blocks()[index].module, case.batch_size, CPU)
+        calls = calls.with_inputs(adapter.advance(index, outputs))
+    setting = Reconstruction(**(vars(QDROP) | {"batch_size": case.batch_size}))
+    draws = torch.Generator().manual_seed(0)
+    grid, ranges = Grid(4, True, PerTensor()), MinMax()
+    activations = Activations(adapter.blocks(), STATIC, ranges, draws) if quantized else None
+    factory = partial(FlexRound, learn_s1=True, use_s3=True, use_s4=True)
+    job = UnitJob(
+        setting, adapter, factory, grid, ranges, torch.Generator().manual_seed(0), (), None,
+        STATIC if quantized else None, activations, draws,
+    )  # fmt: skip
+    unit = Unit(block.name, block.module, block.layers, block.activation)
+    targets = unit.output(job.run_all(block.module, calls))
+    quantizers = attach(block.layers, factory, grid, ranges)
+    steps = job.start(unit, calls) if quantized else []
+    return lambda: job.optimise(unit, quantizers, steps, calls, calls, targets)
+
+
+def compare(case: Case) -> tuple[Measurement, Measurement]:
+    """Return the times of an iteration (without, with), measured in turns."""
+    timers = [
+        Timer("run()", globals={"run": iterations(case, quantized)}, num_threads=1)
+        for quantized in (False, True)
+    ]
+    for timer in timers:
+        timer.timeit(1)
+    turns = [[timer.timeit(1) for timer in timers] for _ in range(ROUNDS)]
+    without, with_them = (Measurement.merge(list(side))[0] for side in zip(*turns, strict=True))
+    return without, with_them
+
+
+def main() -> None:
+    """Print the table."""
+    print("| block | plain (ms) | quantized (ms) | ratio |\n|---|---|---|---|")
+    for case in CASES:
+        times = compare(case)
+        plain, quantized = (1e3 * time.median / ITERS for time in times)
+        print(f"| {case.name} | {plain:.1f} | {quantized:.1f} | {quantized / plain:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
