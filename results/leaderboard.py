@@ -14,7 +14,7 @@ from results.record import Record
 CELL = ["task", "model", "quant"]
 # Settings that become a column by themselves where runs of one cell differ in them.
 TOLD_APART = (
-    "act_bits", "recon.steps", "act_stem_bits", "kv_bits", "granularity._target_", "group_size",
+    "recon.steps", "act_stem_bits", "kv_bits", "granularity._target_", "group_size",
     "symmetric", "recon.unit", "checkpoint",
 )  # fmt: skip
 FORMATS = ("markdown", "csv", "latex", "html")
@@ -72,7 +72,7 @@ def _facts(record: Record) -> dict[str, Any]:
 
 
 def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFrame:
-    """Return one row a cell: task, model, quant, by, bits, mean, std, n, fp, delta, failed.
+    """Return one row a cell: its names, by, bits, act_bits, mean, std, n, fp, delta, failed.
 
     The settings of TOLD_APART join by where runs of one cell differ in them. std is over seeds and
     missing for fewer than two; delta is mean - fp. Tasks, models and methods stand in the order of
@@ -93,7 +93,7 @@ def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFra
         fp = fmean(fps) if fps else None
         rows.append(
             {
-                **dict(zip([*CELL, *by, "bits"], key, strict=True)),
+                **dict(zip([*CELL, *by, "bits", "act_bits"], key, strict=True)),
                 "metric": next((r.metric for r in members if r.metric), None),
                 "mean": mean,
                 "std": stdev(values) if len(values) > 1 else None,
@@ -106,7 +106,7 @@ def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFra
     # Together what belongs together, each in the order of its first run.
     first = {c: list(dict.fromkeys(row[c] for row in rows)) for c in [*CELL, *by]}
     rows.sort(key=lambda row: [first[c].index(row[c]) for c in first])
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"act_bits": float})
 
 
 Cells = dict[tuple[Any, ...], list[Record]]
@@ -120,7 +120,8 @@ def _cells(records: Sequence[Record], by: Sequence[str]) -> tuple[list[str], Cel
         for record in records:
             facts = _facts(record)
             told = (str(facts.get(k, "-")) for k in names)
-            cells.setdefault((*(facts[k] for k in CELL), *told, record.bits), []).append(record)
+            key = (*(facts[k] for k in CELL), *told, record.bits, facts.get("act_bits"))
+            cells.setdefault(key, []).append(record)
         for key, members in cells.items():
             done = [r for r in members if r.status == "ok"]
             # A failed attempt with other settings must not hide what succeeded.
@@ -159,7 +160,8 @@ def _differing(members: Sequence[Record]) -> dict[str, list[str]]:
 
 def _two_in_one_cell(key: tuple[Any, ...], differing: dict[str, list[str]]) -> ValueError:
     told = "; ".join(f"{name} ({', '.join(values)})" for name, values in differing.items())
-    cell = " ".join(str(part) for part in key)
+    *names, bits, act_bits = key
+    cell = " ".join(map(str, names)) + f" {bits}" + (f"/{act_bits}" if act_bits else "")
     first = next(iter(differing))
     return ValueError(
         f"different configurations fall into the cell {cell} bit: {told}; "
@@ -178,6 +180,10 @@ def _cell_text(row: Any) -> str:
     return text + (f", {row.failed} failed" if row.failed else "")
 
 
+def _width(row: Any) -> str:
+    return f"W{row.bits}" + (f"A{row.act_bits:.0f}" if pd.notna(row.act_bits) else "")
+
+
 def text_table(cells: pd.DataFrame) -> pd.DataFrame:
     """Return the cells as a table of text, bit widths as columns; absent ones are a dash."""
     rows = [
@@ -185,11 +191,14 @@ def text_table(cells: pd.DataFrame) -> pd.DataFrame:
         for c in cells.columns[: cells.columns.get_loc("bits")]
         if cells[c].nunique() > 1 or c != "task"
     ]
-    texts = cells.assign(text=[_cell_text(row) for row in cells.itertuples()])
+    texts = cells.assign(
+        text=[_cell_text(row) for row in cells.itertuples()],
+        width=[_width(row) for row in cells.itertuples()],
+    )
     order = texts[rows].drop_duplicates()
-    wide = texts.pivot(index=rows, columns="bits", values="text")
-    wide = wide.reindex(pd.MultiIndex.from_frame(order)).sort_index(axis=1, ascending=False)
-    wide.columns = [f"W{bits}" for bits in wide.columns]
+    widths = texts.sort_values(["bits", "act_bits"], ascending=False)["width"].drop_duplicates()
+    wide = texts.pivot(index=rows, columns="width", values="text")
+    wide = wide.reindex(pd.MultiIndex.from_frame(order))[list(widths)]
     fp = cells.groupby(rows, sort=False)["fp"].mean()
     wide.insert(0, "FP", [f"{fp[i]:.2f}" if pd.notna(fp[i]) else "-" for i in wide.index])
     return wide.fillna("-").reset_index()

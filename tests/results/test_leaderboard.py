@@ -160,13 +160,28 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys, args, mess
     assert err.count("\n") == 1
 
 
+def activations(act_bits, steps, value, started):
+    settings = {"bits": 4, "seed": 0, "act_bits": act_bits, "recon": {"steps": steps}}
+    return record(f"a{started}", value, settings=settings, started=started)
+
+
 def test_well_known_settings_become_columns_where_they_tell_runs_apart():
-    rows = []
-    for i, (act_bits, steps) in enumerate([(8, "after"), (4, "after"), (4, "together")]):
-        settings = {"bits": 4, "seed": 0, "act_bits": act_bits, "recon": {"steps": steps}}
-        rows.append(record(f"a{i}", 90.0 + i, settings=settings, started=str(i)))
+    rows = [activations(4, "after", 91.0, "0"), activations(4, "together", 92.0, "1")]
     frame = leaderboard(rows)
-    assert list(frame.columns[:5]) == ["task", "model", "quant", "act_bits", "recon.steps"]
-    found = {(r[3], r[4]): m for r, m in zip(frame.values.tolist(), frame["mean"], strict=True)}
-    assert found == {("8", "after"): 90.0, ("4", "after"): 91.0, ("4", "together"): 92.0}
+    assert list(frame.columns[:5]) == ["task", "model", "quant", "recon.steps", "bits"]
+    assert dict(zip(frame["recon.steps"], frame["mean"], strict=True)) == {
+        "after": 91.0,
+        "together": 92.0,
+    }
     assert list(leaderboard(rows[:1]).columns[:4]) == ["task", "model", "quant", "bits"]
+
+
+def test_bits_of_activations_stand_beside_those_of_weights():
+    plain = record("p", 95.0, settings={"bits": 4, "seed": 0}, started="0")
+    rows = [plain, activations(8, "after", 93.0, "1"), activations(4, "after", 91.0, "2")]
+    text = render(leaderboard(rows), "markdown")
+    header, _, row = text.splitlines()[:3]
+    assert [part.strip() for part in header.split("|")[3:-1]] == ["FP", "W4A8", "W4A4", "W4"]
+    assert [part.strip().partition(" ")[0] for part in row.split("|")[4:-1]] == [
+        "93.00", "91.00", "95.00",
+    ]  # fmt: skip
