@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import hydra
 from omegaconf import DictConfig
@@ -31,7 +32,11 @@ def execute(cfg: DictConfig, job: Job) -> Record:
     quantizer, ranges, device = build(cfg.quant), build(cfg.ranges), job.device()
     activation = build(cfg.activation)
     # Options out of range are refused here, before a weight is loaded.
-    quantizer(torch.eye(2), grid=Grid(cfg.bits, cfg.symmetric, PerTensor()), ranges=ranges)
+    empty, grid_alone = (
+        torch.empty(8192, 8192, device="meta"),
+        replace(grid, granularity=PerTensor()),
+    )
+    recon.check_method(quantizer(empty, grid=grid_alone, ranges=ranges))
     with job.recording() as draft:
         reports, bar, logger = Reports(), ProgressBar(cfg.progress), build(cfg.logger)
         draft.watch(task, reports, logger)
@@ -39,7 +44,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
         draft.device = device_name(device)
         adapter = model.adapter(task, cfg.checkpoint, device)
         calibration = task.calibration(cfg.num_samples, cfg.seed)
-        recon.check(adapter, calibration, grid, activation)
+        recon.check(adapter, calibration, grid, quantizer, activation)
 
         draft.fp_metrics = task.evaluate(adapter)
         task.check_full_precision(draft.fp_metrics)

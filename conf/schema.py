@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOT_IDENTITY = (
     "idle", "logger", "device", "results_dir", "cache_dir", "checkpoints_dir", "recipe", "rerun",
     "progress", "expected_fp", "task.cache_dir", "task.checkpoints_dir", "task.num_workers",
-    "task.expected", "task.tolerance",
+    "task.expected", "task.tolerance", "quant.seed",
 )  # fmt: skip
 
 
@@ -79,11 +79,19 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=RunConfig)
     OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver("by_bits", _by_bits, replace=True)
+    OmegaConf.register_new_resolver("signround_lr", _signround_lr, replace=True)
 
 
 def _by_bits(bits: int, table: DictConfig) -> Any:
     """Return table's entry for bits or its default: ${by_bits:${bits},{2: 1e-3, default: 4e-4}}."""
     return table[bits] if bits in table else table["default"]
+
+
+def _signround_lr(iters: int, bits: int) -> float:
+    """Return the rate of auto-round's recipes: 1 / iters up to 1 / 200, doubled for few bits."""
+    if iters >= 1000 and bits <= 3:
+        return 2 / iters
+    return 1 / max(200, iters)
 
 
 def check_values(cfg: RunConfig) -> None:

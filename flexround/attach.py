@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from flexround.grid import Grid, PerChannel, PerGroup, QuantizedTensor
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
-from flexround.ranges import Ranges
+from flexround.ranges import MinMax, Ranges
 
 QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
 # transformers' Conv1D is a Linear that stores [in, out]; known by name, to import nothing.
@@ -72,18 +72,22 @@ class Layer:
         )
 
 
-def check(layers: Sequence[Layer], grid: Grid) -> None:
-    """Check that every layer can be put on grid, before any of them is worked on.
+def check(layers: Sequence[Layer], grid: Grid, quantizer: QuantizerFactory) -> None:
+    """Check that every layer can be put on grid by quantizer, before any of them is worked on.
 
     Raises:
-        ValueError: when a weight is not finite, or groups do not divide it; names the layer.
+        ValueError: when a weight is not finite, groups do not divide it, or the method is not for
+            it; names the layer.
     """
     for layer in layers:
         weight = cast(nn.Parameter, layer.module.weight)
         if not torch.isfinite(weight).all():
             raise ValueError(f"layer {layer.name}: its weight holds values that are not finite")
         try:
-            layer.grid(grid).granularity.group(output_first(layer.module, weight))
+            shape = output_first(layer.module, weight).shape
+            # A tensor without storage: nothing is computed.
+            empty = torch.empty(shape, device="meta")
+            quantizer(empty, grid=layer.grid(grid), ranges=MinMax())
         except ValueError as error:
             raise ValueError(f"layer {layer.name}: {error}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,17 +15,42 @@ from flexround.observers import Observer
 # How often the loss is read: each reading makes a GPU wait.
 READ_EVERY = 10
 
-Schedule = Literal["constant", "cosine"]
+Schedule = Literal["constant", "cosine", "linear"]
+Scheduled = tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]
 
 
-def adam(
-    groups: Sequence[dict[str, Any]], schedule: Schedule, iters: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
-    """Return Adam over groups, and what takes its rates down to 0 over iters, or None."""
-    optimizer = torch.optim.Adam(list(groups), fused=True)
+def scheduled(optimizer: torch.optim.Optimizer, schedule: Schedule, iters: int) -> Scheduled:
+    """Return optimizer with what takes its rates down to 0 over iters, or None."""
     if schedule == "constant":
         return optimizer, None
+    if schedule == "linear":
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / iters)
+        return optimizer, rates
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iters)
+
+
+def step_optimizer(sizes: Sequence[torch.nn.Parameter], lr: float, iters: int) -> Scheduled:
+    """Return Adam over activations' step sizes, its rate taken down to 0 by a cosine."""
+    return scheduled(torch.optim.Adam(list(sizes), lr=lr, fused=True), "cosine", iters)
+
+
+class Best:
+    """Holds the parameters of the lowest error so far."""
+
+    def __init__(self, params: Sequence[torch.nn.Parameter]) -> None:
+        self._params, self._error = params, math.inf
+        self._held: list[Tensor] = []
+
+    def see(self, error: float) -> None:
+        """Keep the parameters as they are now when error is lower than any before."""
+        if error < self._error:
+            self._error, self._held = error, [p.detach().clone() for p in self._params]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the kept values back."""
+        for param, held in zip(self._params, self._held, strict=True):
+            param.copy_(held)
 
 
 @dataclass(frozen=True)
@@ -42,12 +67,13 @@ class Descent:
         self,
         samples: int,
         losses: Callable[[Tensor, float], tuple[Tensor, Tensor]],
-        optimizers: Sequence[
-            tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]
-        ],
+        optimizers: Sequence[Scheduled],
         after_step: Callable[[], None],
+        best: Best | None = None,
     ) -> None:
         """Take all steps; losses gives (error, loss) of a batch of indices at a progress in [0, 1).
+
+        With best the parameters of the mini-batch with the lowest error are restored in the end.
 
         Raises:
             ValueError: when the loss is not finite; names the unit.
@@ -55,6 +81,8 @@ class Descent:
         for iteration in range(self.iters):
             batch = torch.randperm(samples, generator=self.generator)[: self.batch_size]
             error, loss = losses(batch, iteration / self.iters)
+            if best is not None:
+                best.see(error.item())
             for optimizer, _ in optimizers:
                 optimizer.zero_grad()
             loss.backward()
@@ -65,6 +93,8 @@ class Descent:
             after_step()
             if iteration % READ_EVERY == 0 or iteration == self.iters - 1:
                 self._read(iteration, loss, error)
+        if best is not None:
+            best.restore()
 
     def _read(self, iteration: int, loss: Tensor, error: Tensor) -> None:
         if not math.isfinite(loss.item()):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import time
+from pathlib import Path
 
 import torch
 
 from flexround.observers import BlockReport
+
+PEAK = Path("/proc/self/clear_refs")  # man 5 proc: 5 resets the peak resident set
 
 
 class Stopwatch:
@@ -17,6 +21,9 @@ class Stopwatch:
         self._device, self._start = device, time.perf_counter()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with contextlib.suppress(OSError):  # Linux alone can forget a process's peak
+                PEAK.write_text("5")
 
     def report(
         self, name: str, bits: dict[str, int], error_before: float, error_after: float
@@ -32,7 +39,10 @@ class Stopwatch:
         )
 
     def _peak_memory_gib(self) -> float:
-        """Return the GPU's peak since the start, or the process's peak so far on the CPU."""
+        """Return the peak since the start: the GPU's, or on the CPU the whole process's.
+
+        Where the system can't forget an earlier peak of the process, it is the peak so far.
+        """
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -20,7 +20,7 @@ class BlockReport:
         error_before: reconstruction loss over the calibration set, quantizers as they start.
         error_after: the same after optimisation, with the weights as they are kept.
         seconds: wall time of the unit.
-        peak_memory_gib: peak of the GPU in this unit, or of the process so far on the CPU.
+        peak_memory_gib: peak of the GPU, or of the process on the CPU, in this unit.
     """
 
     name: str

@@ -18,11 +18,12 @@ from torch import nn
 from flexround.activations import Activations
 from flexround.attach import check
 from flexround.blocks import Block
+from flexround.descent import Schedule
 from flexround.grid import Grid, QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.observers import Observer
 from flexround.quantizers.activation import Activation
-from flexround.quantizers.base import QuantizerFactory
+from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import Ranges
 from flexround.steps import learn_steps
 from flexround.unit import Unit, UnitJob
@@ -37,13 +38,14 @@ class Reconstruction:
         iters: optimizer steps a unit; 0 leaves every quantizer where it starts.
         lr: learning rate of the quantizers that do not bring their own.
         batch_size: calibration samples a step, drawn without replacement within a step.
-        schedule: constant, or cosine down to 0.
+        schedule: constant, or down to 0 by a cosine or a line.
         inputs: quant feeds the student the quantized prefix's output, fp the full-precision one,
             mixed each element of the first with probability keep and of the second otherwise.
         steps: when the step sizes of activations are learned: not at all (start), after all weights
             as in BRECQ, or together with each block's weights as in QDrop.
         act_lr: their learning rate, taken down to 0 by a cosine.
         act_iters: their iterations where they are learned after the weights.
+        keep_best: end with the parameters of the mini-batch with the lowest error (SignRound).
         keep: probability that an element stays quantized while learning, QDrop's 0.5; 1 is all.
     """
 
@@ -51,17 +53,18 @@ class Reconstruction:
     iters: int
     lr: float
     batch_size: int
-    schedule: Literal["constant", "cosine"]
+    schedule: Schedule
     inputs: Literal["quant", "fp", "mixed"]
     steps: Literal["start", "after", "together"]
     act_lr: float
     act_iters: int
     keep: float
+    keep_best: bool
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("unit", self.unit, ("block", "layer")),
-            ("schedule", self.schedule, ("constant", "cosine")),
+            ("schedule", self.schedule, ("constant", "cosine", "linear")),
             ("inputs", self.inputs, ("quant", "fp", "mixed")),
             ("steps", self.steps, ("start", "after", "together")),
         ):
@@ -104,7 +107,7 @@ class Reconstruction:
             ValueError: when the calibration set is smaller than a batch, a weight does not fit the
                 grid, or a loss is not finite (names the block).
         """
-        self.check(adapter, calibration, grid, activation)
+        self.check(adapter, calibration, grid, quantizer, activation)
         blocks = adapter.blocks()
         fp = quant = adapter.capture(calibration)
         units = [list(self._units(block)) for block in blocks]
@@ -149,6 +152,7 @@ class Reconstruction:
         adapter: ModelAdapter,
         calibration: Sequence[Any],
         grid: Grid,
+        quantizer: QuantizerFactory,
         activation: Activation | None = None,
     ) -> None:
         """Check what can be checked before any work.
@@ -159,12 +163,24 @@ class Reconstruction:
         """
         if activation is not None:
             self._check_activation(activation, adapter)
-        check([layer for block in adapter.blocks() for layer in block.layers], grid)
+        check([layer for block in adapter.blocks() for layer in block.layers], grid, quantizer)
         samples = sum(adapter.num_samples(batch) for batch in calibration)
         if self.iters and samples < self.batch_size:
             raise ValueError(
                 f"num_samples={samples} is smaller than recon.batch_size={self.batch_size}; "
                 "raise num_samples or lower recon.batch_size"
+            )
+
+    def check_method(self, quantizer: WeightQuantizer) -> None:
+        """Check that there are iterations for what quantizer learns.
+
+        Raises:
+            ValueError: when there are none.
+        """
+        if not self.iters and quantizer.param_groups(self.lr):
+            raise ValueError(
+                f"recon.iters=0 leaves {type(quantizer).__name__} at round-to-nearest; give "
+                "quant=rtn, or iterations"
             )
 
     def _check_activation(self, activation: Activation, adapter: ModelAdapter) -> None:

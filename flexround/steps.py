@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flexround.blocks import Block, Calls
-from flexround.descent import Descent, adam
+from flexround.descent import Descent, step_optimizer
 from flexround.measure import Stopwatch
 from flexround.unit import Unit, UnitJob
 
@@ -74,7 +74,7 @@ def _learn_block(job: UnitJob, block: Block, quant: Calls, outputs: Tensor, iter
             for quantizer in quantizers:
                 quantizer.after_step()
 
-        optimizers = [adam([{"params": sizes, "lr": job.recon.act_lr}], "cosine", iters)]
+        optimizers = [step_optimizer(sizes, job.recon.act_lr, iters)]
         descent = Descent(_name(block), iters, job.recon.batch_size, job.generator, job.observers)
         descent.run(len(targets), losses, optimizers, after_step)
     with on():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flexround.activations import Activations
 from flexround.attach import Layer, attach, freeze
 from flexround.blocks import Block, Calls, capture
-from flexround.descent import Descent, adam
+from flexround.descent import Best, Descent, scheduled, step_optimizer
 from flexround.dropping import mix
 from flexround.grid import Grid, QuantizedTensor
 from flexround.measure import Stopwatch
@@ -179,12 +179,17 @@ class UnitJob:
         """
         recon = self.recon
         groups = [group for q in quantizers for group in q.param_groups(recon.lr)]
-        optimizers = [adam(groups, recon.schedule, recon.iters)] if groups else []
-        if sizes := [step for q in steps for step in q.steps()]:
-            sized = [{"params": sizes, "lr": recon.act_lr}]
-            optimizers.append(adam(sized, "cosine", recon.iters))
+        optimizers = []
+        if groups:
+            optimizer = quantizers[0].optimizer(groups)
+            optimizers.append(scheduled(optimizer, recon.schedule, recon.iters))
+        sizes = [step for q in steps for step in q.steps()]
+        if sizes:
+            optimizers.append(step_optimizer(sizes, recon.act_lr, recon.iters))
         if not optimizers:
             return
+        learned = [p for group in groups for p in group["params"]] + sizes
+        best = Best(learned) if recon.keep_best else None
 
         def losses(batch: Tensor, progress: float) -> tuple[Tensor, Tensor]:
             inputs = self.inputs(batch, fp, quant)
@@ -203,7 +208,7 @@ class UnitJob:
                 step.after_step()
 
         descent = Descent(unit.name, recon.iters, recon.batch_size, self.generator, self.observers)
-        descent.run(len(targets), losses, optimizers, after_step)
+        descent.run(len(targets), losses, optimizers, after_step, best)
 
     def inputs(self, batch: Tensor, fp: Calls, quant: Calls) -> Tensor:
         """Return what the student sees of the samples at batch, on the device."""

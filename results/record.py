@@ -24,7 +24,7 @@ class Record:
         blocks: one entry a unit of reconstruction: name, layers with their bits, error before and
             after, seconds, peak memory in GiB.
         seconds: wall time of the run.
-        peak_memory_gib: largest of the blocks' peaks, on the CPU the process's so far.
+        peak_memory_gib: largest of the blocks' peaks.
         device: cpu, or the GPU's name.
         settings: the composed configuration that run_id is a hash of.
         error: the one line that a failed run ended with.

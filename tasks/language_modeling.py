@@ -89,9 +89,10 @@ class LanguageModeling(TransformerTask):
         total = 0.0
         for part in self._windows.split(self._eval_batch_size):
             logits = adapter.forward({"input_ids": part}).float()
-            targets = part[:, 1:].reshape(-1).to(logits.device)
-            predicted = logits[:, :-1].flatten(0, 1)
-            total += nn.functional.cross_entropy(predicted, targets, reduction="sum").item()
+            # By window: a batch's logits are the largest tensor of the whole run already.
+            for predicted, window in zip(logits, part.to(logits.device), strict=True):
+                loss = nn.functional.cross_entropy(predicted[:-1], window[1:], reduction="sum")
+                total += loss.item()
         return {"perplexity": math.exp(total / self._windows[:, 1:].numel())}
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:

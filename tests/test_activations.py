@@ -286,6 +286,8 @@ def test_what_makes_no_sense_is_refused(make, message):
      (["activation=static_per_tensor", "recon=block", "recon.act_lr=1"], "recon.act_lr=1 does not"),
      (["activation=dynamic_per_token", "recon=qdrop"], "recon.steps=together learns step sizes"),
      (["activation=static_per_tensor", "act_bits=1"], "act_bits=1: give a whole number"),
+     (["quant=signround", "recon.iters=0"], "recon.iters=0 leaves SignRound at round-to-nearest"),
+     (["quant=lrq", "quant.rank=4"], "layer conv_stem: LRQ is for linear layers"),
      (["activation=static"], "available activation: dynamic_per_token, none, static_per_tensor")],
 )  # fmt: skip
 def test_bad_input_is_one_line(cli, args, message):

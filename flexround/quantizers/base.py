@@ -39,6 +39,10 @@ class WeightQuantizer(nn.Module):
         """Return the scale [groups, 1] that multiplies the codes, differentiable if learned."""
         return self.scale
 
+    def dequantization_zero_point(self) -> Tensor:
+        """Return the zero point [groups, 1] that is taken from the codes."""
+        return self.zero_point
+
     def rescale(self, weight: Tensor) -> Tensor:
         """Return the weight as it enters the rounding, [out, in, *kernel]."""
         return weight
@@ -57,6 +61,10 @@ class WeightQuantizer(nn.Module):
         params = [p for p in self.parameters() if p.requires_grad]
         return [{"params": params, "lr": lr}] if params else []
 
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return what takes the steps of groups, those of all quantizers of a unit."""
+        return torch.optim.Adam(groups, fused=True)
+
     def regularizer(self, progress: float) -> Tensor | float:
         """Return what is added to the reconstruction loss; progress runs from 0 to 1."""
         return 0.0
@@ -71,7 +79,7 @@ class WeightQuantizer(nn.Module):
     @torch.no_grad()
     def finalize(self, weight: Tensor) -> QuantizedTensor:
         """Return the integers that `forward(weight)` stands for once hard."""
-        scale, zero_point = self.dequantization_scale(), self.zero_point
+        scale, zero_point = self.dequantization_scale(), self.dequantization_zero_point()
         # Read off the result: level * scale / scale misses the level by far less than a half.
         levels = torch.round(self.grid.granularity.group(self(weight)) / scale)
         codes = (levels + zero_point).to(torch.int16).reshape(weight.shape)

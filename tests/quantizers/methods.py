@@ -13,6 +13,7 @@ from flexround.quantizers.adaquant import AdaQuant
 from flexround.quantizers.adaround import AdaRound
 from flexround.quantizers.flexround import FlexRound
 from flexround.quantizers.rtn import RTN
+from flexround.quantizers.signround import SignRound
 from flexround.ranges import LpSearch, MinMax
 
 ADAROUND = partial(
@@ -23,6 +24,7 @@ METHODS = {
     "adaround": ADAROUND,
     "adaquant": partial(AdaQuant, lr_v=1e-3, lr_scale=1e-4),
     "flexround": partial(FlexRound, learn_s1=True, use_s3=True, use_s4=True),
+    "signround": SignRound,
 }
 LAYERS = {
     "linear": lambda: nn.Linear(24, 10),
@@ -61,6 +63,13 @@ def shaken(quantizer, size, seed=1):
             else:
                 p.add_(torch.empty_like(p).uniform_(-size, size, generator=generator))
     return quantizer
+
+
+def activations(samples, features, seed=0):
+    """Return [samples, features] in which a few directions carry most, as real ones do."""
+    draws = torch.Generator().manual_seed(seed)
+    few = torch.randn(samples, 8, generator=draws) @ torch.randn(8, features, generator=draws)
+    return few + 0.3 * torch.randn(samples, features, generator=draws)
 
 
 def grid_of(bits, symmetric, granularity):

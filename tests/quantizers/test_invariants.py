@@ -131,4 +131,4 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(value):
     layer = weight_of(lambda: nn.Linear(8, 4))
     layer.weight.data[0, 0] = value
     with pytest.raises(ValueError, match=r"layer head.3: .*not finite"):
-        check([Layer("head.3", layer)], Grid(4, True, PerTensor()))
+        check([Layer("head.3", layer)], Grid(4, True, PerTensor()), RTN)

@@ -1,0 +1,100 @@
+"""LRQ: FlexRound's divisor as a low-rank matrix with a row and a column (arXiv 2407.11534)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from flexround.grid import Grid
+from flexround.quantizers.base import WeightQuantizer
+from flexround.quantizers.flexround import ElementwiseDivision
+from flexround.ranges import Ranges
+
+RankRule = Literal["fixed", "code"]
+
+
+def rank_of(shape: torch.Size, rank: int, rule: RankRule) -> int | None:
+    """Return the rank for a weight [out, in], or None where the divisor is a full matrix.
+
+    "fixed" is rank for every layer. "code" is what the authors' code does whatever the rank: a full
+    matrix for some shapes, 2048 for the largest, 1024 for the others.
+    """
+    if rule == "fixed":
+        return rank
+    out, into = shape
+    if (out <= 4096 < into) or (into <= 4096 < out) or (out == into == 8192):
+        return None
+    return 2048 if min(out, into) >= 8192 else 1024
+
+
+class LRQ(WeightQuantizer):
+    """W_hat = s1 * round(W / (s1 * exp(L2 U2 + r2 + c2))), for linear layers.
+
+    L2 [out, rank], r2 [out, 1] and c2 [1, in] start at zero, U2 [rank, in] at random, log_s1
+    relative to the ranges' scale at zero: training starts at round-to-nearest to the last bit.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        *,
+        grid: Grid,
+        ranges: Ranges,
+        rank: int,
+        rank_rule: RankRule,
+        seed: int,
+    ) -> None:
+        """Draw U2 by seed.
+
+        Raises:
+            ValueError: for a convolution, a rank below 1, or one that saves nothing.
+        """
+        if weight.dim() != 2:
+            raise ValueError(
+                f"LRQ is for linear layers, this weight is {list(weight.shape)}; give "
+                "quant=flexround, or a model without convolutions"
+            )
+        if rank_rule not in ("fixed", "code"):
+            raise ValueError(f"quant.rank_rule={rank_rule}: give fixed or code")
+        if rank < 1:
+            raise ValueError(f"quant.rank={rank}: give a whole number of at least 1")
+        super().__init__(weight, grid=grid, ranges=ranges)
+        out, into = weight.shape
+        chosen = rank_of(weight.shape, rank, rank_rule)
+        if chosen is not None and chosen * (out + into) >= out * into:
+            raise ValueError(
+                f"rank {chosen} saves nothing on a weight {list(weight.shape)}; give quant.rank "
+                f"below {math.ceil(out * into / (out + into))}, or quant=flexround"
+            )
+        new = weight.detach().new_zeros
+        self.log_s1 = nn.Parameter(new(self.scale.shape))
+        self.r2, self.c2 = nn.Parameter(new(out, 1)), nn.Parameter(new(1, into))
+        self.l2 = nn.Parameter(new(out, into if chosen is None else chosen))
+        self.u2: nn.Parameter | None = None
+        if chosen is not None:
+            # Kaiming's uniform with a = sqrt(5), as torch initialises a linear layer.
+            bound = 1 / math.sqrt(into)
+            draws = torch.Generator().manual_seed(seed)
+            u2 = torch.empty(chosen, into).uniform_(-bound, bound, generator=draws)
+            self.u2 = nn.Parameter(u2.to(weight))
+
+    def dequantization_scale(self) -> Tensor:
+        """Return s1, [groups, 1]."""
+        return self.scale * torch.exp(self.log_s1)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the fake-quantized weight, same shape."""
+        log_divisor = self.l2 if self.u2 is None else self.l2 @ self.u2
+        out: Tensor = ElementwiseDivision.apply(
+            weight.contiguous(),
+            self.dequantization_scale(),
+            self.zero_point,
+            log_divisor,
+            self.r2,
+            self.c2,
+            self.grid,
+        )
+        return out
