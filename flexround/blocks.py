@@ -146,6 +146,11 @@ def _merge(recorded: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> Calls:
     sizes = [len(first) for first in firsts]
 
     def join(*leaves: Any) -> Any:
+        if len({isinstance(leaf, Tensor) for leaf in leaves}) > 1:
+            raise ValueError(
+                "an argument is a tensor in some calibration batches and missing in others, as a "
+                "mask of ones is; give the calibration samples as one batch"
+            )
         if not isinstance(leaves[0], Tensor):
             return leaves[0]
         batched = all(

@@ -19,16 +19,18 @@ from tests.quantizers.methods import METHODS, granularities, symmetries, weight_
 transformers = pytest.importorskip("transformers", reason="the extra language is not installed")
 
 CPU = torch.device("cpu")
-FAMILIES = ["gpt2", "gpt_neo", "opt", "llama"]
+FAMILIES = ["gpt2", "gpt_neo", "opt", "llama", "bert"]
 # Quantized layers of one block by hand: attention's projections and the feed-forward network's.
-LAYERS = {"gpt2": 4, "gpt_neo": 6, "opt": 6, "llama": 7}
+LAYERS = {"gpt2": 4, "gpt_neo": 6, "opt": 6, "llama": 7, "bert": 6}
 EXAMPLE = {"input_ids": torch.arange(8).view(2, 4)}
 
 
 def network(family, dtype=torch.float32):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(config_of(family))
+        heads = {"bert": transformers.AutoModelForSequenceClassification}
+        auto = heads.get(family, transformers.AutoModelForCausalLM)
+        model = auto.from_config(config_of(family))
     return model.to(dtype).eval()
 
 
@@ -58,9 +60,8 @@ def test_blocks_are_the_layers_and_nothing_else_is_quantized(family):
         name for name, m in adapter.model.named_modules()
         if isinstance(m, nn.Linear | nn.Embedding) and id(m) not in inside
     ]  # fmt: skip
-    assert all(
-        "embed" in name or "wte" in name or "wpe" in name or "lm_head" in name for name in rest
-    )
+    plain = ("embed", "wte", "wpe", "lm_head", "pooler", "classifier")
+    assert all(any(part in name for part in plain) for name in rest)
     assert all(layer.bits is None for block in blocks for layer in block.layers)
 
 
@@ -83,6 +84,16 @@ def test_replayed_calls_are_the_models_own_forward_pass(family, padding):
         stream = stream.with_inputs(adapter.advance(index, outputs))
     mask = batch.get("attention_mask", torch.ones(6, 12)).bool()
     torch.testing.assert_close(outputs[mask], expected[mask])
+
+
+def test_a_mask_that_only_some_batches_need_is_not_lost():
+    """A mask of ones is left away by transformers; the padded batch's must not go with it."""
+    adapter = LanguageAdapter(network("bert"), EXAMPLE, CPU)
+    whole = tokens("right")
+    whole["attention_mask"][:3] = 1
+    with pytest.raises(ValueError, match="give the calibration samples as one batch"):
+        adapter.capture(halves(whole))
+    assert len(adapter.capture([whole])) == 6
 
 
 def test_layers_come_in_execution_order():
