@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 import hydra
 from omegaconf import DictConfig
@@ -22,7 +21,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
     """Compute the run from its configuration; everything heavy is imported from here on."""
     import torch
 
-    from flexround.grid import Grid, PerTensor
+    from flexround.grid import Grid
     from flexround.observers import Reports
     from flexround.progress import ProgressBar
 
@@ -31,12 +30,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
     grid = Grid(cfg.bits, cfg.symmetric, build(cfg.granularity))
     quantizer, ranges, device = build(cfg.quant), build(cfg.ranges), job.device()
     activation = build(cfg.activation)
-    # Options out of range are refused here, before a weight is loaded.
-    empty, grid_alone = (
-        torch.empty(8192, 8192, device="meta"),
-        replace(grid, granularity=PerTensor()),
-    )
-    recon.check_method(quantizer(empty, grid=grid_alone, ranges=ranges))
+    recon.check_method(quantizer, grid, ranges)
     with job.recording() as draft:
         reports, bar, logger = Reports(), ProgressBar(cfg.progress), build(cfg.logger)
         draft.watch(task, reports, logger)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,11 +19,11 @@ from flexround.activations import Activations
 from flexround.attach import check
 from flexround.blocks import Block
 from flexround.descent import Schedule
-from flexround.grid import Grid, QuantizedTensor
+from flexround.grid import Grid, PerTensor, QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.observers import Observer
 from flexround.quantizers.activation import Activation
-from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
+from flexround.quantizers.base import QuantizerFactory
 from flexround.ranges import Ranges
 from flexround.steps import learn_steps
 from flexround.unit import Unit, UnitJob
@@ -171,15 +171,17 @@ class Reconstruction:
                 "raise num_samples or lower recon.batch_size"
             )
 
-    def check_method(self, quantizer: WeightQuantizer) -> None:
-        """Check that there are iterations for what quantizer learns.
+    def check_method(self, quantizer: QuantizerFactory, grid: Grid, ranges: Ranges) -> None:
+        """Check the method's options before any weight is loaded.
 
         Raises:
-            ValueError: when there are none.
+            ValueError: when one is out of range, or there are no iterations for what it learns.
         """
-        if not self.iters and quantizer.param_groups(self.lr):
+        empty = torch.empty(8192, 8192, device="meta")  # without storage, whatever its size
+        made = quantizer(empty, grid=replace(grid, granularity=PerTensor()), ranges=ranges)
+        if not self.iters and made.param_groups(self.lr):
             raise ValueError(
-                f"recon.iters=0 leaves {type(quantizer).__name__} at round-to-nearest; give "
+                f"recon.iters=0 leaves {type(made).__name__} at round-to-nearest; give "
                 "quant=rtn, or iterations"
             )
 

@@ -1,0 +1,168 @@
+"""GPTQ: round column by column, the rest of the row making up for it (arXiv 2210.17323)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flexround.grid import Grid, PerGroup, QuantizedTensor
+from flexround.ranges import Ranges
+
+DAMPINGS = 3  # tries, each with ten times the damping of the one before
+
+
+def inverse_factor(hessian: Tensor, damp: float) -> Tensor:
+    """Return the upper U [in, in] with (H + damping)^-1 = U^T U.
+
+    damp is a share of the mean diagonal; it grows tenfold where H is not positive definite.
+
+    Raises:
+        ValueError: when the largest damping does not help.
+    """
+    identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+    mean = hessian.diagonal().mean()
+    for attempt in range(DAMPINGS):
+        damped = hessian + damp * 10**attempt * mean * identity
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            inverse = torch.cholesky_inverse(lower)
+            upper: Tensor
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if not failed:
+                return upper
+    raise ValueError(
+        f"its Hessian is not positive definite even with damping {damp * 10 ** (DAMPINGS - 1)} of "
+        "its mean diagonal; raise quant.damp or num_samples"
+    )
+
+
+@dataclass(frozen=True)
+class GPTQ:
+    """W_hat minimises |W X - W_hat X|^2 greedily: e_j = (w_j - w_hat_j) / U_jj, w -= e_j U_j.
+
+    Attributes:
+        block_size: columns whose updates of the rest are put off and done at once.
+        damp: share of the mean diagonal that is added to H.
+        act_order: columns in falling order of H's diagonal.
+        static_groups: group scales from the original weight, not from the updated one.
+        stale_scales: group scales without the updates of their own block of columns, as the
+            authors' code has them; a few percent worse with groups smaller than a block.
+    """
+
+    block_size: int
+    damp: float
+    act_order: bool
+    static_groups: bool
+    stale_scales: bool
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise ValueError(f"quant.block_size={self.block_size}: give at least 1")
+        if not self.damp > 0:
+            raise ValueError(f"quant.damp={self.damp}: give a share above 0")
+        if self.static_groups and self.stale_scales:
+            raise ValueError("quant.stale_scales=true does nothing with quant.static_groups=true")
+
+    def check(self, grid: Grid) -> None:
+        """Check that the options go with the grid.
+
+        Raises:
+            ValueError: when groups would not be contiguous.
+        """
+        grouped = isinstance(grid.granularity, PerGroup)
+        if grouped and self.act_order and not self.static_groups:
+            raise ValueError(
+                "quant.act_order=true visits columns out of order, and their groups would not be "
+                "contiguous; give quant.static_groups=true as well"
+            )
+
+    def quantize(
+        self, weight: Tensor, hessian: Tensor, grid: Grid, ranges: Ranges
+    ) -> QuantizedTensor:
+        """Return the integers of weight [out, in] for hessian [groups, in, in].
+
+        Raises:
+            ValueError: when a Hessian can't be inverted.
+        """
+        dead = hessian.diagonal(dim1=1, dim2=2) == 0  # [groups, in]
+        parts = weight.reshape(len(hessian), -1, weight.shape[1]).clone()
+        parts.masked_fill_(dead[:, None], 0)  # before the scales, which they would inflate
+        clean = parts.view(weight.shape)
+        scale, zero_point = ranges(grid.granularity.group(clean), grid)
+        wide = _Columns(clean, grid, scale, zero_point)
+        codes = torch.empty_like(clean)
+        for index, (part, own) in enumerate(zip(parts, hessian, strict=True)):
+            own = own + torch.diag(dead[index].to(own.dtype))
+            rows = slice(index * len(part), (index + 1) * len(part))
+            codes[rows] = self._solve(part, own, wide.rows(rows), ranges)
+        return wide.quantized(codes, weight)
+
+    def _solve(self, weight: Tensor, hessian: Tensor, columns: _Columns, ranges: Ranges) -> Tensor:
+        into = weight.shape[1]
+        order = torch.arange(into, device=weight.device)
+        if self.act_order:
+            order = hessian.diagonal().argsort(descending=True)
+        factor = inverse_factor(hessian[order][:, order], self.damp).to(weight.dtype)
+        rest, codes = weight[:, order].clone(), torch.empty_like(weight)
+        for start in range(0, into, self.block_size):
+            end = min(start + self.block_size, into)
+            block, errors = rest[:, start:end].clone(), torch.empty_like(rest[:, start:end])
+            for j in range(start, end):
+                if columns.starts_group(j) and not self.static_groups:
+                    now = rest
+                    if not self.stale_scales:
+                        # What this block of columns has put off, for a group that reaches beyond.
+                        pending = errors[:, : j - start] @ factor[start:j, end:]
+                        now = torch.cat([rest[:, :start], block, rest[:, end:] - pending], dim=1)
+                    columns.rescale(j, now, ranges)
+                column = block[:, j - start]
+                code, value = columns.round(int(order[j]), column)
+                codes[:, order[j]] = code
+                error = (column - value) / factor[j, j]
+                block[:, j - start :] -= error[:, None] * factor[j, j:end]
+                errors[:, j - start] = error
+            rest[:, end:] -= errors @ factor[start:end, end:]
+        return codes
+
+
+class _Columns:
+    """Scale and zero point of each weight, looked up by column, [out, columns of scales]."""
+
+    def __init__(self, weight: Tensor, grid: Grid, scale: Tensor, zero_point: Tensor) -> None:
+        self._grid = grid
+        self._grouped = isinstance(grid.granularity, PerGroup)
+        view = (len(weight), len(scale) // len(weight)) if self._grouped else (len(scale), 1)
+        self._width = weight.shape[1] // view[1]
+        self._scale, self._zero = scale.reshape(view).clone(), zero_point.reshape(view).clone()
+
+    def rows(self, rows: slice) -> _Columns:
+        """Return the columns of some of the rows; what is rescaled there is rescaled here."""
+        part = copy.copy(self)
+        if len(self._scale) > 1:
+            part._scale, part._zero = self._scale[rows], self._zero[rows]
+        return part
+
+    def starts_group(self, j: int) -> bool:
+        """Return whether column j is the first of a group with a scale of its own."""
+        return self._grouped and j % self._width == 0
+
+    def rescale(self, j: int, now: Tensor, ranges: Ranges) -> None:
+        """Choose the scale of the group that starts at column j from the weights as they are."""
+        scale, zero_point = ranges(now[:, j : j + self._width].contiguous(), self._grid)
+        self._scale[:, j // self._width] = scale[:, 0]
+        self._zero[:, j // self._width] = zero_point[:, 0]
+
+    def round(self, column: int, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (codes, values on the grid) of a column's values [out]."""
+        group = column // self._width if self._grouped else 0
+        scale, zero = self._scale[:, group], self._zero[:, group]
+        codes = self._grid.encode(values, scale, zero)
+        return codes, (codes - zero) * scale
+
+    def quantized(self, codes: Tensor, weight: Tensor) -> QuantizedTensor:
+        """Return the codes [out, in] with their scales."""
+        scale, zero = self._scale.reshape(-1, 1), self._zero.reshape(-1, 1)
+        return QuantizedTensor(codes.to(torch.int16).view(weight.shape), scale, zero, self._grid)
