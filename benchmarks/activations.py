@@ -45,7 +45,7 @@ def iterations(case: Case, quantized: bool) -> Callable[[], None]:
     factory = partial(FlexRound, learn_s1=True, use_s3=True, use_s4=True)
     job = UnitJob(
         setting, adapter, factory, grid, ranges, torch.Generator().manual_seed(0), (), None,
-        STATIC if quantized else None, activations, draws,
+        STATIC if quantized else None, activations, draws, True,
     )  # fmt: skip
     unit = Unit(block.name, block.module, block.layers, block.activation)
     targets = unit.output(job.run_all(block.module, calls))

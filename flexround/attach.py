@@ -72,13 +72,16 @@ class Layer:
         )
 
 
-def check(layers: Sequence[Layer], grid: Grid, quantizer: QuantizerFactory) -> None:
+def check(layers: Sequence[Layer], grid: Grid, quantizer: QuantizerFactory) -> bool:
     """Check that every layer can be put on grid by quantizer, before any of them is worked on.
+
+    Return whether there is anything to learn.
 
     Raises:
         ValueError: when a weight is not finite, groups do not divide it, or the method is not for
             it; names the layer.
     """
+    learns = False
     for layer in layers:
         weight = cast(nn.Parameter, layer.module.weight)
         if not torch.isfinite(weight).all():
@@ -87,9 +90,11 @@ def check(layers: Sequence[Layer], grid: Grid, quantizer: QuantizerFactory) -> N
             shape = output_first(layer.module, weight).shape
             # A tensor without storage: nothing is computed.
             empty = torch.empty(shape, device="meta")
-            quantizer(empty, grid=layer.grid(grid), ranges=MinMax())
+            made = quantizer(empty, grid=layer.grid(grid), ranges=MinMax())
         except ValueError as error:
             raise ValueError(f"layer {layer.name}: {error}") from error
+        learns = learns or bool(made.param_groups(1.0))
+    return learns
 
 
 def attach(

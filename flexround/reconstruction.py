@@ -107,12 +107,14 @@ class Reconstruction:
             ValueError: when the calibration set is smaller than a batch, a weight does not fit the
                 grid, or a loss is not finite (names the block).
         """
-        self.check(adapter, calibration, grid, quantizer, activation)
+        learns = self.check(adapter, calibration, grid, quantizer, activation)
         blocks = adapter.blocks()
         fp = quant = adapter.capture(calibration)
         units = [list(self._units(block)) for block in blocks]
         for observer in observers:
-            observer.begin([unit.name for group in units for unit in group], self.iters)
+            observer.begin(
+                [unit.name for group in units for unit in group], self.iters if learns else 0
+            )
         mask = adapter.loss_mask(calibration)
         draws = torch.Generator(adapter.device).manual_seed(generator.initial_seed())
         activations = None
@@ -120,7 +122,7 @@ class Reconstruction:
             activations = Activations(blocks, activation, ranges, draws)
         job = UnitJob(
             self, adapter, quantizer, grid, ranges, generator, observers, mask,
-            activation, activations, draws,
+            activation, activations, draws, learns,
         )  # fmt: skip
         teachers: list[nn.Module] = []
         quantized: dict[str, QuantizedTensor] = {}
@@ -154,8 +156,8 @@ class Reconstruction:
         grid: Grid,
         quantizer: QuantizerFactory,
         activation: Activation | None = None,
-    ) -> None:
-        """Check what can be checked before any work.
+    ) -> bool:
+        """Check what can be checked before any work; return whether there is anything to learn.
 
         Raises:
             ValueError: when the calibration set is smaller than a batch, a weight does not fit the
@@ -163,13 +165,15 @@ class Reconstruction:
         """
         if activation is not None:
             self._check_activation(activation, adapter)
-        check([layer for block in adapter.blocks() for layer in block.layers], grid, quantizer)
+        layers = [layer for block in adapter.blocks() for layer in block.layers]
+        learns = check(layers, grid, quantizer)
         samples = sum(adapter.num_samples(batch) for batch in calibration)
-        if self.iters and samples < self.batch_size:
+        if learns and self.iters and samples < self.batch_size:
             raise ValueError(
                 f"num_samples={samples} is smaller than recon.batch_size={self.batch_size}; "
                 "raise num_samples or lower recon.batch_size"
             )
+        return learns
 
     def check_method(self, quantizer: QuantizerFactory, grid: Grid, ranges: Ranges) -> None:
         """Check the method's options before any weight is loaded.

@@ -29,7 +29,7 @@ def learn_steps(
     """
     assert job.activations is not None, "there are activations to quantize"
     recon, adapter = job.recon, job.adapter
-    iters = recon.act_iters if recon.steps == "after" else 0
+    iters = recon.act_iters if recon.steps == "after" and job.learns else 0
     for observer in job.observers:
         observer.begin([_name(block) for block in blocks if job.activations.of(block.name)], iters)
     fp = quant = adapter.capture(calibration)

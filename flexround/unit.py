@@ -66,6 +66,7 @@ class UnitJob:
     Attributes:
         activations: the quantizers of the activations, or None where they stay as they are.
         draws: decides, on the device, which elements stay quantized.
+        learns: whether the method learns anything; nor does a run of round-to-nearest learn steps.
     """
 
     recon: Reconstruction
@@ -79,6 +80,7 @@ class UnitJob:
     activation: Activation | None
     activations: Activations | None
     draws: torch.Generator
+    learns: bool
 
     @property
     def together(self) -> bool:
@@ -132,7 +134,7 @@ class UnitJob:
             error_before = self.error(unit, inputs, targets)
         for quantizer in quantizers:
             quantizer.hard = False
-        if self.recon.iters:
+        if self.recon.iters and self.learns:
             self.optimise(unit, quantizers, steps, fp, quant, targets)
         quantized = freeze(unit.layers)
         with self.student():
