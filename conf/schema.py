@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOT_IDENTITY = (
     "idle", "logger", "device", "results_dir", "cache_dir", "checkpoints_dir", "recipe", "rerun",
     "progress", "expected_fp", "task.cache_dir", "task.checkpoints_dir", "task.num_workers",
-    "task.expected", "task.tolerance", "quant.seed",
+    "task.expected", "task.tolerance",
 )  # fmt: skip
 
 
@@ -57,6 +57,7 @@ class RunConfig:
     seed: int = MISSING
     num_samples: int = MISSING
     checkpoint: str | None = MISSING
+    finetuned: bool = False  # whether the task's networks are those that tasks.finetune makes
     imagenet_dir: str | None = MISSING
     data_dir: str | None = MISSING
     calibration_dir: str | None = MISSING
@@ -136,6 +137,8 @@ def check_idle(cfg: RunConfig, own: Sequence[str], sweep: Sequence[str]) -> None
 def identity(cfg: RunConfig) -> dict[str, Any]:
     """Return the settings that can change the run's value, as plain values."""
     settings: Any = OmegaConf.to_container(cast(DictConfig, cfg), resolve=True)
+    if settings["finetuned"] or settings["checkpoint"] == "finetuned":
+        settings["finetuned"] = _finetuned(settings)
     idle = [option for options in settings["idle"].values() for option in options]
     for path in (*NOT_IDENTITY, *idle):
         *parents, last = path.split(".")
@@ -144,6 +147,15 @@ def identity(cfg: RunConfig) -> dict[str, Any]:
             node = node.get(key) or {}
         node.pop(last, None)
     return dict(_canonical(settings))
+
+
+def _finetuned(settings: dict[str, Any]) -> str | None:
+    """Return the digest of how the fine-tuned network was made, None where there is none."""
+    if settings["finetuned"] and settings["checkpoint"] not in (None, "finetuned"):
+        return None  # another checkpoint is given
+    folder = Path(settings["checkpoints_dir"], settings["task"]["name"], settings["model"]["name"])
+    facts = folder / "finetune.json"
+    return hashlib.sha256(facts.read_bytes()).hexdigest()[:16] if facts.is_file() else None
 
 
 def _canonical(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,19 +33,20 @@ class Activations:
         """Make a quantizer for each site of blocks; draws decides what is kept."""
         self._on, self._keep = False, 1.0
         self._draws = draws
+        self._block = ""
         self._calls: dict[nn.Module, int] = {}
         self._cache: dict[str, tuple[Tensor, int, Tensor]] = {}
         self._by_block: dict[str, list[ActivationQuantizer]] = {}
-        by_module: dict[nn.Module, list[tuple[Site, ActivationQuantizer]]] = {}
+        by_module: dict[nn.Module, list[tuple[str, Site, ActivationQuantizer]]] = {}
         for block in blocks:
             used = [s for s in block.sites if s.role != "kv" or activation.kv_bits is not None]
             made = [activation.quantizer(site.name, site.role, ranges) for site in used]
             self._by_block[block.name] = made
             for site, quantizer in zip(used, made, strict=True):
                 for module in site.modules:
-                    by_module.setdefault(module, []).append((site, quantizer))
+                    by_module.setdefault(module, []).append((block.name, site, quantizer))
             # Not the bound method: a copy of the block would take a copy of this object along.
-            block.module.register_forward_pre_hook(lambda *_: self._begin())
+            block.module.register_forward_pre_hook(lambda *_, name=block.name: self._begin(name))
         for module, places in by_module.items():
             self._hook(module, places)
 
@@ -67,51 +69,57 @@ class Activations:
             self._on, self._keep = before
             self._cache.clear()
 
-    def _begin(self) -> None:
-        # A pass that was cut short must not shift the counts of the next.
+    def _begin(self, block: str) -> None:
+        # Calls are counted within a block: a module may serve several, and a pass that was cut
+        # short must not shift the counts of the next.
+        self._block = block
         self._calls.clear()
         self._cache.clear()
 
-    def _hook(self, module: nn.Module, places: Sequence[tuple[Site, ActivationQuantizer]]) -> None:
-        for side in ("input", "output"):
-            here = {site.use: q for site, q in places if site.side == side}
-            if not here:
-                continue
-            uses = next(site.uses for site, _ in places if site.side == side)
-            if side == "input":
-                module.register_forward_pre_hook(self._before(here))
-            else:
-                module.register_forward_hook(self._after(module, here, uses))
+    def _hook(
+        self, module: nn.Module, places: Sequence[tuple[str, Site, ActivationQuantizer]]
+    ) -> None:
+        inputs = [quantizer for _, site, quantizer in places if site.side == "input"]
+        if inputs:
+            (quantizer,) = inputs  # a layer is called once in a pass
+            module.register_forward_pre_hook(self._before(quantizer))
+        outputs = {
+            (block, site.use): quantizer
+            for block, site, quantizer in places
+            if site.side == "output"
+        }
+        if outputs:
+            module.register_forward_hook(self._after(module, outputs))
 
-    def _before(self, here: dict[int, ActivationQuantizer]) -> Callable[..., Any]:
-        (quantizer,) = here.values()  # a layer is called once in a pass
-
+    def _before(self, quantizer: ActivationQuantizer) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> Any:
             return (self._quantize(quantizer, args[0]), *args[1:]) if self._on else None
 
         return hook
 
     def _after(
-        self, module: nn.Module, here: dict[int, ActivationQuantizer], uses: int
+        self, module: nn.Module, here: dict[tuple[str, int], ActivationQuantizer]
     ) -> Callable[..., Any]:
+        uses = Counter(block for block, _ in here)
+
         def hook(_: nn.Module, args: Any, output: Any) -> Any:
-            if not self._on:
+            if not self._on or self._block not in uses:
                 return None
-            use = self._calls.get(module, 0) % uses
+            # Modulo: outside of its block a function is called once more on the block's output.
+            use = self._calls.get(module, 0) % uses[self._block]
             self._calls[module] = use + 1
-            if use not in here:
-                return None
+            quantizer = here[self._block, use]
             whole = isinstance(output, tuple)
-            quantized = self._quantize(here[use], output[0] if whole else output)
+            quantized = self._quantize(quantizer, output[0] if whole else output)
             return (quantized, *output[1:]) if whole else quantized
 
         return hook
 
     def _quantize(self, quantizer: ActivationQuantizer, x: Tensor) -> Tensor:
         # Query, key and value take one tensor, which is quantized once, and dropped alike.
-        held = self._cache.get(quantizer.name)
-        if held is not None and held[0] is x and held[1] == x._version:
+        held, version = self._cache.get(quantizer.name), -1 if x.is_inference() else x._version
+        if held is not None and held[0] is x and held[1] == version:
             return held[2]
         quantized: Tensor = quantizer(x, self._keep, self._draws)
-        self._cache[quantizer.name] = x, x._version, quantized
+        self._cache[quantizer.name] = x, version, quantized
         return quantized

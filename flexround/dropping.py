@@ -85,6 +85,8 @@ class DroppedFakeQuantize(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=grad.device)
         for part in _chunks(grad):
             torch.mul(grad[part], passing[part], out=grad_x[part])
-            total += torch.dot(grad[part], out[part]) - torch.dot(grad_x[part], x[part])
+            # The difference first: that of two sums would lose most of its digits.
+            error = torch.addcmul(out[part], x[part], passing[part], value=-1)
+            total += torch.dot(grad[part], error)
         grad_scale = (total / scale.double()).to(scale.dtype).view(scale.shape)
         return grad_x, grad_scale, None, None, None, None

@@ -16,7 +16,7 @@ class BlockReport:
 
     Attributes:
         name: the block's or layer's name in the model.
-        layers: bits of every layer in it, by name.
+        layers: bits of every layer in it and of every activation that is quantized, by name.
         error_before: reconstruction loss over the calibration set, quantizers as they start.
         error_after: the same after optimisation, with the weights as they are kept.
         seconds: wall time of the unit.

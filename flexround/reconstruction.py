@@ -19,6 +19,7 @@ from flexround.activations import Activations
 from flexround.attach import check
 from flexround.blocks import Block
 from flexround.descent import Schedule
+from flexround.dropping import RESOLUTION
 from flexround.grid import Grid, PerTensor, QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.observers import Observer
@@ -78,8 +79,8 @@ class Reconstruction:
         for name, rate in (("lr", self.lr), ("act_lr", self.act_lr)):
             if not (rate > 0 and math.isfinite(rate)):
                 raise ValueError(f"recon.{name}={rate}: give a number above 0")
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"recon.keep={self.keep}: give a probability above 0, 1 for all")
+        if not 1 / RESOLUTION <= self.keep <= 1:
+            raise ValueError(f"recon.keep={self.keep}: give 1/{RESOLUTION} to 1, which is all")
         if self.steps == "together" and self.unit == "layer":
             raise ValueError(
                 "recon.unit=layer with recon.steps=together: step sizes are learned a block at a "
@@ -194,6 +195,11 @@ class Reconstruction:
             raise ValueError(
                 f"recon.steps={self.steps} learns step sizes, and {type(activation).__name__} has "
                 "none; give recon=block or recon=layer, or activation=static_per_tensor"
+            )
+        if activation.per_token and adapter.channel_dim != -1:
+            raise ValueError(
+                f"{type(activation).__name__} is for transformers, whose activations are tokens; "
+                "give activation=static_per_tensor"
             )
         sites = [site for block in adapter.blocks() for site in block.sites]
         if not any(site.role != "kv" for site in sites):

@@ -19,9 +19,8 @@ class Site:
         name: of the module and the side, in the model.
         modules: the modules that take the tensor as their input, or the one that returns it.
         side: which of the two.
-        use: which of a forward pass's calls of the module it belongs to: a ReLU module may serve
-            several places of a block.
-        uses: how many calls there are.
+        use: which of the module's calls in a forward pass of its block it is: a ReLU module may
+            serve several places.
         role: stem is the first layer's output, head the last layer's input, kv a key or a value.
     """
 
@@ -29,5 +28,4 @@ class Site:
     modules: Sequence[nn.Module]
     side: Literal["input", "output"]
     use: int = 0
-    uses: int = 1
     role: Role = "inner"

@@ -1,7 +1,8 @@
 """The second pass over a model whose weights are done: its activations' step sizes.
 
-BRECQ (arXiv 2102.05426) learns them block by block after all weights, against the full-precision
-block on the full-precision stream, by the L_2.4 error.
+BRECQ (arXiv 2102.05426) learns them block by block after all weights, by the L_2.4 error against
+the full-precision block on the full-precision stream. The student sees the quantized prefix as it
+does at evaluation, weights and activations.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def learn_steps(
         observer.begin([_name(block) for block in blocks if job.activations.of(block.name)], iters)
     fp = quant = adapter.capture(calibration)
     for index, (block, teacher) in enumerate(zip(blocks, teachers, strict=True)):
+        dtype = block.dtype
         for module in (block.module, teacher):
             module.to(adapter.device, torch.float32)
         fp_outputs = job.run_all(teacher, fp)
@@ -44,7 +46,7 @@ def learn_steps(
             with job.activations.on():
                 outputs = job.run_all(block.module, quant)
                 quant = quant.with_inputs(adapter.advance(index, outputs))
-        block.module.to(adapter.home, block.dtype)
+        block.module.to(adapter.home, dtype)
         teacher.to(adapter.home)
 
 

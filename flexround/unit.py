@@ -118,7 +118,13 @@ class UnitJob:
 
     def _inside(self, block: nn.Module, layer: nn.Module, calls: Calls) -> Calls:
         indices = torch.arange(len(calls)).split(self.recon.batch_size)
-        return capture(layer, lambda part: calls.run(block, part, self.adapter.device), indices)
+        inside = capture(layer, lambda part: calls.run(block, part, self.adapter.device), indices)
+        if len(inside) != len(calls):
+            raise ValueError(
+                "recon.unit=layer: this model folds samples together inside of a layer "
+                f"({len(calls)} samples are {len(inside)} there); give recon.unit=block"
+            )
+        return inside
 
     def reconstruct(
         self, unit: Unit, fp: Calls, quant: Calls, targets: Tensor

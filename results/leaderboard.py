@@ -12,6 +12,7 @@ import pandas as pd
 from results.record import Record
 
 CELL = ["task", "model", "quant"]
+SEEDS = ("seed", "quant.seed")  # what runs of one cell may differ in
 # Settings that become a column by themselves where runs of one cell differ in them.
 TOLD_APART = (
     "recon.steps", "act_stem_bits", "kv_bits", "granularity._target_", "group_size",
@@ -139,16 +140,18 @@ def _cells(records: Sequence[Record], by: Sequence[str]) -> tuple[list[str], Cel
 
 def _like(failed: Record, done: Sequence[Record]) -> bool:
     """Return whether failed has the settings of the runs that are done, the seed aside."""
-    own = {k: v for k, v in failed.settings.items() if k != "seed"}
-    return not done or any(
-        own == {k: v for k, v in r.settings.items() if k != "seed"} for r in done
-    )
+    own = _but_seeds(failed)
+    return not done or any(own == _but_seeds(r) for r in done)
+
+
+def _but_seeds(record: Record) -> dict[str, Any]:
+    return {k: v for k, v in flatten(record.settings).items() if k not in SEEDS}
 
 
 def _differing(members: Sequence[Record]) -> dict[str, list[str]]:
     """Return what the members of a cell differ in but their seed, with the values."""
     flats = [flatten(r.settings) | {"task_version": r.task_version} for r in members]
-    names = dict.fromkeys(name for flat in flats for name in flat if name != "seed")
+    names = dict.fromkeys(name for flat in flats for name in flat if name not in SEEDS)
     differing = {}
     for name in names:
         values = list(dict.fromkeys(str(flat.get(name)) for flat in flats))

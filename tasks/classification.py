@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,14 +39,19 @@ def matthews(predicted: Tensor, truth: Tensor) -> float:
 
 def pearson(predicted: Tensor, truth: Tensor) -> float:
     """Return Pearson's correlation."""
-    return float(torch.corrcoef(torch.stack([predicted, truth]).double())[0, 1])
+    return _number(torch.corrcoef(torch.stack([predicted, truth]).double())[0, 1].item())
 
 
 def spearman(predicted: Tensor, truth: Tensor) -> float:
     """Return Spearman's correlation of the ranks, ties at their mean."""
     from scipy.stats import spearmanr
 
-    return float(spearmanr(predicted, truth).statistic)
+    return _number(float(spearmanr(predicted, truth).statistic))
+
+
+def _number(correlation: float) -> float:
+    """Return 0 for the correlation with a constant, which is none."""
+    return 0.0 if math.isnan(correlation) else correlation
 
 
 METRICS = {f.__name__: f for f in (accuracy, f1, matthews, pearson, spearman)}
@@ -123,13 +129,13 @@ class Classification(TransformerTask):
     @torch.no_grad()
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
         """Return each metric on each split."""
-        results = {}
+        results, self._one_class = {}, False
         for suffix, split in self._splits.items():
             examples = self._data.examples(split)
             logits = self._logits(adapter, self._encode(examples))
             truth = torch.tensor([example.label for example in examples])
             predicted = logits[:, 0] if self._num_labels == 1 else logits.argmax(dim=1)
-            self._one_class = bool((predicted == predicted[0]).all())
+            self._one_class |= bool((predicted == predicted[0]).all())
             for name in self._metrics:
                 results[name + suffix] = 100 * METRICS[name](predicted, truth)
         return results

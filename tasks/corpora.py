@@ -128,8 +128,11 @@ class C4:
             path = Path(self.local).expanduser() / name
             if not path.is_file():
                 raise ValueError(f"calibration_dir={self.local}: {name} of allenai/c4 is not there")
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                rows = [json.loads(line)["text"] for line in file]
+            try:
+                with gzip.open(path, "rt", encoding="utf-8") as file:
+                    rows = [json.loads(line)["text"] for line in file]
+            except (OSError, EOFError, ValueError, KeyError) as error:
+                raise ValueError(f"{path} is damaged or no shard of allenai/c4: {error}") from error
         return list(rows if split == "train" else rows[: self.documents])
 
 

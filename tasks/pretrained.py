@@ -52,7 +52,11 @@ def load(auto: Any, source: str, head: dict[str, Any] | None = None) -> tuple[nn
     options = {} if gguf is None else {"gguf_file": gguf, "dtype": "float32"}
     try:
         network, report = auto.from_pretrained(
-            where, **options, **(head or {}), output_loading_info=True
+            where,
+            **options,
+            **(head or {}),
+            ignore_mismatched_sizes=head is not None,  # a head to be made may have been another's
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
     except ImportError as error:
@@ -71,6 +75,17 @@ def load(auto: Any, source: str, head: dict[str, Any] | None = None) -> tuple[nn
         )
     check_vocabulary(network, tokenizer, source)
     return network, tokenizer
+
+
+def is_sound(folder: Path) -> bool:
+    """Return whether folder holds a model that can be read, whatever it is for."""
+    from transformers import AutoModel
+
+    try:
+        load(AutoModel, str(folder), {})
+    except ValueError:
+        return False
+    return True
 
 
 def check_vocabulary(network: nn.Module, tokenizer: Any, source: str) -> None:

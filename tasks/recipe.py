@@ -94,7 +94,8 @@ class Recipe:
         """Return network fine-tuned on rows, in eval mode on the CPU, LoRA merged."""
         import accelerate  # noqa: F401  the Trainer's own error, when it is missing, is longer
 
-        trained = network if self.lora is None else self.lora.add_to(network)
+        # Adam's second moment vanishes in half precision; LoRA trains its own float32 weights.
+        trained = network.float() if self.lora is None else self.lora.add_to(network)
         from transformers import PrinterCallback, Trainer, TrainingArguments
         from transformers.utils.logging import disable_progress_bar
 

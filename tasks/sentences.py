@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from tasks.corpora import load_hub
+
+log = logging.getLogger(__name__)
 
 
 class Example(NamedTuple):
@@ -73,7 +76,7 @@ class Glue:
         )
 
     def _read(self, path: Path) -> list[Example]:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         wanted = [*self.text_columns, self.label_column]
         first = 0 if all(isinstance(w, int) for w in wanted) else 1
@@ -85,15 +88,20 @@ class Glue:
                 f"({', '.join(header)})"
             )
         places = [w if isinstance(w, int) else header.index(w) for w in wanted]
-        found = []
+        found, short = [], 0
         for number, line in enumerate(lines[first:], first + 1):
+            if len(line) <= max(places):
+                short += 1  # QQP's published file has a few
+                continue
+            *texts, label = (line[place] for place in places)
             try:
-                *texts, label = (line[place] for place in places)
                 found.append(Example(tuple(texts), self._label(label)))
-            except (IndexError, ValueError) as error:
-                raise ValueError(f"{path}, line {number}: not an example of {self.subset}") from (
-                    error
-                )
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}, line {number}: {label!r} is no label of {self.subset}"
+                ) from error
+        if short:
+            log.warning("%s: left out %d lines with too few columns", path, short)
         return found
 
     def _label(self, text: str) -> float:

@@ -115,7 +115,7 @@ def load(
             try:
                 return pretrained.load(auto, str(folder), head)
             except Exception as error:
-                if _is_sound(folder):
+                if pretrained.is_sound(folder):
                     raise  # it is auto that does not fit
                 log.warning("cached %s is damaged and made again: %s", folder, error)
                 shutil.rmtree(folder)
@@ -125,16 +125,6 @@ def load(
         tokens.save_pretrained(part)
         part.replace(folder)
     return pretrained.load(auto, str(folder), head)
-
-
-def _is_sound(folder: Path) -> bool:
-    from transformers import AutoModel
-
-    try:
-        pretrained.load(AutoModel, str(folder), {})
-    except ValueError:
-        return False
-    return True
 
 
 def _encoder() -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from filelock import FileLock
 from torch import nn
 
 from flexround.models.language import LanguageModel
+from tasks import pretrained, tiny
 from tasks.classification import Classification
 from tasks.recipe import Recipe
 from tasks.sentences import PythonTopics
@@ -58,13 +59,16 @@ class TopicClassification(Classification):
                 try:
                     return super().load(model, str(folder))
                 except ValueError as error:
+                    if pretrained.is_sound(folder):
+                        raise  # it is the task's options that do not fit
                     log.warning("cached %s is damaged and made again: %s", folder, error)
                     shutil.rmtree(folder)
             self._make(model, folder)
         return super().load(model, str(folder))
 
     def _cached(self, model: LanguageModel) -> Path:
-        key = json.dumps([model.source, self.version, vars(self._data), asdict(self._recipe)])
+        parts = [model.source, self.version, self._max_len, vars(self._data), asdict(self._recipe)]
+        key = json.dumps([*parts, tiny.RECIPE])
         digest = hashlib.sha256(key.encode()).hexdigest()[:12]
         return self._cache_dir / "checkpoints" / f"{self.name}-{model.name}-{digest}"
 

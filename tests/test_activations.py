@@ -163,6 +163,50 @@ def test_two_uses_of_one_relu_learn_two_steps():
     assert first.scale.item() != second.scale.item()
 
 
+def test_one_relu_of_several_blocks_has_a_quantizer_in_each():
+    relu = nn.ReLU()
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), relu, nn.Conv2d(6, 6, 3), relu, nn.Flatten(), nn.Linear(96, 4)
+    )
+    target = VisionAdapter(net, torch.randn(2, 3, 8, 8), 8, CPU)
+    names = [[site.role for site in block.sites] for block in target.blocks()]
+    assert names == [["stem"], ["head"], []]
+    activations = Activations(target.blocks(), replace(STATIC, head_bits=2), RANGES, draws())
+    seen = []
+    relu.register_forward_hook(lambda _, __, out: seen.append(len(out.unique())))
+    with activations.on():
+        target.forward(calibration(8)[0])
+    (stem,), (head,) = activations.of("0"), activations.of("2")
+    assert (stem.bits, head.bits) == (8, 2)
+    assert seen[0] > 4 >= seen[1], "each in its own place"
+
+
+@pytest.mark.parametrize("setting", [SETTING, BRECQ, QDROP], ids=["block", "brecq", "qdrop"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_what_it_is(setting, dtype):
+    target = LanguageAdapter(network("llama", dtype), EXAMPLE, CPU)
+    activation = StaticPerTensor(8, False, 8, 8, kv_bits=8, init_samples=2)
+    batch = {"input_ids": torch.randint(0, 50, (4, 6), generator=draws())}
+    replace(setting, batch_size=2, iters=2, act_iters=2)(
+        target, [batch], quantizer=METHODS["flexround"], grid=Grid(8, False, PerTensor()),
+        ranges=MinMax(), generator=draws(), activation=activation,
+    )  # fmt: skip
+    assert {p.dtype for p in target.model.parameters()} == {dtype}
+    with torch.inference_mode():
+        assert target.forward(batch).dtype == dtype
+
+
+def test_the_step_sizes_gradient_keeps_its_digits_in_float32():
+    x = torch.randn(1 << 17, generator=draws()) + 5
+    upstream = torch.randn(1 << 17, generator=draws(1)) + 1
+    quantizer = TensorQuantizer("a", 8, False, MinMax())
+    quantizer(x, 1.0, draws())
+    (quantizer(x, 1.0, draws()) * upstream).sum().backward()
+    steps = x.double() / quantizer.scale.detach().double()
+    exact = ((steps.round() - steps) * upstream.double()).sum()
+    assert quantizer.scale.grad.item() == pytest.approx(exact.item(), rel=1e-2)
+
+
 def test_off_the_model_computes_as_it_is():
     target, images = adapter(), calibration(8)[0]
     before = target.forward(images)
@@ -273,7 +317,8 @@ def test_an_activation_that_is_not_finite_is_named():
      (lambda: replace(QDROP, keep=0.0), "recon.keep=0.0"),
      (lambda: replace(QDROP, act_lr=0.0), "recon.act_lr=0.0"),
      (lambda: quantized(BRECQ, activation=DynamicPerToken(8, None)), "DynamicPerToken has none"),
-     (lambda: quantized(SETTING, activation=DynamicPerToken(8, 8)), "kv_bits=8: the model has no"),
+     (lambda: quantized(SETTING, activation=DynamicPerToken(8, 8)), "is for transformers, whose"),
+     (lambda: quantized(SETTING, activation=replace(STATIC, kv_bits=8)), "kv_bits=8: the model"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(make, message):

@@ -22,12 +22,20 @@ def with_sites(
     """Return blocks with their activation sites; kinds are the classes of activation functions."""
     found: list[list[Site]] = [[] for _ in blocks]
     functions = [call for call in order.calls if isinstance(call.module, kinds)]
-    for call in functions:
-        calls = [other for other in functions if other.module is call.module]
-        use = next(i for i, other in enumerate(calls) if other is call)
-        name = f"{names[call.module]}.output" + (f".{use}" if len(calls) > 1 else "")
-        site = Site(name, [call.module], "output", use, len(calls))
-        found[_owner(blocks, order, call)].append(site)
+    owners = [_owner(blocks, order, call) for call in functions]
+    for owner, call in zip(owners, functions, strict=True):
+        same = [
+            c
+            for o, c in zip(owners, functions, strict=True)
+            if (o, c.module) == (owner, call.module)
+        ]
+        use = next(i for i, other in enumerate(same) if other is call)
+        name = f"{names[call.module]}.output" + (f".{use}" if len(same) > 1 else "")
+        if any(
+            c.module is call.module for o, c in zip(owners, functions, strict=True) if o != owner
+        ):
+            name = f"{blocks[owner].name} {name}"  # one module serves several blocks
+        found[owner].append(Site(name, [call.module], "output", use))
     for index, block in enumerate(blocks[:-1]):
         if _has_own_output(block, order, functions):
             found[index].append(Site(f"{block.name}.output", [block.module], "output"))
@@ -38,12 +46,10 @@ def with_sites(
 
 
 def _owner(blocks: Sequence[Block], order: Trace, call: Call) -> int:
-    """Return the block that call is part of, or that ran last before it."""
-    for index, block in enumerate(blocks):
-        if block.activation is call.module or any(call.module is m for m in block.module.modules()):
-            return index
-    place = order.calls.index(call)
-    return max(i for i, b in enumerate(blocks) if order.calls.index(order.first[b.module]) < place)
+    """Return the block that call is part of, or that began last before it."""
+    places = {id(other): place for place, other in enumerate(order.calls)}
+    began = [places[id(order.first[block.module])] for block in blocks]
+    return max(i for i, start in enumerate(began) if start < places[id(call)])
 
 
 def _has_own_output(block: Block, order: Trace, functions: Sequence[Call]) -> bool:

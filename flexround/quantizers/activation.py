@@ -117,11 +117,13 @@ class Activation(Protocol):
 
     Attributes:
         learns: whether there are step sizes to learn.
+        per_token: whether activations must be tokens [..., hidden].
         kv_bits: bits of keys and values, or None to leave them.
         init_samples: calibration samples that set a range, 0 where none do.
     """
 
     learns: ClassVar[bool]
+    per_token: ClassVar[bool]
     kv_bits: int | None
 
     @property
@@ -161,6 +163,7 @@ class StaticPerTensor:
     init_samples: int
 
     learns: ClassVar[bool] = True
+    per_token: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_bits(
@@ -194,6 +197,7 @@ class DynamicPerToken:
     kv_bits: int | None
 
     learns: ClassVar[bool] = False
+    per_token: ClassVar[bool] = True
     init_samples: ClassVar[int] = 0
 
     def __post_init__(self) -> None:

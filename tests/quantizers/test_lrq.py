@@ -71,24 +71,20 @@ def test_gradients_are_the_straight_through_ones(symmetric):
 
 
 def test_a_full_rank_divisor_expresses_what_flexrounds_does():
-    """Any S2 is some L2 U2 of full rank: a least-squares fit finds it."""
-    weight = linear(torch.float64)
-    grid = Grid(3, True, PerTensor())
+    """Any S2 [out, in] is L2 U2 of rank min(out, in), by its singular values."""
+    weight, grid = linear(torch.float64), Grid(3, True, PerTensor())
     flexround = FlexRound(
         weight, grid=grid, ranges=MinMax(), learn_s1=True, use_s3=True, use_s4=False
     ).double()
     shaken(flexround, 0.5)
-    lrq = LRQ(
-        torch.randn(100, 100, dtype=torch.float64), grid=grid, ranges=MinMax(), rank=12,
-        rank_rule="fixed", seed=0,
-    ).double()  # fmt: skip
-    lrq.scale, lrq.zero_point = flexround.scale, flexround.zero_point
-    lrq.u2 = nn.Parameter(torch.randn(12, 24, dtype=torch.float64))
-    lrq.r2, lrq.c2 = flexround.log_s3, nn.Parameter(torch.zeros(1, 24, dtype=torch.float64))
-    lrq.log_s1 = flexround.log_s1
-    # 12 output channels: rank 12 is full, U2 spans the rows once it is theirs.
-    lrq.l2, lrq.u2 = nn.Parameter(torch.eye(12).double()), flexround.log_s2
+    left, values, right = torch.linalg.svd(flexround.log_s2.detach(), full_matrices=False)
+    lrq = RANK3(weight, grid=grid, ranges=MinMax()).double()
+    assert len(values) == 12, "full rank"
+    lrq.l2, lrq.u2 = nn.Parameter(left * values), nn.Parameter(right)
+    lrq.r2, lrq.log_s1 = flexround.log_s3, flexround.log_s1
     torch.testing.assert_close(lrq(weight), flexround(weight))
+    lrq.l2.data[:, 3:] = 0
+    assert not torch.allclose(lrq(weight), flexround(weight)), "rank 3 is not enough"
 
 
 def test_training_reduces_the_layers_error():

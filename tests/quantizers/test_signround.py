@@ -85,7 +85,8 @@ def test_training_reduces_the_error_and_keeps_the_best_iteration():
     descent.run(256, losses, [optimizer], quantizer.after_step, best)
     error, v = min(seen, key=lambda pair: pair[0])
     assert torch.equal(quantizer.v, v)
-    assert 0 <= quantizer.alpha.min() <= quantizer.beta.max() <= 1
+    for factor in (quantizer.alpha, quantizer.beta):
+        assert 0 <= factor.min() <= factor.max() <= 1
     assert error < 0.8 * seen[0][0]
     freeze([Layer("it", layer)])
     final = (layer(inputs) - target).square().sum(1).mean().item()

@@ -80,8 +80,10 @@ def test_glue_files_that_are_not_there_or_not_glues_are_named(tmp_path, cache_di
     (tmp_path / "dev.tsv").write_text("text\tlabel\n")
     with pytest.raises(ValueError, match=r"no column sentence in its header \(text, label\)"):
         data.examples("validation")
+    (tmp_path / "dev.tsv").write_text("\ufeffsentence\tlabel\ngood\t1\nbroken\n")
+    assert data.examples("validation") == [Example(("good",), 1)], "as QQP and MRPC are published"
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t7\n")
-    with pytest.raises(ValueError, match=r"dev.tsv, line 3: not an example of sst2"):
+    with pytest.raises(ValueError, match=r"dev.tsv, line 3: '7' is no label of sst2"):
         data.examples("validation")
 
 

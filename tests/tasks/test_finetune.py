@@ -51,6 +51,10 @@ def test_glue_is_fine_tuned_and_found_by_the_run(tune, cli, tmp_path, results_di
     assert outcome.status == 0, outcome.err
     (record,) = Store(results_dir).load()
     assert record.fp_metrics == pytest.approx(made["metrics"])
+    # Another network under the same name is another run.
+    assert tune(*here, "recipe.lr=1e-3", "recipe.epochs=8", "rerun=true") is None
+    cli(*here, f"checkpoints_dir={tmp_path}/ck", "quant=rtn", "bits=8", "num_samples=8")
+    assert len(Store(results_dir).load()) == 2
 
 
 def test_a_language_model_is_fine_tuned_on_its_corpus(tune, cli, tmp_path, results_dir, capsys):
