@@ -30,7 +30,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
     grid = Grid(cfg.bits, cfg.symmetric, build(cfg.granularity))
     quantizer, ranges, device = build(cfg.quant), build(cfg.ranges), job.device()
     activation = build(cfg.activation)
-    recon.check_method(quantizer, grid, ranges)
+    recon.check_method(quantizer, grid)
     with job.recording() as draft:
         reports, bar, logger = Reports(), ProgressBar(cfg.progress), build(cfg.logger)
         draft.watch(task, reports, logger)

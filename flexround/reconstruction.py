@@ -25,7 +25,7 @@ from flexround.models.base import ModelAdapter
 from flexround.observers import Observer
 from flexround.quantizers.activation import Activation
 from flexround.quantizers.base import QuantizerFactory
-from flexround.ranges import Ranges
+from flexround.ranges import MinMax, Ranges
 from flexround.steps import learn_steps
 from flexround.unit import Unit, UnitJob
 
@@ -176,14 +176,15 @@ class Reconstruction:
             )
         return learns
 
-    def check_method(self, quantizer: QuantizerFactory, grid: Grid, ranges: Ranges) -> None:
+    def check_method(self, quantizer: QuantizerFactory, grid: Grid) -> None:
         """Check the method's options before any weight is loaded.
 
         Raises:
             ValueError: when one is out of range, or there are no iterations for what it learns.
         """
-        empty = torch.empty(8192, 8192, device="meta")  # without storage, whatever its size
-        made = quantizer(empty, grid=replace(grid, granularity=PerTensor()), ranges=ranges)
+        # Without storage, and larger than any layer that a rank could be too large for.
+        empty = torch.empty(8192, 8192, device="meta")
+        made = quantizer(empty, grid=replace(grid, granularity=PerTensor()), ranges=MinMax())
         if not self.iters and made.param_groups(self.lr):
             raise ValueError(
                 f"recon.iters=0 leaves {type(made).__name__} at round-to-nearest; give "

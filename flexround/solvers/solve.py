@@ -100,7 +100,7 @@ class Solve:
             block.module.to(adapter.home, dtype)
         return quantized
 
-    def check_method(self, quantizer: Solver, grid: Grid, ranges: Ranges) -> None:
+    def check_method(self, quantizer: Solver, grid: Grid) -> None:
         """Check the solver's options against the grid."""
         quantizer.check(grid)
 
