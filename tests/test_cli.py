@@ -109,7 +109,7 @@ EARLY = {
         ["model=resnet19"],
         ["Could not find 'model/resnet19'", "available model", "resnet18"],
     ),
-    "quant": (["quant=flexrond"], ["Could not find 'quant/flexrond'", "flexround, rtn"]),
+    "quant": (["quant=flexrond"], ["Could not find 'quant/flexrond'", "flexround, gptq"]),
     "task": (["task=digit"], ["Could not find 'task/digit'", "available task"]),
     "key": (["recon.iter=3"], ["recon.iter", "did you mean iters"]),
     "top": (["bit=3"], ["bit", "did you mean bits"]),
@@ -129,7 +129,10 @@ EARLY = {
 BUILD = {
     "appended": (["+quant.rank=4"], ["quant.rank: FlexRound has no such option", "learn_s1"]),
     "type": (["recon.iters=many"], ["recon.iters=many", "valid integer"]),
-    "literal": (["recon.schedule=step"], ["recon.schedule=step", "'constant' or 'cosine'"]),
+    "literal": (
+        ["recon.schedule=step"],
+        ["recon.schedule=step", "'constant', 'cosine' or 'linear'"],
+    ),
     "target": (["quant._target_=flexround.nothing.Q"], ["quant._target_=flexround.nothing.Q"]),
     "no_images": (["task=imagenet"], ["needs imagenet_dir=PATH"]),
     "images": (["task=imagenet", "imagenet_dir=/nowhere"], ["imagenet_dir=/nowhere"]),
