@@ -7,6 +7,7 @@ with and without quantized activations, interleaved, and prints the ratio of the
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -38,14 +39,14 @@ def iterations(case: Case, quantized: bool) -> Callable[[], None]:
     for index in range(case.block):
         outputs = calls.run_all(adapter.blocks()[index].module, case.batch_size, CPU)
         calls = calls.with_inputs(adapter.advance(index, outputs))
-    setting = Reconstruction(**(vars(QDROP) | {"batch_size": case.batch_size}))
+    setting = replace(QDROP, batch_size=case.batch_size)
     draws = torch.Generator().manual_seed(0)
     grid, ranges = Grid(4, True, PerTensor()), MinMax()
     activations = Activations(adapter.blocks(), STATIC, ranges, draws) if quantized else None
     factory = partial(FlexRound, learn_s1=True, use_s3=True, use_s4=True)
     job = UnitJob(
         setting, adapter, factory, grid, ranges, torch.Generator().manual_seed(0), (), None,
-        STATIC if quantized else None, activations, draws, True,
+        activations, draws, True,
     )  # fmt: skip
     unit = Unit(block.name, block.module, block.layers, block.activation)
     targets = unit.output(job.run_all(block.module, calls))

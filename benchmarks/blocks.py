@@ -41,25 +41,18 @@ def _resnet18(size: int) -> tuple[ModelAdapter, Sequence[Any]]:
     return VisionAdapter(model, torch.randn(2, 3, 64, 64), 8, CPU), [torch.randn(32, 3, size, size)]
 
 
-def _language(config: Any) -> tuple[ModelAdapter, Sequence[Any]]:
-    from transformers import AutoModelForCausalLM
+def _smollm2() -> tuple[ModelAdapter, Sequence[Any]]:
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128, hidden_size=576, intermediate_size=1536, num_hidden_layers=1,
+        num_attention_heads=9, num_key_value_heads=3,
+    )  # fmt: skip
     model: nn.Module = AutoModelForCausalLM.from_config(config)
     example = {"input_ids": torch.arange(8).view(2, 4)}
     tokens = torch.randint(0, 100, (4, 512))
     return LanguageAdapter(model, example, CPU), [{"input_ids": tokens}]
-
-
-def _smollm2() -> tuple[ModelAdapter, Sequence[Any]]:
-    from transformers import LlamaConfig
-
-    return _language(
-        LlamaConfig(
-            vocab_size=128, hidden_size=576, intermediate_size=1536, num_hidden_layers=1,
-            num_attention_heads=9, num_key_value_heads=3,
-        )
-    )  # fmt: skip
 
 
 CASES = (

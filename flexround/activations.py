@@ -21,6 +21,9 @@ class Activations:
 
     With a keep probability each element is quantized with that probability and left as it is
     otherwise (QDrop, arXiv 2203.05740).
+
+    Attributes:
+        init_samples: calibration samples that set the ranges, 0 where none do.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class Activations:
         draws: torch.Generator,
     ) -> None:
         """Make a quantizer for each site of blocks; draws decides what is kept."""
+        self.init_samples = activation.init_samples
         self._on, self._keep = False, 1.0
         self._draws = draws
         self._block = ""

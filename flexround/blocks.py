@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,27 @@ class Block:
     def dtype(self) -> torch.dtype:
         """The type of its weights."""
         return next(self.module.parameters()).dtype
+
+
+@torch.no_grad()
+def takers(
+    modules: Iterable[nn.Module], run: Callable[[], object]
+) -> tuple[list[nn.Module], list[list[nn.Module]]]:
+    """Return modules in the order that run calls them, and those that take one tensor together."""
+    taken: list[tuple[nn.Module, Tensor]] = []  # the tensors, kept so that none is reused
+    handles = [
+        module.register_forward_pre_hook(lambda m, args: taken.append((m, args[0])))
+        for module in modules
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    together: dict[int, list[nn.Module]] = {}
+    for module, tensor in taken:
+        together.setdefault(id(tensor), []).append(module)
+    return list(dict.fromkeys(module for module, _ in taken)), list(together.values())
 
 
 class _Reached(Exception):

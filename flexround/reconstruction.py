@@ -123,7 +123,7 @@ class Reconstruction:
             activations = Activations(blocks, activation, ranges, draws)
         job = UnitJob(
             self, adapter, quantizer, grid, ranges, generator, observers, mask,
-            activation, activations, draws, learns,
+            activations, draws, learns,
         )  # fmt: skip
         teachers: list[nn.Module] = []
         quantized: dict[str, QuantizedTensor] = {}

@@ -20,7 +20,7 @@ from flexround.grid import Grid, QuantizedTensor
 from flexround.measure import Stopwatch
 from flexround.models.base import ModelAdapter
 from flexround.observers import BlockReport, Observer
-from flexround.quantizers.activation import Activation, ActivationQuantizer
+from flexround.quantizers.activation import ActivationQuantizer
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import Ranges
 
@@ -77,7 +77,6 @@ class UnitJob:
     generator: torch.Generator
     observers: Sequence[Observer]
     mask: Tensor | None
-    activation: Activation | None
     activations: Activations | None
     draws: torch.Generator
     learns: bool
@@ -159,10 +158,9 @@ class UnitJob:
         Raises:
             ValueError: when an activation is not finite, or a site never sees one.
         """
-        assert self.activation is not None, "there are activations to quantize"
         assert self.activations is not None, "there are activations to quantize"
-        if self.activation.init_samples:
-            indices = torch.arange(min(self.activation.init_samples, len(inputs)))
+        if self.activations.init_samples:
+            indices = torch.arange(min(self.activations.init_samples, len(inputs)))
             with self.activations.on():
                 unit.output(inputs.run(unit.module, indices, self.adapter.device))
         quantizers = self.activations.of(unit.name)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from flexround.observers import BlockReport
 from results.record import Record
-
-log = logging.getLogger(__name__)
 
 
 class WandbLogger:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,8 +13,6 @@ from flexround.models.base import ModelAdapter
 from flexround.models.language import Tokens
 from tasks.sentences import Example, Sentences
 from tasks.transformer import TransformerTask, check_positions, draw, pad
-
-log = logging.getLogger(__name__)
 
 
 def accuracy(predicted: Tensor, truth: Tensor) -> float:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
-
-log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 

@@ -5,12 +5,8 @@ The network is written to checkpoints_dir/TASK/MODEL, where `run.py` looks for i
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -44,23 +40,11 @@ def check_used(cfg: DictConfig) -> None:
     check_idle(cfg, given, given)
 
 
-def write(network: Any, tokenizer: Any, facts: dict[str, Any], folder: Path) -> None:
-    """Write network, tokenizer and facts as folder, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=folder.parent))
-    network.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    (part / "finetune.json").write_text(json.dumps(facts, indent=2))
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    part.chmod(0o755)
-    part.replace(folder)
-
-
 def finetune(cfg: DictConfig) -> Path:
     """Return the folder of the fine-tuned network, made now unless it is there."""
     from flexround.models.base import check_kind
     from flexround.models.language import LanguageAdapter
+    from tasks.pretrained import save
 
     validate(cfg)
     task, model, recipe = build(cfg.task), build(cfg.model), build(cfg.recipe)
@@ -84,7 +68,7 @@ def finetune(cfg: DictConfig) -> Path:
         "recipe": OmegaConf.to_container(cfg.recipe, resolve=True),
         "metrics": metrics,
     }
-    write(network, task.tokenizer, facts, folder)
+    save(network, task.tokenizer, folder, facts)
     log.info("%s: %s", folder, ", ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
     return folder
 

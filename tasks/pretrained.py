@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from filelock import FileLock
 from safetensors import SafetensorError
 from torch import nn
 
 from tasks.sources import PACKAGE, path_of
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def locate(source: str) -> tuple[str, str | None]:
@@ -75,6 +82,41 @@ def load(auto: Any, source: str, head: dict[str, Any] | None = None) -> tuple[nn
         )
     check_vocabulary(network, tokenizer, source)
     return network, tokenizer
+
+
+def save(network: Any, tokenizer: Any, folder: Path, facts: dict[str, Any] | None = None) -> None:
+    """Write network, tokenizer and facts (finetune.json) as folder, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=folder.parent))
+    network.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    if facts is not None:
+        (part / "finetune.json").write_text(json.dumps(facts, indent=2))
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    part.chmod(0o755)  # mkdtemp's is the owner's alone
+    part.replace(folder)
+
+
+def kept(folder: Path, read: Callable[[], T], make: Callable[[], tuple[Any, Any]]) -> T:
+    """Return what read finds in folder, where make's (network, tokenizer) is kept.
+
+    It is made on first use, and again where it is damaged; a second process waits for the first.
+
+    Raises:
+        ValueError: what read refuses of a sound folder.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if folder.is_dir():
+            try:
+                return read()
+            except Exception as error:
+                if is_sound(folder):
+                    raise  # it is the reader that it does not fit
+                log.warning("cached %s is damaged and made again: %s", folder, error)
+        save(*make(), folder)
+    return read()
 
 
 def is_sound(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flexround.models.base import ModelAdapter
 from flexround.models.language import Tokens
 from tasks.squad_answers import Question, Spans, best_span, locate, read, scores
-from tasks.transformer import TransformerTask, check_positions, draw, pad
+from tasks.transformer import TransformerTask, check_at_least, check_positions, draw, pad
 
 CHUNK = 1000  # questions that are tokenized at once
 UNTRAINED = 5.0  # F1 in percent that a head as initialised stays below
@@ -70,10 +70,7 @@ class Squad(TransformerTask):
         """
         if not 0 <= stride < max_len:
             raise ValueError(f"task.stride={stride}: give 0 to below task.max_len ({max_len})")
-        numbers = {"n_best": n_best, "max_answer": max_answer, "max_eval": max_eval}
-        for option, value in numbers.items():
-            if value is not None and value < 1:
-                raise ValueError(f"task.{option}={value}: give a whole number of at least 1")
+        check_at_least(1, {"n_best": n_best, "max_answer": max_answer, "max_eval": max_eval})
         super().__init__(name, version, expected, tolerance, cache_dir, checkpoints_dir)
         self._path, self._local = path, local
         self._max_len, self._stride = max_len, stride

@@ -9,14 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import nn
 
 from tasks import pretrained
@@ -109,22 +106,11 @@ def load(
     key = json.dumps([config_of(family).to_dict(), RECIPE], sort_keys=True, default=str)
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     folder = cache_dir / "checkpoints" / f"tiny-{family}-{digest}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if folder.is_dir():
-            try:
-                return pretrained.load(auto, str(folder), head)
-            except Exception as error:
-                if pretrained.is_sound(folder):
-                    raise  # it is auto that does not fit
-                log.warning("cached %s is damaged and made again: %s", folder, error)
-                shutil.rmtree(folder)
-        network, tokens = _encoder() if family == "bert" else _train(family)
-        part = Path(tempfile.mkdtemp(dir=folder.parent))
-        network.save_pretrained(part)
-        tokens.save_pretrained(part)
-        part.replace(folder)
-    return pretrained.load(auto, str(folder), head)
+    return pretrained.kept(
+        folder,
+        lambda: pretrained.load(auto, str(folder), head),
+        _encoder if family == "bert" else lambda: _train(family),
+    )
 
 
 def _encoder() -> tuple[Any, Any]:

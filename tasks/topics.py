@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock
 from torch import nn
 
 from flexround.models.language import LanguageModel
@@ -53,18 +51,8 @@ class TopicClassification(Classification):
         if checkpoint is not None:
             return super().load(model, checkpoint)
         folder = self._cached(model)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if folder.is_dir():
-                try:
-                    return super().load(model, str(folder))
-                except ValueError as error:
-                    if pretrained.is_sound(folder):
-                        raise  # it is the task's options that do not fit
-                    log.warning("cached %s is damaged and made again: %s", folder, error)
-                    shutil.rmtree(folder)
-            self._make(model, folder)
-        return super().load(model, str(folder))
+        read = super().load
+        return pretrained.kept(folder, lambda: read(model, str(folder)), lambda: self._make(model))
 
     def _cached(self, model: LanguageModel) -> Path:
         parts = [model.source, self.version, self._max_len, vars(self._data), asdict(self._recipe)]
@@ -72,12 +60,9 @@ class TopicClassification(Classification):
         digest = hashlib.sha256(key.encode()).hexdigest()[:12]
         return self._cache_dir / "checkpoints" / f"{self.name}-{model.name}-{digest}"
 
-    def _make(self, model: LanguageModel, folder: Path) -> None:
+    def _make(self, model: LanguageModel) -> tuple[nn.Module, Any]:
         log.info("training %s on Python's help() (first use)", model.name)
         network = self.fresh(model, None, seed=0)
         rows = self.training_rows()
         network = self._recipe.train(network, rows, self.collator(), seed=0, cpu=True)
-        part = Path(tempfile.mkdtemp(dir=folder.parent))
-        network.save_pretrained(part)  # type: ignore[operator]
-        self.tokenizer.save_pretrained(part)
-        part.replace(folder)
+        return network, self.tokenizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,17 @@ class TransformerTask(Task):
                 "or give checkpoint=PATH"
             )
         return folder
+
+
+def check_at_least(least: int, options: Mapping[str, int | None]) -> None:
+    """Check the numbers given to options of the task; None is no number to check.
+
+    Raises:
+        ValueError: when one is below least.
+    """
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise ValueError(f"task.{name}={value}: give a whole number of at least {least}")
 
 
 def check_positions(network: nn.Module, source: str, length: int, options: str) -> None:

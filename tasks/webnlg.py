@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flexround.models.base import ModelAdapter
 from flexround.models.language import Tokens
-from tasks.transformer import TransformerTask, check_positions, draw
+from tasks.transformer import TransformerTask, check_at_least, check_positions, draw
 from tasks.webnlg_data import IGNORED, LAYOUT, read, scorer, scores, stack
 
 log = logging.getLogger(__name__)
@@ -57,10 +57,7 @@ class WebNLG(TransformerTask):
         """
         if local is None:
             raise ValueError(f"task={name} needs data_dir=PATH, {LAYOUT}; the hub has no copy")
-        numbers = {"beams": beams, "max_new_tokens": max_new_tokens, "max_eval": max_eval}
-        for option, value in numbers.items():
-            if value is not None and value < 1:
-                raise ValueError(f"task.{option}={value}: give a whole number of at least 1")
+        check_at_least(1, {"beams": beams, "max_new_tokens": max_new_tokens, "max_eval": max_eval})
         super().__init__(name, version, expected, tolerance, cache_dir, checkpoints_dir)
         self._folder, self._max_len = Path(local).expanduser(), max_len
         self._beams, self._length_penalty = beams, length_penalty

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flexround.models.base import ModelAdapter
 from flexround.models.language import LanguageModel, Tokens
 from tasks.calibration import Calibration
-from tasks.transformer import TransformerTask, check_positions
+from tasks.transformer import TransformerTask, check_at_least, check_positions
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +66,8 @@ class ZeroShot(TransformerTask):
                 f"task={name} has no train split to calibrate on; give calibration=c4, text or "
                 "python_docs"
             )
-        at_least = (("num_fewshot", num_fewshot, 0), ("limit", limit, 1), ("seq_len", seq_len, 1))
-        for option, value, least in at_least:
-            if value is not None and value < least:
-                raise ValueError(f"task.{option}={value}: give a whole number of at least {least}")
+        check_at_least(0, {"num_fewshot": num_fewshot})
+        check_at_least(1, {"limit": limit, "seq_len": seq_len})
         super().__init__(name, version, expected, tolerance, cache_dir, checkpoints_dir)
         self._names, self._num_fewshot, self._limit = tasks, num_fewshot, limit
         self._include_path = include_path

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flexround.attach import Layer, is_quantizable
-from flexround.blocks import Block, Calls
+from flexround.blocks import Block, Calls, takers
 from flexround.models.base import ModelAdapter, check_kind
 from flexround.sites import Site
 
@@ -137,7 +137,6 @@ class LanguageAdapter(ModelAdapter):
             blocks.append(Block(names[module], module, layers, sites=own))
         return blocks
 
-    @torch.no_grad()
     def _layers_and_sites(
         self, example: Tokens, names: Mapping[nn.Module, str]
     ) -> tuple[list[nn.Module], list[Site]]:
@@ -146,22 +145,9 @@ class LanguageAdapter(ModelAdapter):
         Layers that take the same tensor (query, key and value) share a site. Softmax and norms
         are left alone (FlexRound, sec. 4.3).
         """
-        taken: list[tuple[nn.Module, Tensor]] = []  # the tensors, kept so that none is reused
-        handles = [
-            module.register_forward_pre_hook(lambda m, args: taken.append((m, args[0])))
-            for module in self.model.modules()
-            if is_quantizable(module)
-        ]
-        try:
-            self.model(**example)
-        finally:
-            for handle in handles:
-                handle.remove()
-        sharing: dict[int, list[nn.Module]] = {}
-        for module, tensor in taken:
-            sharing.setdefault(id(tensor), []).append(module)
-        sites = [Site(f"{names[ms[0]]}.input", ms, "input") for ms in sharing.values()]
-        order = list(dict.fromkeys(module for module, _ in taken))
+        layers = [module for module in self.model.modules() if is_quantizable(module)]
+        order, together = takers(layers, lambda: self.model(**example))
+        sites = [Site(f"{names[ms[0]]}.input", ms, "input") for ms in together]
         cached = [m for m in order if names[m].endswith(KEYS_AND_VALUES)]
         sites += [Site(f"{names[m]}.output", [m], "output", role="kv") for m in cached]
         return order, sites

@@ -6,6 +6,7 @@ whose output goes into an add first has none. The classifier's own output has no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -22,20 +23,17 @@ def with_sites(
     """Return blocks with their activation sites; kinds are the classes of activation functions."""
     found: list[list[Site]] = [[] for _ in blocks]
     functions = [call for call in order.calls if isinstance(call.module, kinds)]
-    owners = [_owner(blocks, order, call) for call in functions]
-    for owner, call in zip(owners, functions, strict=True):
-        same = [
-            c
-            for o, c in zip(owners, functions, strict=True)
-            if (o, c.module) == (owner, call.module)
-        ]
-        use = next(i for i, other in enumerate(same) if other is call)
-        name = f"{names[call.module]}.output" + (f".{use}" if len(same) > 1 else "")
-        if any(
-            c.module is call.module for o, c in zip(owners, functions, strict=True) if o != owner
-        ):
-            name = f"{blocks[owner].name} {name}"  # one module serves several blocks
-        found[owner].append(Site(name, [call.module], "output", use))
+    owners = _owners(blocks, order, functions)
+    places = [(owner, call.module) for owner, call in zip(owners, functions, strict=True)]
+    serves = Counter(module for _, module in set(places))  # in how many blocks
+    for number, (owner, module) in enumerate(places):
+        use = places[:number].count((owner, module))
+        name = f"{names[module]}.output"
+        if places.count((owner, module)) > 1:
+            name += f".{use}"
+        if serves[module] > 1:
+            name = f"{blocks[owner].name} {name}"
+        found[owner].append(Site(name, [module], "output", use))
     for index, block in enumerate(blocks[:-1]):
         if _has_own_output(block, order, functions):
             found[index].append(Site(f"{block.name}.output", [block.module], "output"))
@@ -45,11 +43,11 @@ def with_sites(
     ]
 
 
-def _owner(blocks: Sequence[Block], order: Trace, call: Call) -> int:
-    """Return the block that call is part of, or that began last before it."""
-    places = {id(other): place for place, other in enumerate(order.calls)}
+def _owners(blocks: Sequence[Block], order: Trace, calls: Sequence[Call]) -> list[int]:
+    """Return the block that each call is part of, or that began last before it."""
+    places = {id(call): place for place, call in enumerate(order.calls)}
     began = [places[id(order.first[block.module])] for block in blocks]
-    return max(i for i, start in enumerate(began) if start < places[id(call)])
+    return [max(i for i, start in enumerate(began) if start < places[id(call)]) for call in calls]
 
 
 def _has_own_output(block: Block, order: Trace, functions: Sequence[Call]) -> bool:

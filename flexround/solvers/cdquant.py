@@ -74,28 +74,21 @@ class CDQuant:
             t.double() for t in (weight, _spread(scale, weight, grid), _spread(zero, weight, grid))
         )
         values = first.dequantize().double()
-        for index, own in enumerate(hessian):
-            rows = slice(
-                index * len(weight) // len(hessian), (index + 1) * len(weight) // len(hessian)
-            )
-            descend = self._cyclic if self.mode == "cyclic" else self._greedy
-            values[rows] = descend(
-                values[rows], exact[rows], own.double(), wide_scale[rows], wide_zero[rows], grid
-            )
+        descend = self._cyclic if self.mode == "cyclic" else self._greedy
+        step = len(weight) // len(hessian)
+        for index, own in enumerate(hessian.double()):
+            rows = slice(index * step, (index + 1) * step)
+            gradient = (values[rows] - exact[rows]) @ own
+            descend(values[rows], gradient, own, wide_scale[rows], wide_zero[rows], grid)
         codes = torch.round(values / wide_scale) + wide_zero
         return QuantizedTensor(codes.to(torch.int16), scale, zero, grid)
 
     def _cyclic(
-        self,
-        values: Tensor,
-        weight: Tensor,
-        hessian: Tensor,
-        scale: Tensor,
-        zero: Tensor,
-        grid: Grid,
-    ) -> Tensor:
-        values = values.clone()
-        gradient, diagonal = (values - weight) @ hessian, hessian.diagonal()
+        self, values: Tensor, gradient: Tensor, hessian: Tensor,
+        scale: Tensor, zero: Tensor, grid: Grid,
+    ) -> None:  # fmt: skip
+        """Move values [out, in], and gradient with them, in place."""
+        diagonal = hessian.diagonal()
         for _ in range(round(self.sweeps)):
             before = values.clone()
             for start in range(0, len(hessian), BLOCK):
@@ -115,20 +108,14 @@ class CDQuant:
                     values[:, j] = new
                 gradient += moved @ hessian[columns]
             if torch.equal(values, before):
-                break
-        return values
+                return
 
     def _greedy(
-        self,
-        values: Tensor,
-        weight: Tensor,
-        hessian: Tensor,
-        scale: Tensor,
-        zero: Tensor,
-        grid: Grid,
-    ) -> Tensor:
-        values = values.clone()
-        gradient, diagonal = (values - weight) @ hessian, hessian.diagonal()
+        self, values: Tensor, gradient: Tensor, hessian: Tensor,
+        scale: Tensor, zero: Tensor, grid: Grid,
+    ) -> None:  # fmt: skip
+        """Move values [out, in], and gradient with them, in place."""
+        diagonal = hessian.diagonal()
         rows = torch.arange(len(values), device=values.device)
         for _ in range(round(self.sweeps * len(hessian))):
             move = best_values(values, gradient, diagonal, scale, zero, grid) - values
@@ -136,11 +123,10 @@ class CDQuant:
             best = effect.argmin(dim=1)
             gains = effect[rows, best] < 0
             if not gains.any():
-                break
+                return
             step = torch.where(gains, move[rows, best], 0.0)
             values[rows, best] += step
             gradient += step[:, None] * hessian[best]
-        return values
 
 
 def _spread(shared: Tensor, weight: Tensor, grid: Grid) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flexround.attach import Layer, output_first
 from flexround.attach import check as check_layers
-from flexround.blocks import Block, Calls
+from flexround.blocks import Block, Calls, takers
 from flexround.grid import Grid, QuantizedTensor
 from flexround.measure import Stopwatch
 from flexround.models.base import ModelAdapter
@@ -132,20 +132,10 @@ class Solve:
         """Return the layers that are solved at once: those that take the same tensor."""
         if not self.sequential:
             return [list(block.layers)]
-        taken: list[tuple[Layer, Tensor]] = []
-        handles = [
-            layer.module.register_forward_pre_hook(
-                lambda _, args, layer=layer: taken.append((layer, args[0]))
-            )
-            for layer in block.layers
-        ]
-        calls.run(block.module, torch.arange(1), adapter.device)
-        for handle in handles:
-            handle.remove()
-        sets: dict[int, list[Layer]] = {}
-        for layer, tensor in taken:
-            sets.setdefault(id(tensor), []).append(layer)
-        return list(sets.values())
+        layers = {layer.module: layer for layer in block.layers}
+        first = torch.arange(1)
+        _, together = takers(layers, lambda: calls.run(block.module, first, adapter.device))
+        return [[layers[module] for module in modules] for modules in together]
 
 
 def _solve(
