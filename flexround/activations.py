@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flexround.blocks import Block
+from flexround.models.base import ModelAdapter
 from flexround.quantizers.activation import Activation, ActivationQuantizer
 from flexround.ranges import Ranges
 from flexround.sites import Site
@@ -57,6 +58,25 @@ class Activations:
     def of(self, block: str) -> list[ActivationQuantizer]:
         """Return the quantizers of a block by its name, in the order of its sites."""
         return self._by_block[block]
+
+    @torch.no_grad()
+    def start(
+        self, block: str, run: Callable[[Tensor], object], samples: int
+    ) -> list[ActivationQuantizer]:
+        """Set the ranges of a block's activations on calibration samples; return its quantizers.
+
+        run passes the samples of the given indices through the block.
+
+        Raises:
+            ValueError: when an activation is not finite, or a site never sees one.
+        """
+        if self.init_samples:
+            with self.on():
+                run(torch.arange(min(self.init_samples, samples)))
+        for quantizer in self.of(block):
+            if not quantizer.started:
+                raise ValueError(f"activation {quantizer.name}: no sample reaches it")
+        return self.of(block)
 
     def leave_on(self) -> None:
         """Quantize all activations from now on."""
@@ -127,3 +147,23 @@ class Activations:
         quantized: Tensor = quantizer(x, self._keep, self._draws)
         self._cache[quantizer.name] = x, version, quantized
         return quantized
+
+
+def check_sites(activation: Activation, adapter: ModelAdapter) -> None:
+    """Check that adapter's model has what activation quantizes.
+
+    Raises:
+        ValueError: when it has not, or tokens are asked for where there are none.
+    """
+    if activation.per_token and adapter.channel_dim != -1:
+        raise ValueError(
+            f"{type(activation).__name__} is for transformers, whose activations are tokens; "
+            "give activation=static_per_tensor"
+        )
+    sites = [site for block in adapter.blocks() for site in block.sites]
+    if not any(site.role != "kv" for site in sites):
+        raise ValueError("the model names no activation to quantize; give activation=none")
+    if activation.kv_bits is not None and not any(site.role == "kv" for site in sites):
+        raise ValueError(
+            f"kv_bits={activation.kv_bits}: the model has no key and value layers of their own"
+        )

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flexround.cost import Cost, StepCounter, training_cost
 from flexround.observers import Observer
 
 # How often the loss is read: each reading makes a GPU wait.
@@ -70,22 +71,26 @@ class Descent:
         optimizers: Sequence[Scheduled],
         after_step: Callable[[], None],
         best: Best | None = None,
-    ) -> None:
-        """Take all steps; losses gives (error, loss) of a batch of indices at a progress in [0, 1).
+    ) -> Cost:
+        """Take all steps and return their cost.
+
+        losses gives (error, loss) of a batch of indices at a progress in [0, 1).
 
         With best the parameters of the mini-batch with the lowest error are restored in the end.
 
         Raises:
             ValueError: when the loss is not finite; names the unit.
         """
+        counter = StepCounter()
         for iteration in range(self.iters):
             batch = torch.randperm(samples, generator=self.generator)[: self.batch_size]
-            error, loss = losses(batch, iteration / self.iters)
-            if best is not None:
-                best.see(error.item())
             for optimizer, _ in optimizers:
                 optimizer.zero_grad()
-            loss.backward()
+            with counter.first(iteration):
+                error, loss = losses(batch, iteration / self.iters)
+                if best is not None:
+                    best.see(error.item())
+                loss.backward()
             for optimizer, scheduler in optimizers:
                 optimizer.step()
                 if scheduler is not None:
@@ -95,6 +100,10 @@ class Descent:
                 self._read(iteration, loss, error)
         if best is not None:
             best.restore()
+        own = [optimizer for optimizer, _ in optimizers]
+        learned = [p for optimizer in own for g in optimizer.param_groups for p in g["params"]]
+        kept = 0 if best is None else 1
+        return training_cost(learned, own, kept, counter.flops * self.iters)
 
     def _read(self, iteration: int, loss: Tensor, error: Tensor) -> None:
         if not math.isfinite(loss.item()):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from flexround.cost import Cost
 from flexround.observers import BlockReport
 
 PEAK = Path("/proc/self/clear_refs")  # man 5 proc: 5 resets the peak resident set
@@ -26,7 +27,13 @@ class Stopwatch:
                 PEAK.write_text("5")
 
     def report(
-        self, name: str, bits: dict[str, int], error_before: float, error_after: float
+        self,
+        name: str,
+        bits: dict[str, int],
+        error_before: float,
+        error_after: float,
+        cost: Cost,
+        objectives: dict[str, list[float]] | None = None,
     ) -> BlockReport:
         """Return what became of the unit called name."""
         return BlockReport(
@@ -36,6 +43,8 @@ class Stopwatch:
             error_after=error_after,
             seconds=time.perf_counter() - self._start,
             peak_memory_gib=self._peak_memory_gib(),
+            cost=cost,
+            objectives=objectives or {},
         )
 
     def _peak_memory_gib(self) -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from flexround.cost import Cost
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,9 @@ class BlockReport:
         error_after: the same after optimisation, with the weights as they are kept.
         seconds: wall time of the unit.
         peak_memory_gib: peak of the GPU, or of the process on the CPU, in this unit.
+        cost: what the method itself took.
+        objectives: a solver's error of each layer: of round-to-nearest on the same scales, where
+            its search starts, in steps of it, and in the end; thinned where there are many.
     """
 
     name: str
@@ -29,6 +34,8 @@ class BlockReport:
     error_after: float
     seconds: float
     peak_memory_gib: float
+    cost: Cost = Cost()
+    objectives: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Observer(Protocol):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from flexround.activations import Activations
+from flexround.activations import Activations, check_sites
 from flexround.attach import check
 from flexround.blocks import Block
 from flexround.descent import Schedule
@@ -197,18 +197,7 @@ class Reconstruction:
                 f"recon.steps={self.steps} learns step sizes, and {type(activation).__name__} has "
                 "none; give recon=block or recon=layer, or activation=static_per_tensor"
             )
-        if activation.per_token and adapter.channel_dim != -1:
-            raise ValueError(
-                f"{type(activation).__name__} is for transformers, whose activations are tokens; "
-                "give activation=static_per_tensor"
-            )
-        sites = [site for block in adapter.blocks() for site in block.sites]
-        if not any(site.role != "kv" for site in sites):
-            raise ValueError("the model names no activation to quantize; give activation=none")
-        if activation.kv_bits is not None and not any(site.role == "kv" for site in sites):
-            raise ValueError(
-                f"kv_bits={activation.kv_bits}: the model has no key and value layers of their own"
-            )
+        check_sites(activation, adapter)
 
     def _units(self, block: Block) -> Iterator[Unit]:
         if self.unit == "block":

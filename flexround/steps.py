@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flexround.blocks import Block, Calls
+from flexround.cost import Cost
 from flexround.descent import Descent, step_optimizer
 from flexround.measure import Stopwatch
 from flexround.unit import Unit, UnitJob
@@ -64,6 +65,7 @@ def _learn_block(job: UnitJob, block: Block, quant: Calls, outputs: Tensor, iter
     with on():
         before = job.error(unit, quant, targets)
     sizes = [step for quantizer in quantizers for step in quantizer.steps()]
+    cost = Cost()
     if iters and sizes:
 
         def losses(batch: Tensor, _: float) -> tuple[Tensor, Tensor]:
@@ -78,8 +80,8 @@ def _learn_block(job: UnitJob, block: Block, quant: Calls, outputs: Tensor, iter
 
         optimizers = [step_optimizer(sizes, job.recon.act_lr, iters)]
         descent = Descent(_name(block), iters, job.recon.batch_size, job.generator, job.observers)
-        descent.run(len(targets), losses, optimizers, after_step)
+        cost = descent.run(len(targets), losses, optimizers, after_step)
     with on():
         after = job.error(unit, quant, targets)
     bits = {quantizer.name: quantizer.bits for quantizer in quantizers}
-    job.report(watch.report(_name(block), bits, before, after))
+    job.report(watch.report(_name(block), bits, before, after, cost))

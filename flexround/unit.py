@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flexround.activations import Activations
 from flexround.attach import Layer, attach, freeze
 from flexround.blocks import Block, Calls, capture
+from flexround.cost import Cost
 from flexround.descent import Best, Descent, scheduled, step_optimizer
 from flexround.dropping import mix
 from flexround.grid import Grid, QuantizedTensor
@@ -139,8 +140,9 @@ class UnitJob:
             error_before = self.error(unit, inputs, targets)
         for quantizer in quantizers:
             quantizer.hard = False
+        cost = Cost()
         if self.recon.iters and self.learns:
-            self.optimise(unit, quantizers, steps, fp, quant, targets)
+            cost = self.optimise(unit, quantizers, steps, fp, quant, targets)
         quantized = freeze(unit.layers)
         with self.student():
             error_after = self.error(unit, inputs, targets)
@@ -148,26 +150,17 @@ class UnitJob:
             raise ValueError(f"block {unit.name}: its error is {error_after} once quantized")
         bits = {layer.name: layer.grid(self.grid).bits for layer in unit.layers}
         bits |= {step.name: step.bits for step in steps}
-        self.report(watch.report(unit.name, bits, error_before, error_after))
+        self.report(watch.report(unit.name, bits, error_before, error_after, cost))
         return quantized
 
-    @torch.no_grad()
     def start(self, unit: Unit, inputs: Calls) -> list[ActivationQuantizer]:
-        """Set the ranges of a block's activations on calibration samples; return its quantizers.
-
-        Raises:
-            ValueError: when an activation is not finite, or a site never sees one.
-        """
+        """Set the ranges of a block's activations on calibration samples; return its quantizers."""
         assert self.activations is not None, "there are activations to quantize"
-        if self.activations.init_samples:
-            indices = torch.arange(min(self.activations.init_samples, len(inputs)))
-            with self.activations.on():
-                unit.output(inputs.run(unit.module, indices, self.adapter.device))
-        quantizers = self.activations.of(unit.name)
-        for quantizer in quantizers:
-            if not quantizer.started:
-                raise ValueError(f"activation {quantizer.name}: no sample reaches it")
-        return quantizers
+
+        def run(indices: Tensor) -> None:
+            unit.output(inputs.run(unit.module, indices, self.adapter.device))
+
+        return self.activations.start(unit.name, run, len(inputs))
 
     def optimise(
         self,
@@ -177,7 +170,7 @@ class UnitJob:
         fp: Calls,
         quant: Calls,
         targets: Tensor,
-    ) -> None:
+    ) -> Cost:
         """Run the iterations of one unit's weights, with its step sizes where they go together.
 
         Raises:
@@ -193,7 +186,7 @@ class UnitJob:
         if sizes:
             optimizers.append(step_optimizer(sizes, recon.act_lr, recon.iters))
         if not optimizers:
-            return
+            return Cost()
         learned = [p for group in groups for p in group["params"]] + sizes
         best = Best(learned) if recon.keep_best else None
 
@@ -214,7 +207,7 @@ class UnitJob:
                 step.after_step()
 
         descent = Descent(unit.name, recon.iters, recon.batch_size, self.generator, self.observers)
-        descent.run(len(targets), losses, optimizers, after_step, best)
+        return descent.run(len(targets), losses, optimizers, after_step, best)
 
     def inputs(self, batch: Tensor, fp: Calls, quant: Calls) -> Tensor:
         """Return what the student sees of the samples at batch, on the device."""

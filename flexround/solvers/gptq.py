@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flexround.cost import Cost
 from flexround.grid import Grid, PerGroup, QuantizedTensor
 from flexround.ranges import Ranges
+from flexround.solvers.scales import Scales, scales_of
 
 DAMPINGS = 3  # tries, each with ten times the damping of the one before
 
@@ -50,6 +53,7 @@ class GPTQ:
         static_groups: group scales from the original weight, not from the updated one.
         stale_scales: group scales without the updates of their own block of columns, as the
             authors' code has them; a few percent worse with groups smaller than a block.
+        scales: those of ranges=, or clipped to the Hessian (owc).
     """
 
     block_size: int
@@ -57,12 +61,15 @@ class GPTQ:
     act_order: bool
     static_groups: bool
     stale_scales: bool
+    scales: Scales
 
     def __post_init__(self) -> None:
         if self.block_size < 1:
             raise ValueError(f"quant.block_size={self.block_size}: give at least 1")
         if not self.damp > 0:
             raise ValueError(f"quant.damp={self.damp}: give a share above 0")
+        if self.scales not in ("ranges", "owc"):
+            raise ValueError(f"quant.scales={self.scales}: give ranges or owc")
         if self.static_groups and self.stale_scales:
             raise ValueError("quant.stale_scales=true does nothing with quant.static_groups=true")
 
@@ -79,10 +86,23 @@ class GPTQ:
                 "contiguous; give quant.static_groups=true as well"
             )
 
+    def cost(self, out: int, into: int, steps: int = 0) -> Cost:
+        """Return the cost of a weight [out, in]: two factors, an inverse, the updates."""
+        return Cost(
+            state_bytes=3 * 8 * into**2 + 12 * out * into, flops=4 / 3 * into**3 + out * into**2
+        )
+
     def quantize(
-        self, weight: Tensor, hessian: Tensor, grid: Grid, ranges: Ranges
+        self,
+        weight: Tensor,
+        hessian: Tensor,
+        grid: Grid,
+        ranges: Ranges,
+        watch: Callable[[float], None] | None = None,
     ) -> QuantizedTensor:
         """Return the integers of weight [out, in] for hessian [groups, in, in].
+
+        There are no steps to watch.
 
         Raises:
             ValueError: when a Hessian can't be inverted.
@@ -91,8 +111,7 @@ class GPTQ:
         parts = weight.reshape(len(hessian), -1, weight.shape[1]).clone()
         parts.masked_fill_(dead[:, None], 0)  # before the scales, which they would inflate
         clean = parts.view(weight.shape)
-        scale, zero_point = ranges(grid.granularity.group(clean), grid)
-        wide = _Columns(clean, grid, scale, zero_point)
+        wide = _Columns(clean, grid, *scales_of(clean, hessian, grid, ranges, self.scales))
         codes = torch.empty_like(clean)
         for index, (part, own) in enumerate(zip(parts, hessian, strict=True)):
             own = own + torch.diag(dead[index].to(own.dtype))
@@ -117,7 +136,7 @@ class GPTQ:
                         # What this block of columns has put off, for a group that reaches beyond.
                         pending = errors[:, : j - start] @ factor[start:j, end:]
                         now = torch.cat([rest[:, :start], block, rest[:, end:] - pending], dim=1)
-                    columns.rescale(j, now, ranges)
+                    columns.rescale(j, now, hessian, ranges, self.scales)
                 column = block[:, j - start]
                 code, value = columns.round(int(order[j]), column)
                 codes[:, order[j]] = code
@@ -149,9 +168,13 @@ class _Columns:
         """Return whether column j is the first of a group with a scale of its own."""
         return self._grouped and j % self._width == 0
 
-    def rescale(self, j: int, now: Tensor, ranges: Ranges) -> None:
+    def rescale(
+        self, j: int, now: Tensor, hessian: Tensor, ranges: Ranges, scales: Scales
+    ) -> None:
         """Choose the scale of the group that starts at column j from the weights as they are."""
-        scale, zero_point = ranges(now[:, j : j + self._width].contiguous(), self._grid)
+        group = slice(j, j + self._width)
+        own = hessian[None, group, group]
+        scale, zero_point = scales_of(now[:, group].contiguous(), own, self._grid, ranges, scales)
         self._scale[:, j // self._width] = scale[:, 0]
         self._zero[:, j // self._width] = zero_point[:, 0]
 

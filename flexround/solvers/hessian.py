@@ -68,6 +68,13 @@ class Hessians:
             raise ValueError(f"layer {layer.name}: no sample reaches it")
         return self._sums[owner] * (2 / self._counts[owner])
 
+    def flops(self, layer: Layer) -> float:
+        """Return what summing layer's H took, 0 where another layer's serves it."""
+        if self._owner[layer.name] != layer.name:
+            return 0.0
+        groups, into, _ = self._sums[layer.name].shape
+        return 2.0 * groups * self._counts[layer.name] * into**2
+
     def _hook(self, layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             last = self._last

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from flexround.activations import Activations, check_sites
 from flexround.attach import Layer, output_first
 from flexround.attach import check as check_layers
 from flexround.blocks import Block, Calls, takers
+from flexround.cost import Cost
 from flexround.grid import Grid, QuantizedTensor
 from flexround.measure import Stopwatch
 from flexround.models.base import ModelAdapter
@@ -29,10 +31,22 @@ class Solver(Protocol):
         """Check that the options go with the grid."""
         ...
 
+    def cost(self, out: int, into: int, steps: int) -> Cost:
+        """Return what solving a weight [out, in] in steps has cost."""
+        ...
+
     def quantize(
-        self, weight: Tensor, hessian: Tensor, grid: Grid, ranges: Ranges
+        self,
+        weight: Tensor,
+        hessian: Tensor,
+        grid: Grid,
+        ranges: Ranges,
+        watch: Callable[[float], None] | None = None,
     ) -> QuantizedTensor:
-        """Return the integers of weight [out, in] for hessian [groups, in, in]."""
+        """Return the integers of weight [out, in] for hessian [groups, in, in].
+
+        watch is told the objective where the search starts and after each of its steps.
+        """
         ...
 
 
@@ -76,28 +90,45 @@ class Solve:
         blocks = adapter.blocks()
         for observer in observers:
             observer.begin([block.name for block in blocks], 0)
-        calls = adapter.capture(calibration)
+        calls = noisy = adapter.capture(calibration)
+        activations = None
+        if activation is not None:
+            activations = Activations(blocks, activation, ranges, generator)
         quantized: dict[str, QuantizedTensor] = {}
         for index, block in enumerate(blocks):
             dtype = block.dtype
             block.module.to(adapter.device, torch.float32)
             watch = Stopwatch(adapter.device)
-            sums = torch.zeros(2, dtype=torch.float64)
+            found: list[Solution] = []
             for layers in self._sets(block, calls, adapter):
                 hessians = Hessians(layers)
                 with hessians.collecting():
                     self._run(block, calls, adapter)
-                for layer in layers:
-                    quantized[layer.name], errors = _solve(layer, hessians, quantizer, grid, ranges)
-                    sums += errors
+                found += [solve(layer, hessians, quantizer, grid, ranges) for layer in layers]
+            quantized |= {solution.layer: solution.integers for solution in found}
             bits = {layer.name: layer.grid(grid).bits for layer in block.layers}
-            report = watch.report(block.name, bits, sums[0].item(), sums[1].item())
+            if activations is not None:
+                bits |= self._start(activations, block, noisy, adapter)
+            report = watch.report(
+                block.name,
+                bits,
+                sum(solution.objectives[0] for solution in found),
+                sum(solution.objectives[-1] for solution in found),
+                sum((solution.cost for solution in found), Cost()),
+                {solution.layer: thin(solution.objectives) for solution in found},
+            )
             for observer in observers:
                 observer.end_block(report)
             if index + 1 < len(blocks):
                 outputs = self._run(block, calls, adapter)
+                if activations is not None:
+                    with activations.on():
+                        heard = self._run(block, noisy, adapter)
+                    noisy = noisy.with_inputs(adapter.advance(index, heard))
                 calls = calls.with_inputs(adapter.advance(index, outputs))
             block.module.to(adapter.home, dtype)
+        if activations is not None:
+            activations.leave_on()
         return quantized
 
     def check_method(self, quantizer: Solver, grid: Grid) -> None:
@@ -115,15 +146,23 @@ class Solve:
         """Check what can be checked before any work.
 
         Raises:
-            ValueError: when a weight does not fit the grid (names the layer), or activations are
-                to be quantized.
+            ValueError: when a weight does not fit the grid (names the layer), or activations can't
+                be quantized.
         """
         quantizer.check(grid)
         check_layers([layer for block in adapter.blocks() for layer in block.layers], grid, RTN)
         if activation is not None:
-            raise ValueError(
-                "the solvers round weights alone; give activation=none, or a learned method"
-            )
+            check_sites(activation, adapter)
+
+    def _start(
+        self, activations: Activations, block: Block, calls: Calls, adapter: ModelAdapter
+    ) -> dict[str, int]:
+        """Set the ranges of a block's activations; return their bits by name."""
+
+        def run(indices: Tensor) -> None:
+            calls.run(block.module, indices, adapter.device)
+
+        return {site.name: site.bits for site in activations.start(block.name, run, len(calls))}
 
     def _run(self, block: Block, calls: Calls, adapter: ModelAdapter) -> Tensor:
         return calls.run_all(block.module, self.batch_size, adapter.device)
@@ -138,21 +177,46 @@ class Solve:
         return [[layers[module] for module in modules] for modules in together]
 
 
-def _solve(
+@dataclass(frozen=True)
+class Solution:
+    """One solved layer.
+
+    Attributes:
+        objectives: mean squared error of an output, summed over outputs: of round-to-nearest on
+            the same scales, where the search starts and after each step, and of the integers.
+    """
+
+    layer: str
+    integers: QuantizedTensor
+    objectives: list[float]
+    cost: Cost
+
+
+def solve(
     layer: Layer, hessians: Hessians, solver: Solver, grid: Grid, ranges: Ranges
-) -> tuple[QuantizedTensor, Tensor]:
-    """Write layer's quantized weight; return its integers and the objectives of RTN and of it."""
+) -> Solution:
+    """Write layer's quantized weight and return what was found."""
     own, weight = layer.grid(grid), output_first(layer.module, layer.module.weight)  # type: ignore[arg-type]
     flat = weight.detach().flatten(1).contiguous()
     hessian = hessians.of(layer)
+    steps: list[float] = []
     try:
-        found = solver.quantize(flat, hessian, own, ranges)
+        found = solver.quantize(flat, hessian, own, ranges, steps.append)
     except ValueError as error:
         raise ValueError(f"layer {layer.name}: {error}") from error
-    rounded = RTN(flat, grid=own, ranges=ranges).finalize(flat)
-    errors = [objective(flat, q.dequantize(), hessian).sum() for q in (rounded, found)]
+    codes = own.encode(own.granularity.group(flat), found.scale, found.zero_point)
+    nearest = QuantizedTensor(codes.view(flat.shape), found.scale, found.zero_point, own)
+    ends = [objective(flat, q.dequantize(), hessian).sum().item() for q in (nearest, found)]
     integers = QuantizedTensor(found.codes.view(weight.shape), found.scale, found.zero_point, own)
-    value = integers.dequantize()
     with torch.no_grad():
-        output_first(layer.module, layer.module.weight).copy_(value)  # type: ignore[arg-type]
-    return integers, torch.stack(errors).cpu()
+        output_first(layer.module, layer.module.weight).copy_(integers.dequantize())  # type: ignore[arg-type]
+    cost = solver.cost(len(flat), flat.shape[1], len(steps))
+    cost += Cost(flops=hessians.flops(layer))
+    return Solution(layer.name, integers, [ends[0], *steps, ends[1]], cost)
+
+
+def thin(values: list[float], most: int = 33) -> list[float]:
+    """Return values, or where there are more than most that many of them, first and last kept."""
+    if len(values) <= most:
+        return values
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]

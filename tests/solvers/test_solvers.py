@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -11,19 +12,25 @@ from torch import nn
 from flexround.attach import Layer
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
 from flexround.ranges import MinMax
-from flexround.solvers.cdquant import CDQuant, best_values
+from flexround.solvers.cdquant import CDQuant, _Rows, best_values, move_one, move_pair, sweep
 from flexround.solvers.gptq import GPTQ, inverse_factor
 from flexround.solvers.hessian import Hessians, objective
+from flexround.solvers.scales import SHARES, scales_of
 from flexround.solvers.solve import Solve
 from results.store import Store
 from tests.quantizers.methods import activations
 from tests.test_reconstruction import adapter, calibration
 
-PLAIN = GPTQ(128, 0.01, act_order=False, static_groups=False, stale_scales=False)
-CYCLIC = CDQuant("gptq", "cyclic", 20, PLAIN)
-GREEDY = CDQuant("gptq", "greedy", 1, PLAIN)
+PLAIN = GPTQ(128, 0.01, False, False, False, "ranges")
+CYCLIC = CDQuant("gptq", "cyclic", 20, 0, PLAIN)
+GREEDY = CDQuant("gptq", "greedy", 1, 0, PLAIN)
+PAIRS = CDQuant("gptq", "pairs", 1, 0, PLAIN)
+DESCENTS = {"cyclic": CYCLIC, "greedy": GREEDY, "pairs": PAIRS}
+SOLVERS = {"gptq": PLAIN, **DESCENTS}
 GRANULARITIES = {"tensor": PerTensor(), "channel": PerChannel(), "group": PerGroup(16)}
 granularities = pytest.mark.parametrize("granularity", GRANULARITIES.values(), ids=GRANULARITIES)
+solvers = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+descents = pytest.mark.parametrize("solver", DESCENTS.values(), ids=DESCENTS)
 symmetries = pytest.mark.parametrize("symmetric", [True, False], ids=["sym", "asym"])
 
 
@@ -43,7 +50,7 @@ def rtn(weight, grid):
 @granularities
 @symmetries
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("solver", [PLAIN, CYCLIC, GREEDY], ids=["gptq", "cyclic", "greedy"])
+@solvers
 def test_codes_are_in_range_and_the_objective_falls(solver, bits, symmetric, granularity):
     weight, hessian = case()
     grid = Grid(bits, symmetric, granularity)
@@ -85,7 +92,7 @@ def test_gptqs_errors_are_those_of_its_factor():
     assert (left[inside] <= 0.500001).all()
 
 
-@pytest.mark.parametrize("solver", [PLAIN, CYCLIC, GREEDY], ids=["gptq", "cyclic", "greedy"])
+@solvers
 def test_without_correlation_nothing_beats_round_to_nearest(solver):
     weight, _ = case()
     diagonal = torch.diag(torch.rand(64, dtype=torch.float64) + 0.1)[None]
@@ -111,6 +118,103 @@ def test_the_closed_form_level_is_the_best_of_all_levels():
             costs = ((trial - weight) @ hessian[0] * (trial - weight)).sum(2)
             best = trial[costs.argmin(dim=0), torch.arange(6), column]
             torch.testing.assert_close(found[:, column], best)
+
+
+def rows_of_a_case(bits=2, features=8, out=5):
+    """Return rows in the middle of a search: codes at random."""
+    weight, hessian = case(features, out)
+    grid = Grid(bits, False, PerChannel())
+    scale, zero = (t.expand_as(weight).contiguous() for t in MinMax()(weight, grid))
+    draws = torch.Generator().manual_seed(bits)
+    codes = torch.randint(0, grid.qmax + 1, weight.shape, generator=draws)
+    values = (codes - zero) * scale
+    return _Rows(weight, values, (values - weight) @ hessian[0], hessian[0], scale, zero, grid)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_a_pairs_move_is_the_best_of_all_pairs_of_levels(bits):
+    rows = rows_of_a_case(bits)
+    order = torch.tensor([3, 0, 7, 5, 1, 4, 6, 2])
+    best = torch.full((5,), torch.inf, dtype=torch.float64)
+    for a, b in zip(order[:4].tolist(), order[4:].tolist(), strict=True):
+        for first in range(rows.grid.qmax + 1):
+            for second in range(rows.grid.qmax + 1):
+                trial = rows.values.clone()
+                for column, level in ((a, first), (b, second)):
+                    trial[:, column] = (level - rows.zero[:, column]) * rows.scale[:, column]
+                best = torch.minimum(best, objective(rows.exact, trial, rows.hessian[None]))
+    assert move_pair(rows, order)
+    torch.testing.assert_close(objective(rows.exact, rows.values, rows.hessian[None]), best)
+
+
+@pytest.mark.parametrize("move", [sweep, move_one], ids=["sweep", "one"])
+def test_the_gradient_is_kept_up_to_date(move):
+    rows = rows_of_a_case(3, 40)
+    before = rows.objective()
+    for _ in range(40):
+        if not move(rows):
+            break
+        assert rows.objective() < before
+        before = rows.objective()
+    again = (rows.values - rows.exact) @ rows.hessian
+    torch.testing.assert_close(rows.gradient, again, rtol=0, atol=1e-11)
+
+
+def test_pairs_go_on_where_single_moves_end():
+    rows = rows_of_a_case(2, 32, 12)
+    while move_one(rows):
+        pass
+    before, draws = rows.objective(), torch.Generator().manual_seed(0)
+    moved = [move_pair(rows, torch.randperm(32, generator=draws)) for _ in range(20)]
+    assert any(moved)
+    assert rows.objective() < before
+    torch.testing.assert_close(
+        rows.gradient, (rows.values - rows.exact) @ rows.hessian, rtol=0, atol=1e-11
+    )
+
+
+@descents
+def test_what_is_watched_falls_from_the_start_to_the_end(solver):
+    weight, hessian = case()
+    grid, seen = Grid(3, False, PerChannel()), []
+    found = solver.quantize(weight, hessian, grid, MinMax(), seen.append)
+    first = PLAIN.quantize(weight, hessian, grid, MinMax())
+    ends = [objective(weight, q.dequantize(), hessian).sum().item() for q in (first, found)]
+    assert seen[0] == pytest.approx(ends[0])
+    assert seen[-1] == pytest.approx(ends[1])
+    assert all(after < before for before, after in itertools.pairwise(seen))
+
+
+@granularities
+@symmetries
+def test_clipped_scales_are_the_best_of_all_shares(granularity, symmetric):
+    """Brute force over the shares, one scale at a time, the other weights exact."""
+    weight, hessian = case(48, 4)
+    grid = Grid(3, symmetric, granularity)
+    scale, zero = scales_of(weight, hessian, grid, MinMax(), "owc")
+    widest, _ = MinMax()(granularity.group(weight), grid)
+    for index in range(len(scale)):
+        costs = []
+        for share in SHARES:
+            rounded = granularity.group(weight).clone()
+            codes = grid.encode(rounded, widest * share, zero)
+            rounded[index] = ((codes - zero) * widest * share)[index]
+            costs.append(objective(weight, rounded.view(weight.shape), hessian).sum().item())
+        best = SHARES[costs.index(min(costs))]
+        torch.testing.assert_close(scale[index], widest[index] * best)
+
+
+@granularities
+def test_clipping_lowers_the_error_of_rounding(granularity):
+    weight, hessian = case()
+    grid = Grid(2, False, granularity)
+    errors = []
+    for kind in ("ranges", "owc"):
+        scale, zero = scales_of(weight, hessian, grid, MinMax(), kind)
+        values = granularity.group(weight)
+        rounded = ((grid.encode(values, scale, zero) - zero) * scale).view(weight.shape)
+        errors.append(objective(weight, rounded, hessian).sum())
+    assert errors[1] < errors[0]
 
 
 def test_no_single_move_improves_a_greedy_solution():
@@ -206,6 +310,13 @@ def test_the_blocks_of_a_model_are_solved_better_than_they_are_rounded(solver):
     # At the first layer's 8 bit there is next to nothing to gain.
     assert all(report.error_after < 1.01 * report.error_before for report in reports)
     assert all(report.error_after < 0.6 * report.error_before for report in reports[1:])
+    for report in reports:
+        assert set(report.objectives) == set(report.layers)
+        for rtn_error, *_, end in report.objectives.values():
+            assert end < 1.01 * rtn_error
+        assert report.error_after == pytest.approx(sum(o[-1] for o in report.objectives.values()))
+        assert report.cost.flops > 0 and report.cost.state_bytes > 0
+        assert report.cost.parameters == 0
     for name, integers in codes.items():
         module = target.model.get_submodule(name)
         assert torch.equal(module.weight, integers.dequantize())
@@ -221,13 +332,29 @@ def test_a_run_ends_in_its_record(cli, results_dir, quant):
 
 
 @pytest.mark.parametrize(
+    "activation", [("static_per_tensor",), ("dynamic_per_token", "kv_bits=8")], ids=lambda a: a[0]
+)
+def test_activations_are_quantized_under_a_solver(cli, results_dir, activation):
+    kind, *more = activation
+    options = ("num_samples=8", "task.seq_len=32", "protocol.window=32", "protocol.max_windows=8")
+    for args in (("activation=none",), (f"activation={kind}", "act_bits=3", *more)):
+        outcome = cli("model=tiny_llama", "quant=gptq", "bits=8", *args, *options)
+        assert outcome.status == 0, outcome.err
+    plain, quantized = sorted(Store(results_dir).load(), key=lambda r: len(r.blocks[0]["layers"]))
+    assert quantized.value > plain.value  # three bits do hurt
+    sites = set(quantized.blocks[0]["layers"]) - set(plain.blocks[0]["layers"])
+    assert len(sites) == (6 if more else 4)
+
+
+@pytest.mark.parametrize(
     ("args", "message"),
     [(["quant=gptq", "quant.damp=0"], "quant.damp=0"),
      (["quant=gptq", "quant.act_order=true", "granularity=per_group", "group_size=16"],
       "give quant.static_groups=true"),
      (["quant=gptq", "recon.iters=9"], "Key 'iters' is not in struct; known keys: _target_"),
      (["quant=cdquant", "quant.mode=random"], "quant.mode=random: Input should be 'cyclic'"),
-     (["quant=gptq", "activation=static_per_tensor"], "the solvers round weights alone")],
+     (["quant=cdquant", "quant.start=owq"], "quant.start=owq: Input should be 'rtn', 'owc'"),
+     (["quant=gptq", "act_bits=4"], "act_bits=4 does nothing")],
 )  # fmt: skip
 def test_bad_input_is_one_line(cli, args, message):
     outcome = cli("model=tiny_gpt2", *args)
