@@ -12,6 +12,7 @@ from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
 from flexround.quantizers.adaquant import AdaQuant
 from flexround.quantizers.adaround import AdaRound
 from flexround.quantizers.flexround import FlexRound
+from flexround.quantizers.lrq import LRQ
 from flexround.quantizers.rtn import RTN
 from flexround.quantizers.signround import SignRound
 from flexround.ranges import LpSearch, MinMax
@@ -24,6 +25,7 @@ METHODS = {
     "adaround": ADAROUND,
     "adaquant": partial(AdaQuant, lr_v=1e-3, lr_scale=1e-4),
     "flexround": partial(FlexRound, learn_s1=True, use_s3=True, use_s4=True),
+    "lrq": partial(LRQ, rank=3, rank_rule="fixed", seed=0),
     "signround": SignRound,
 }
 LAYERS = {
@@ -34,7 +36,14 @@ LAYERS = {
 }
 GRANULARITIES = {"tensor": PerTensor(), "channel": PerChannel(), "group": PerGroup(6)}
 
-methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+# Every method on every layer that it is for.
+PAIRS = {
+    f"{name}-{layer}": (method, make)
+    for name, method in METHODS.items()
+    for layer, make in LAYERS.items()
+    if name != "lrq" or layer == "linear"
+}
+methods_on_layers = pytest.mark.parametrize(("method", "make"), PAIRS.values(), ids=PAIRS)
 layers = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 granularities = pytest.mark.parametrize("granularity", GRANULARITIES.values(), ids=GRANULARITIES)
 symmetries = pytest.mark.parametrize("symmetric", [True, False], ids=["sym", "asym"])

@@ -17,15 +17,14 @@ from tests.quantizers.methods import (
     granularities,
     grid_of,
     layers,
-    methods,
+    methods_on_layers,
     shaken,
     symmetries,
     weight_of,
 )
 
 
-@methods
-@layers
+@methods_on_layers
 @granularities
 @symmetries
 @all_bits
@@ -55,8 +54,7 @@ def test_rtn_is_the_nearest_level(make, granularity, symmetric, bits):
     torch.testing.assert_close(chosen, nearest, rtol=0, atol=1e-6)
 
 
-@methods
-@layers
+@methods_on_layers
 @granularities
 @symmetries
 @all_bits
@@ -74,8 +72,7 @@ def test_codes_are_integral_in_range_and_few(method, make, granularity, symmetri
         assert len(row.unique()) <= 2**bits
 
 
-@methods
-@layers
+@methods_on_layers
 @granularities
 @symmetries
 def test_freeze_is_bit_equal_and_plain(method, make, granularity, symmetric):

@@ -13,37 +13,20 @@ from flexround.descent import scheduled
 from flexround.grid import Grid, PerChannel, PerTensor
 from flexround.quantizers.flexround import FlexRound
 from flexround.quantizers.lrq import LRQ, rank_of
-from flexround.quantizers.rtn import RTN
-from flexround.ranges import LpSearch, MinMax
-from tests.quantizers.methods import (
-    activations,
-    all_bits,
-    granularities,
-    grid_of,
-    shaken,
-    symmetries,
-    weight_of,
-)
+from flexround.ranges import MinMax
+from tests.quantizers.methods import METHODS, activations, shaken, symmetries, weight_of
 
-RANK3 = partial(LRQ, rank=3, rank_rule="fixed", seed=0)
+RANK3 = METHODS["lrq"]
 
 
 def linear(dtype=torch.float32):
     return weight_of(lambda: nn.Linear(24, 12), dtype=dtype).weight.detach()
 
 
-@granularities
-@symmetries
-@all_bits
-def test_training_starts_at_round_to_nearest_and_codes_fit(granularity, symmetric, bits):
-    weight, grid = linear(), grid_of(bits, symmetric, granularity)
-    quantizer = RANK3(weight, grid=grid, ranges=LpSearch(2.4, 80, 0.01))
-    rtn = RTN(weight, grid=grid, ranges=LpSearch(2.4, 80, 0.01))
-    assert torch.equal(quantizer(weight), rtn(weight))
-    assert quantizer.u2.abs().max() > 0, "L2 = 0 would have no gradient without U2"
-    quantized = shaken(quantizer, 0.5).finalize(weight)
-    assert grid.qmin <= quantized.codes.min() <= quantized.codes.max() <= grid.qmax
-    assert torch.equal(quantized.dequantize(), quantizer(weight))
+def test_training_can_start():
+    """L2 = 0 would have no gradient, and never move, without U2."""
+    quantizer = RANK3(linear(), grid=Grid(4, True, PerTensor()), ranges=MinMax())
+    assert quantizer.l2.abs().max() == 0 < quantizer.u2.abs().max()
 
 
 @symmetries

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import plain
 from flexround.attach import Layer
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
 from flexround.ranges import MinMax
@@ -73,6 +74,19 @@ def test_gptq_does_not_depend_on_its_block_size(granularity, act_order):
         for size in (1, 7, 24, 64)
     ]
     assert all(torch.equal(codes[0], other) for other in codes[1:])
+
+
+def test_both_solvers_are_their_papers_algorithms():
+    weight, hessian = case(96, 20)
+    grid = Grid(3, False, PerChannel())
+    scale, zero = MinMax()(weight, grid)
+    own = replace(PLAIN, block_size=32).quantize(weight, hessian, grid, MinMax()).dequantize()
+    torch.testing.assert_close(own, plain.gptq(weight, hessian[0], scale, zero, 7, 32, 0.01))
+    swept = CDQuant("rtn", "cyclic", 1, 0, PLAIN).quantize(weight, hessian, grid, MinMax())
+    start = rtn(weight, grid)
+    theirs = plain.cyclic_descent(weight, start, hessian[0], scale, zero, 7)
+    torch.testing.assert_close(swept.dequantize(), theirs)
+    assert not torch.allclose(start, theirs)
 
 
 def test_gptqs_errors_are_those_of_its_factor():
