@@ -21,6 +21,7 @@ from flexround.quantizers.activation import StaticPerTensor
 from flexround.quantizers.flexround import FlexRound
 from flexround.ranges import MinMax
 from flexround.reconstruction import Reconstruction
+from flexround.resume import NoCheckpoints
 from flexround.unit import Unit, UnitJob
 
 ROUNDS, ITERS = 11, 2
@@ -46,7 +47,7 @@ def iterations(case: Case, quantized: bool) -> Callable[[], None]:
     factory = partial(FlexRound, learn_s1=True, use_s3=True, use_s4=True)
     job = UnitJob(
         setting, adapter, factory, grid, ranges, torch.Generator().manual_seed(0), (), None,
-        activations, draws, True,
+        activations, draws, True, NoCheckpoints(),
     )  # fmt: skip
     unit = Unit(block.name, block.module, block.layers, block.activation)
     targets = unit.output(job.run_all(block.module, calls))

@@ -130,3 +130,11 @@ def freeze(layers: Sequence[Layer]) -> dict[str, QuantizedTensor]:
         parametrize.remove_parametrizations(layer.module, "weight", leave_parametrized=True)
         cast(nn.Parameter, layer.module.weight).requires_grad_(False)
     return quantized
+
+
+@torch.no_grad()
+def bake(layer: Layer, integers: QuantizedTensor) -> None:
+    """Write integers into the plain layer."""
+    weight = cast(nn.Parameter, layer.module.weight)
+    output_first(layer.module, weight).copy_(integers.dequantize())
+    weight.requires_grad_(False)

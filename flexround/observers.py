@@ -34,7 +34,7 @@ class BlockReport:
     error_after: float
     seconds: float
     peak_memory_gib: float
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
     objectives: dict[str, list[float]] = field(default_factory=dict)
 
 

@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,9 @@ from flexround.observers import Observer
 from flexround.quantizers.activation import Activation
 from flexround.quantizers.base import QuantizerFactory
 from flexround.ranges import MinMax, Ranges
+from flexround.resume import Checkpoints, NoCheckpoints
 from flexround.steps import learn_steps
+from flexround.targets import Targets
 from flexround.unit import Unit, UnitJob
 
 
@@ -98,11 +101,14 @@ class Reconstruction:
         generator: torch.Generator,
         activation: Activation | None = None,
         observers: Sequence[Observer] = (),
+        checkpoints: Checkpoints | None = None,
+        targets: Targets | None = None,
     ) -> dict[str, QuantizedTensor]:
         """Quantize adapter's model in place and return each layer's integers by name.
 
         calibration holds batches as adapter.forward takes them; generator draws the mini-batches.
-        With activation the model quantizes its activations from then on, too.
+        With activation the model quantizes its activations from then on, too. Units that
+        checkpoints has are taken from there, full-precision outputs that targets has likewise.
 
         Raises:
             ValueError: when the calibration set is smaller than a batch, a weight does not fit the
@@ -123,18 +129,22 @@ class Reconstruction:
             activations = Activations(blocks, activation, ranges, draws)
         job = UnitJob(
             self, adapter, quantizer, grid, ranges, generator, observers, mask,
-            activations, draws, learns,
+            activations, draws, learns, checkpoints or NoCheckpoints(),
         )  # fmt: skip
+        targets = targets or Targets()
         teachers: list[nn.Module] = []
         quantized: dict[str, QuantizedTensor] = {}
         for index, block in enumerate(blocks):
             dtype = block.dtype
             block.module.to(adapter.device, torch.float32)  # half precision is too coarse to train
             teacher = copy.deepcopy(block.module)
-            fp_outputs = job.run_all(teacher, fp)
+            fp_outputs = targets.of(index, partial(job.run_all, teacher, fp))
             for unit in units[index]:
-                streams = job.streams(block, unit, teacher, fp, quant, fp_outputs)
-                quantized |= job.reconstruct(unit, *streams)
+                integers = job.finished(unit)
+                if integers is None:
+                    streams = job.streams(block, unit, teacher, fp, quant, fp_outputs)
+                    integers = job.reconstruct(unit, *streams)
+                quantized |= integers
             if index + 1 < len(blocks):
                 fp = fp.with_inputs(adapter.advance(index, fp_outputs))
                 with job.student():
@@ -145,7 +155,7 @@ class Reconstruction:
                 teachers.append(teacher.to(adapter.home))
         if teachers:
             del fp, quant
-            learn_steps(job, blocks, teachers, calibration)
+            learn_steps(job, blocks, teachers, calibration, targets)
         if activations is not None:
             activations.leave_on()
         return quantized

@@ -8,6 +8,7 @@ does at evaluation, weights and activations.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,13 +18,18 @@ from flexround.blocks import Block, Calls
 from flexround.cost import Cost
 from flexround.descent import Descent, step_optimizer
 from flexround.measure import Stopwatch
+from flexround.targets import Targets
 from flexround.unit import Unit, UnitJob
 
 POWER = 2.4
 
 
 def learn_steps(
-    job: UnitJob, blocks: Sequence[Block], teachers: Sequence[nn.Module], calibration: Sequence[Any]
+    job: UnitJob,
+    blocks: Sequence[Block],
+    teachers: Sequence[nn.Module],
+    calibration: Sequence[Any],
+    targets: Targets,
 ) -> None:
     """Set every block's activation ranges, and learn them where the setting does.
 
@@ -39,8 +45,9 @@ def learn_steps(
         dtype = block.dtype
         for module in (block.module, teacher):
             module.to(adapter.device, torch.float32)
-        fp_outputs = job.run_all(teacher, fp)
-        if job.activations.of(block.name):
+        fp_outputs = targets.of(index, partial(job.run_all, teacher, fp))
+        sites = job.activations.of(block.name)
+        if sites and job.reopen(_name(block), (), sites) is None:
             _learn_block(job, block, quant, fp_outputs, iters)
         if index + 1 < len(blocks):
             fp = fp.with_inputs(adapter.advance(index, fp_outputs))
@@ -84,4 +91,5 @@ def _learn_block(job: UnitJob, block: Block, quant: Calls, outputs: Tensor, iter
     with on():
         after = job.error(unit, quant, targets)
     bits = {quantizer.name: quantizer.bits for quantizer in quantizers}
-    job.report(watch.report(_name(block), bits, before, after, cost))
+    report = watch.report(_name(block), bits, before, after, cost)
+    job.close(_name(block), report, {}, quantizers)

@@ -24,6 +24,7 @@ from flexround.observers import BlockReport, Observer
 from flexround.quantizers.activation import ActivationQuantizer
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import Ranges
+from flexround.resume import Checkpoints, pack, unpack
 
 if TYPE_CHECKING:
     from flexround.reconstruction import Reconstruction
@@ -68,6 +69,7 @@ class UnitJob:
         activations: the quantizers of the activations, or None where they stay as they are.
         draws: decides, on the device, which elements stay quantized.
         learns: whether the method learns anything; nor does a run of round-to-nearest learn steps.
+        checkpoints: keeps the finished units.
     """
 
     recon: Reconstruction
@@ -81,6 +83,7 @@ class UnitJob:
     activations: Activations | None
     draws: torch.Generator
     learns: bool
+    checkpoints: Checkpoints
 
     @property
     def together(self) -> bool:
@@ -150,8 +153,39 @@ class UnitJob:
             raise ValueError(f"block {unit.name}: its error is {error_after} once quantized")
         bits = {layer.name: layer.grid(self.grid).bits for layer in unit.layers}
         bits |= {step.name: step.bits for step in steps}
-        self.report(watch.report(unit.name, bits, error_before, error_after, cost))
+        report = watch.report(unit.name, bits, error_before, error_after, cost)
+        self.close(unit.name, report, quantized, steps)
         return quantized
+
+    def finished(self, unit: Unit) -> dict[str, QuantizedTensor] | None:
+        """Return the integers of a unit that an earlier attempt has finished, put back in place."""
+        steps = []
+        if self.together:
+            assert self.activations is not None, "together says so"
+            steps = self.activations.of(unit.name)
+        return self.reopen(unit.name, unit.layers, steps)
+
+    def close(
+        self,
+        name: str,
+        report: BlockReport,
+        integers: dict[str, QuantizedTensor],
+        steps: Sequence[ActivationQuantizer],
+    ) -> None:
+        """Keep a finished unit and tell the observers."""
+        generators = [self.generator, self.draws]
+        self.checkpoints.save(name, pack(report, integers, steps, generators))
+        self.tell(report)
+
+    def reopen(
+        self, name: str, layers: Sequence[Layer], steps: Sequence[ActivationQuantizer]
+    ) -> dict[str, QuantizedTensor] | None:
+        """Put back what close kept of the unit called name; None where it kept nothing."""
+        saved = self.checkpoints.find(name)
+        if saved is None:
+            return None
+        self.tell(saved.report)
+        return unpack(saved, layers, self.grid, steps, [self.generator, self.draws])
 
     def start(self, unit: Unit, inputs: Calls) -> list[ActivationQuantizer]:
         """Set the ranges of a block's activations on calibration samples; return its quantizers."""
@@ -223,7 +257,7 @@ class UnitJob:
         mask = None if self.mask is None else self.mask[batch].to(device)
         return reconstruction_loss(output, targets[batch].to(device), dim, mask, power)
 
-    def report(self, report: BlockReport) -> None:
+    def tell(self, report: BlockReport) -> None:
         """Tell the observers of a finished unit."""
         for observer in self.observers:
             observer.end_block(report)

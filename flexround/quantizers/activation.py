@@ -42,6 +42,13 @@ class ActivationQuantizer(nn.Module):
     def after_step(self) -> None:
         """Project what is learned back to where it is allowed."""
 
+    def held(self) -> dict[str, Tensor]:
+        """Return what makes a range, by name; nothing where it comes with the tensor."""
+        return {}
+
+    def hold(self, held: dict[str, Tensor]) -> None:
+        """Take over what held() of another one gave."""
+
 
 class TensorQuantizer(ActivationQuantizer):
     """x_hat = s * (clamp(round(x / s) + z, qmin, qmax) - z) with one s and z for the tensor.
@@ -84,6 +91,23 @@ class TensorQuantizer(ActivationQuantizer):
         """Keep the step size positive."""
         self.scale.data.clamp_(min=SCALE_FLOOR)
 
+    def held(self) -> dict[str, Tensor]:
+        """Return the step size, the zero point, and whether codes are around 0."""
+        if self.grid is None:
+            return {}
+        signed = torch.tensor(self.grid.symmetric)
+        return {"scale": self.scale.detach(), "zero_point": self.zero_point, "signed": signed}
+
+    def hold(self, held: dict[str, Tensor]) -> None:
+        """Take over what held() of another one gave."""
+        if held:
+            self._set(held["scale"], held["zero_point"], bool(held["signed"]))
+
+    def _set(self, scale: Tensor, zero_point: Tensor, signed: bool) -> None:
+        self.scale = nn.Parameter(scale)
+        self.register_buffer("zero_point", zero_point)
+        self.grid = Grid(self.bits, signed, PerTensor())
+
     @torch.no_grad()
     def _start(self, x: Tensor) -> None:
         if not torch.isfinite(x).all():
@@ -93,9 +117,7 @@ class TensorQuantizer(ActivationQuantizer):
         stride = max(1, x.numel() // SEARCHED)
         values = torch.cat([x.reshape(-1)[::stride].float(), low[None], high[None]])
         scale, zero_point = self.ranges(values[None], grid)
-        self.scale = nn.Parameter(scale.squeeze())
-        self.register_buffer("zero_point", zero_point.squeeze())
-        self.grid = grid
+        self._set(scale.squeeze(), zero_point.squeeze(), grid.symmetric)
 
 
 class TokenQuantizer(ActivationQuantizer):

@@ -168,9 +168,7 @@ class _Columns:
         """Return whether column j is the first of a group with a scale of its own."""
         return self._grouped and j % self._width == 0
 
-    def rescale(
-        self, j: int, now: Tensor, hessian: Tensor, ranges: Ranges, scales: Scales
-    ) -> None:
+    def rescale(self, j: int, now: Tensor, hessian: Tensor, ranges: Ranges, scales: Scales) -> None:
         """Choose the scale of the group that starts at column j from the weights as they are."""
         group = slice(j, j + self._width)
         own = hessian[None, group, group]

@@ -48,7 +48,8 @@ def _local(hessian: Tensor, grid: Grid) -> Tensor:
         return hessian[:, None]
     width = grid.granularity.group_size
     parts = hessian.unflatten(2, (-1, width)).unflatten(1, (-1, width))  # [rows, p, w, q, w]
-    return parts.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+    own: Tensor = parts.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+    return own
 
 
 def _error(change: Tensor, local: Tensor, scales: int) -> Tensor:

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from flexround.activations import Activations, check_sites
-from flexround.attach import Layer, output_first
+from flexround.attach import Layer, bake, output_first
 from flexround.attach import check as check_layers
 from flexround.blocks import Block, Calls, takers
 from flexround.cost import Cost
 from flexround.grid import Grid, QuantizedTensor
 from flexround.measure import Stopwatch
 from flexround.models.base import ModelAdapter
-from flexround.observers import Observer
+from flexround.observers import BlockReport, Observer
 from flexround.quantizers.activation import Activation
 from flexround.quantizers.rtn import RTN
 from flexround.ranges import Ranges
+from flexround.resume import Checkpoints, NoCheckpoints, pack, unpack
 from flexround.solvers.hessian import Hessians, objective
 
 
@@ -78,10 +79,11 @@ class Solve:
         generator: torch.Generator,
         activation: Activation | None = None,
         observers: Sequence[Observer] = (),
+        checkpoints: Checkpoints | None = None,
     ) -> dict[str, QuantizedTensor]:
         """Quantize adapter's model in place and return each layer's integers by name.
 
-        Nothing is drawn: generator has no part.
+        Nothing is drawn: generator has no part. Blocks that checkpoints has are taken from there.
 
         Raises:
             ValueError: when a layer can't be solved; names it.
@@ -90,6 +92,7 @@ class Solve:
         blocks = adapter.blocks()
         for observer in observers:
             observer.begin([block.name for block in blocks], 0)
+        kept = checkpoints or NoCheckpoints()
         calls = noisy = adapter.capture(calibration)
         activations = None
         if activation is not None:
@@ -98,25 +101,17 @@ class Solve:
         for index, block in enumerate(blocks):
             dtype = block.dtype
             block.module.to(adapter.device, torch.float32)
-            watch = Stopwatch(adapter.device)
-            found: list[Solution] = []
-            for layers in self._sets(block, calls, adapter):
-                hessians = Hessians(layers)
-                with hessians.collecting():
-                    self._run(block, calls, adapter)
-                found += [solve(layer, hessians, quantizer, grid, ranges) for layer in layers]
-            quantized |= {solution.layer: solution.integers for solution in found}
-            bits = {layer.name: layer.grid(grid).bits for layer in block.layers}
-            if activations is not None:
-                bits |= self._start(activations, block, noisy, adapter)
-            report = watch.report(
-                block.name,
-                bits,
-                sum(solution.objectives[0] for solution in found),
-                sum(solution.objectives[-1] for solution in found),
-                sum((solution.cost for solution in found), Cost()),
-                {solution.layer: thin(solution.objectives) for solution in found},
-            )
+            sites = [] if activations is None else activations.of(block.name)
+            saved = kept.find(block.name)
+            if saved is None:
+                integers, report = self._block(
+                    block, calls, noisy, adapter, quantizer, grid, ranges, activations
+                )
+                kept.save(block.name, pack(report, integers, sites, []))
+            else:
+                integers = unpack(saved, block.layers, grid, sites, [])
+                report = saved.report
+            quantized |= integers
             for observer in observers:
                 observer.end_block(report)
             if index + 1 < len(blocks):
@@ -130,6 +125,38 @@ class Solve:
         if activations is not None:
             activations.leave_on()
         return quantized
+
+    def _block(
+        self,
+        block: Block,
+        calls: Calls,
+        noisy: Calls,
+        adapter: ModelAdapter,
+        quantizer: Solver,
+        grid: Grid,
+        ranges: Ranges,
+        activations: Activations | None,
+    ) -> tuple[dict[str, QuantizedTensor], BlockReport]:
+        """Quantize a block's layers on calls; noisy are those with quantized activations."""
+        watch = Stopwatch(adapter.device)
+        found: list[Solution] = []
+        for layers in self._sets(block, calls, adapter):
+            hessians = Hessians(layers)
+            with hessians.collecting():
+                self._run(block, calls, adapter)
+            found += [solve(layer, hessians, quantizer, grid, ranges) for layer in layers]
+        bits = {layer.name: layer.grid(grid).bits for layer in block.layers}
+        if activations is not None:
+            bits |= self._start(activations, block, noisy, adapter)
+        report = watch.report(
+            block.name,
+            bits,
+            sum(solution.objectives[0] for solution in found),
+            sum(solution.objectives[-1] for solution in found),
+            sum((solution.cost for solution in found), Cost()),
+            {solution.layer: thin(solution.objectives) for solution in found},
+        )
+        return {solution.layer: solution.integers for solution in found}, report
 
     def check_method(self, quantizer: Solver, grid: Grid) -> None:
         """Check the solver's options against the grid."""
@@ -160,7 +187,9 @@ class Solve:
         """Set the ranges of a block's activations; return their bits by name."""
 
         def run(indices: Tensor) -> None:
-            calls.run(block.module, indices, adapter.device)
+            output = calls.run(block.module, indices, adapter.device)
+            if block.activation is not None:
+                block.activation(output)  # its output is a site of the block
 
         return {site.name: site.bits for site in activations.start(block.name, run, len(calls))}
 
@@ -192,9 +221,7 @@ class Solution:
     cost: Cost
 
 
-def solve(
-    layer: Layer, hessians: Hessians, solver: Solver, grid: Grid, ranges: Ranges
-) -> Solution:
+def solve(layer: Layer, hessians: Hessians, solver: Solver, grid: Grid, ranges: Ranges) -> Solution:
     """Write layer's quantized weight and return what was found."""
     own, weight = layer.grid(grid), output_first(layer.module, layer.module.weight)  # type: ignore[arg-type]
     flat = weight.detach().flatten(1).contiguous()
@@ -208,8 +235,7 @@ def solve(
     nearest = QuantizedTensor(codes.view(flat.shape), found.scale, found.zero_point, own)
     ends = [objective(flat, q.dequantize(), hessian).sum().item() for q in (nearest, found)]
     integers = QuantizedTensor(found.codes.view(weight.shape), found.scale, found.zero_point, own)
-    with torch.no_grad():
-        output_first(layer.module, layer.module.weight).copy_(integers.dequantize())  # type: ignore[arg-type]
+    bake(layer, integers)
     cost = solver.cost(len(flat), flat.shape[1], len(steps))
     cost += Cost(flops=hessians.flops(layer))
     return Solution(layer.name, integers, [ends[0], *steps, ends[1]], cost)
