@@ -24,6 +24,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
     from flexround.grid import Grid
     from flexround.observers import Reports
     from flexround.progress import ProgressBar
+    from results.shared import Shared
 
     validate(cfg)
     task, model, recon = build(cfg.task), build(cfg.model), build(cfg.recon)
@@ -33,6 +34,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
     recon.check_method(quantizer, grid)
     with job.recording() as draft:
         reports, bar, logger = Reports(), ProgressBar(cfg.progress), build(cfg.logger)
+        checkpoints = job.checkpoints(device)
         draft.watch(task, reports, logger)
 
         draft.device = device_name(device)
@@ -40,7 +42,8 @@ def execute(cfg: DictConfig, job: Job) -> Record:
         calibration = task.calibration(cfg.num_samples, cfg.seed)
         recon.check(adapter, calibration, grid, quantizer, activation)
 
-        draft.fp_metrics = task.evaluate(adapter)
+        shared = Shared(job.cache(), adapter, calibration, recon.batch_size)
+        draft.fp_metrics = shared.full_precision(task, job.settings)
         task.check_full_precision(draft.fp_metrics)
 
         with bar:
@@ -53,20 +56,27 @@ def execute(cfg: DictConfig, job: Job) -> Record:
                 activation=activation,
                 generator=torch.Generator().manual_seed(cfg.seed),
                 observers=[o for o in (reports, bar, logger) if o is not None],
+                checkpoints=checkpoints,
+                targets=shared.targets(),
             )
         draft.metrics = task.evaluate(adapter)
+    checkpoints.clear()
     return draft.record
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
-    """Return the run's main metric: recorded before, or computed now."""
+    """Return the run's main metric: recorded before, or computed now; None if elsewhere."""
     with outcome():
         job = current_job(cfg)
         leave(run_id=job.run_id)
-        record = job.recorded() or execute(cfg, job)
-        log.info("%s", record.summary())
-        return record.value
+        record = job.recorded()
+        if record is None:
+            with job.claimed() as mine:
+                record = job.recorded() or execute(cfg, job) if mine else None
+        if record is not None:
+            log.info("%s", record.summary())
+            return record.value
     return None
 
 

@@ -25,6 +25,9 @@ from results.sweep import OUTCOME
 if TYPE_CHECKING:
     import torch
 
+    from flexround.resume import FileCheckpoints
+    from results.cache import Cache
+
 log = logging.getLogger("run")
 
 
@@ -43,12 +46,60 @@ class Job:
         return run_id(self.settings)
 
     def recorded(self) -> Record | None:
-        """Return the finished record of this very run, unless rerun=true."""
-        record = None if self.cfg.rerun else self.store.find(self.run_id)
-        if record is None or record.status != "ok":
+        """Return the finished record of this very run, unless rerun=true.
+
+        Raises:
+            ValueError: when the run has failed before, unless retry_failed=true.
+        """
+        record = self.store.find(self.run_id)
+        if record is None or self.cfg.rerun:
             return None
-        log.info("already recorded as %s", record.run_id)
-        return record
+        if record.status == "ok":
+            log.info("already recorded as %s", record.run_id)
+            return record
+        if self.cfg.retry_failed:
+            return None
+        raise ValueError(f"failed before: {record.error}; give retry_failed=true to try it again")
+
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Yield whether this process may compute the run; False while another one does."""
+        claim = self.store.claim(self.run_id)
+        owner = claim.take()
+        if owner is not None:
+            log.info("%s is at work on %s; left alone", owner, self.run_id)
+            leave(running=str(owner))
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            claim.release()
+
+    def checkpoints(self, device: torch.device) -> FileCheckpoints:
+        """Return what keeps this run's finished units.
+
+        They serve a later attempt at the same computation: of the same record that rerun=true is
+        to replace, by the same torch, on the same kind of device.
+        """
+        import torch
+
+        from flexround.resume import FileCheckpoints
+
+        old = self.store.find(self.run_id)
+        key = {
+            "replaces": old.started if old is not None and old.status == "ok" else None,
+            "torch": torch.__version__,
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+        }
+        return FileCheckpoints(self.store.unfinished(self.run_id), key)
+
+    def cache(self) -> Cache:
+        """Return the cache of what runs share."""
+        from results.cache import Cache
+
+        return Cache(Path(self.cfg.cache_dir, "shared"), self.cfg.cache_gib)
 
     def recording(self) -> AbstractContextManager[Draft]:
         """Return a context that drafts the run's record and writes it whatever happens."""

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Settings that say where and how a run works, not what it computes.
 NOT_IDENTITY = (
     "idle", "logger", "device", "results_dir", "cache_dir", "checkpoints_dir", "recipe", "rerun",
-    "progress", "expected_fp", "task.cache_dir", "task.checkpoints_dir", "task.num_workers",
-    "task.expected", "task.tolerance",
+    "retry_failed", "cache_gib", "progress", "expected_fp", "task.cache_dir",
+    "task.checkpoints_dir", "task.num_workers", "task.expected", "task.tolerance",
 )  # fmt: skip
 
 
@@ -65,9 +65,11 @@ class RunConfig:
     expected_fp: float | None = MISSING
     device: str = MISSING
     rerun: bool = MISSING
+    retry_failed: bool = MISSING
     progress: bool = MISSING
     results_dir: str = MISSING
     cache_dir: str = MISSING
+    cache_gib: float = MISSING
     checkpoints_dir: str = MISSING
     # Fine-tuning: a member of conf/recipe, which only `python -m tasks.finetune` has.
     recipe: Any = None
@@ -106,6 +108,8 @@ def check_values(cfg: RunConfig) -> None:
     for name, value in (("num_samples", cfg.num_samples), ("group_size", cfg.group_size)):
         if value < 1:
             raise ValueError(f"{name}={value}: give a whole number of at least 1")
+    if cfg.cache_gib < 0:
+        raise ValueError(f"cache_gib={cfg.cache_gib}: give 0, which keeps nothing, or more")
     if cfg.seed < 0:
         raise ValueError(f"seed={cfg.seed}: give 0 or more")
 

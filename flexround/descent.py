@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flexround.cost import Cost, StepCounter, training_cost
+from flexround.cost import Cost
+from flexround.counting import StepCounter, training_cost
 from flexround.observers import Observer
 
 # How often the loss is read: each reading makes a GPU wait.

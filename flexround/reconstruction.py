@@ -138,7 +138,7 @@ class Reconstruction:
             dtype = block.dtype
             block.module.to(adapter.device, torch.float32)  # half precision is too coarse to train
             teacher = copy.deepcopy(block.module)
-            fp_outputs = targets.of(index, partial(job.run_all, teacher, fp))
+            fp_outputs = targets.of(index, partial(job.run_all, teacher, fp)).to(fp.inputs)
             for unit in units[index]:
                 integers = job.finished(unit)
                 if integers is None:

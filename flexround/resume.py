@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from flexround.attach import Layer, bake
 from flexround.cost import Cost
+from flexround.files import write_whole
 from flexround.grid import Grid, QuantizedTensor
 from flexround.observers import BlockReport
 from flexround.quantizers.activation import ActivationQuantizer
@@ -147,19 +147,6 @@ def _load(path: Path) -> tuple[str, Snapshot]:
     report = facts["report"]
     report["cost"] = Cost(**report["cost"])
     return facts["unit"], Snapshot(load(data), BlockReport(**report))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write data to path, all of it or nothing."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def pack(

@@ -45,7 +45,7 @@ def learn_steps(
         dtype = block.dtype
         for module in (block.module, teacher):
             module.to(adapter.device, torch.float32)
-        fp_outputs = targets.of(index, partial(job.run_all, teacher, fp))
+        fp_outputs = targets.of(index, partial(job.run_all, teacher, fp)).to(fp.inputs)
         sites = job.activations.of(block.name)
         if sites and job.reopen(_name(block), (), sites) is None:
             _learn_block(job, block, quant, fp_outputs, iters)

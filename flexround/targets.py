@@ -11,5 +11,5 @@ class Targets:
     """Computes the outputs of each block; a subclass may find them where another run left them."""
 
     def of(self, block: int, compute: Callable[[], Tensor]) -> Tensor:
-        """Return the outputs [samples, ...] of the block at that place."""
+        """Return the outputs [samples, ...] of the block at that place, wherever they lie."""
         return compute()

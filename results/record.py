@@ -12,6 +12,10 @@ SCHEMA = 1
 STATUSES = ("ok", "failed")
 
 
+class OtherSchema(ValueError):
+    """A record that another version of this program has written."""
+
+
 @dataclass(frozen=True)
 class Record:
     """What one run was and what it found.
@@ -89,7 +93,7 @@ class Record:
         if not isinstance(data, dict):
             raise ValueError("a record is a JSON object")
         if data.get("schema") != SCHEMA:
-            raise ValueError(f"record of schema {data.get('schema')}, this version reads {SCHEMA}")
+            raise OtherSchema(f"record of schema {data.get('schema')}, this version reads {SCHEMA}")
         known = {f.name for f in fields(cls)}
         if wrong := set(data) ^ known:
             raise ValueError(f"record with missing or unknown fields: {', '.join(sorted(wrong))}")

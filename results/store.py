@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from results.record import Record
+from flexround.files import written_beside
+from results.claim import Claim
+from results.record import OtherSchema, Record
 
 log = logging.getLogger(__name__)
 
@@ -41,22 +45,47 @@ class Store:
             ) from error
 
     def find(self, run_id: str) -> Record | None:
-        """Return the record of run_id, or None where there is none that can be read."""
+        """Return the record of run_id, or None where there is none.
+
+        One that can't be read is set aside, to be computed again.
+
+        Raises:
+            ValueError: when it is of another version of this program.
+        """
         path = self.path(run_id)
-        return self._read(path) if path.exists() else None
+        try:
+            return _parse(path)
+        except FileNotFoundError:
+            return None
+        except OtherSchema as error:
+            raise ValueError(
+                f"{path}: {error}; give another results_dir=, the two do not mix"
+            ) from error
+        except (OSError, ValueError, TypeError) as error:
+            aside = path.with_suffix(".damaged")
+            path.replace(aside)
+            log.warning("record %s is damaged (%s); set aside as %s", path, error, aside.name)
+            return None
+
+    def claim(self, run_id: str) -> Claim:
+        """Return the claim on run_id, which whoever computes it holds."""
+        return Claim(self.root / "running" / f"{run_id}.json")
+
+    def unfinished(self, run_id: str) -> Path:
+        """Return the folder of the checkpoints of a run."""
+        return self.root / "unfinished" / run_id
 
     def write(self, record: Record) -> Path:
-        """Write record, replacing an older one of the same run; return its path."""
+        """Write record; an older one of the same run goes to history/. Return its path."""
         path = self.path(record.run_id)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            with part.open("w") as file:
-                json.dump(record.to_json(), file, indent=1, sort_keys=True)
-                file.flush()
-                os.fsync(file.fileno())
+        data = json.dumps(record.to_json(), indent=1, sort_keys=True).encode()
+        with written_beside(path, data) as part:
+            if path.exists():
+                old = self.root / "history" / f"{record.run_id}.{_stamp(path)}.json"
+                old.parent.mkdir(exist_ok=True)
+                with contextlib.suppress(FileExistsError):
+                    os.link(path, old)  # the next line replaces the record, which is never missing
             part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
         return path
 
     def load(self, run_ids: Iterable[str] | None = None) -> list[Record]:
@@ -67,7 +96,16 @@ class Store:
 
     def _read(self, path: Path) -> Record | None:
         try:
-            return Record.from_json(json.loads(path.read_text()))
+            return _parse(path)
         except (OSError, ValueError, TypeError) as error:
             log.warning("record %s passed over: %s", path, error)
             return None
+
+
+def _parse(path: Path) -> Record:
+    return Record.from_json(json.loads(path.read_text()))
+
+
+def _stamp(path: Path) -> str:
+    """Return when the file was written, as a part of a name."""
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime(path.stat().st_mtime))

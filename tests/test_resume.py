@@ -46,6 +46,7 @@ class Dying(FileCheckpoints):
         self.lives = lives
 
     def save(self, unit, snapshot):
+        """Keep the unit, and perhaps die."""
         super().save(unit, snapshot)
         self.lives -= 1
         if not self.lives:

@@ -23,6 +23,7 @@ from flexround.quantizers.rtn import RTN
 from flexround.ranges import Ranges
 from flexround.resume import Checkpoints, NoCheckpoints, pack, unpack
 from flexround.solvers.hessian import Hessians, objective
+from flexround.targets import Targets
 
 
 class Solver(Protocol):
@@ -80,10 +81,12 @@ class Solve:
         activation: Activation | None = None,
         observers: Sequence[Observer] = (),
         checkpoints: Checkpoints | None = None,
+        targets: Targets | None = None,
     ) -> dict[str, QuantizedTensor]:
         """Quantize adapter's model in place and return each layer's integers by name.
 
-        Nothing is drawn: generator has no part. Blocks that checkpoints has are taken from there.
+        Nothing is drawn, and full-precision outputs are no targets: generator and targets have no
+        part. Blocks that checkpoints has are taken from there.
 
         Raises:
             ValueError: when a layer can't be solved; names it.
