@@ -1,4 +1,4 @@
-"""`python -m results`: the leaderboard of a folder of records."""
+"""`python -m results`: the leaderboard of a folder of records; `status`: the state of a sweep."""
 
 from __future__ import annotations
 
@@ -10,11 +10,22 @@ from pathlib import Path
 from results.leaderboard import FORMATS, leaderboard, render, select
 from results.store import Store
 
-DEFAULT = Path(__file__).resolve().parent.parent / "outputs" / "results"
+OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+DEFAULT, SWEEPS = OUTPUTS / "results", OUTPUTS / "sweeps"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the leaderboard; return the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        print(_status(args[1:]) if args[:1] == ["status"] else _table(_options(args)))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m results", description=__doc__)
     parser.add_argument("--results-dir", type=Path, default=DEFAULT, help="folder of the records")
     parser.add_argument("--task", help="only this task")
@@ -28,13 +39,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="one row for each value of this setting, such as recon.lr",
     )  # fmt: skip
     parser.add_argument("--format", choices=FORMATS, default="markdown")
-    args = parser.parse_args(argv)
-    try:
-        print(_table(args))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return parser.parse_args(argv)
+
+
+def _status(argv: Sequence[str]) -> str:
+    from conf.schema import register
+    from results.status import Sweep, newest, report
+
+    parser = argparse.ArgumentParser(
+        prog="python -m results status",
+        description="What has become of each run of a sweep, and the command that finishes it.",
+    )
+    parser.add_argument("folder", type=Path, nargs="?", help="the sweep's; the newest by default")
+    folder = parser.parse_args(argv).folder
+    register()
+    return report(Sweep(folder or newest(SWEEPS)))
 
 
 def _table(args: argparse.Namespace) -> str:

@@ -75,6 +75,11 @@ class Store:
         """Return the folder of the checkpoints of a run."""
         return self.root / "unfinished" / run_id
 
+    def look(self, run_id: str) -> Record | None:
+        """Return the record of run_id as find does, and touch nothing."""
+        path = self.path(run_id)
+        return self._read(path) if path.exists() else None
+
     def write(self, record: Record) -> Path:
         """Write record; an older one of the same run goes to history/. Return its path."""
         path = self.path(record.run_id)

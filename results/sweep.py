@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,25 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from results.claim import Claim
 from results.store import Store
 
-# In each job's output folder: {"run_id": ...} of a finished job, {"error": ...} of another.
+# In each job's output folder: its run_id, and its error or who else is at work on it.
 OUTCOME = "outcome.json"
+# In the sweep's folder, while it is being launched: by whom.
+LAUNCHER = "launcher.json"
 
 
 class SweepTable(Callback):
     """Prints the leaderboard of the runs of this sweep once all its jobs have ended."""
+
+    def __init__(self) -> None:
+        self._claim: Claim | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Say in the sweep's folder that it is being launched."""
+        self._claim = Claim(Path(config.hydra.sweep.dir, LAUNCHER))
+        self._claim.take()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the table.
@@ -26,10 +38,9 @@ class SweepTable(Callback):
         Raises:
             SystemExit: when a job failed or left nothing behind.
         """
-        folder = Path(config.hydra.sweep.dir)
-        jobs = sorted(
-            (p for p in folder.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name)
-        )
+        if self._claim is not None:
+            self._claim.release()
+        jobs = job_folders(Path(config.hydra.sweep.dir))
         outcomes = [_outcome(job) for job in jobs]
         run_ids = [o["run_id"] for o in outcomes if "run_id" in o]
         records = Store(config.results_dir).load(run_ids)
@@ -40,11 +51,32 @@ class SweepTable(Callback):
                 print(render(leaderboard(records, _by(config)), "markdown"))
             except ValueError as error:
                 print(f"no table: {error}", file=sys.stderr)
+        for line in _remarks(outcomes):
+            print(line, file=sys.stderr)
         errors = [o["error"] for o in outcomes if "error" in o]
         if errors:
             raise SystemExit(
                 f"error: {len(errors)} of {len(jobs)} runs failed, the first: {errors[0]}"
             )
+
+
+def job_folders(sweep: Path) -> list[Path]:
+    """Return the output folders of a sweep's jobs, in order."""
+    return sorted((p for p in sweep.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+
+
+def _remarks(outcomes: Sequence[dict[str, str]]) -> Iterator[str]:
+    """Yield what a user may not expect: work that is done elsewhere, and equal configurations."""
+    elsewhere = [o["running"] for o in outcomes if "running" in o]
+    if elsewhere:
+        yield f"{len(elsewhere)} runs are at work elsewhere, the first: {elsewhere[0]}"
+    jobs: dict[str, list[int]] = {}
+    for number, outcome in enumerate(outcomes):
+        jobs.setdefault(outcome.get("run_id", f"job {number}"), []).append(number)
+    for run_id, same in jobs.items():
+        if len(same) > 1:
+            numbers = ", ".join(f"#{number}" for number in same)
+            yield f"jobs {numbers} are the same configuration, computed once: {run_id}"
 
 
 def _by(config: DictConfig) -> list[str]:
