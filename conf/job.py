@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import sys
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from results.cache import Cache
 
 log = logging.getLogger("run")
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,12 @@ def outcome() -> Iterator[None]:
     except ModuleNotFoundError as error:
         _end(missing_package(error))
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            _end(
+                f"{error.strerror}: nothing recorded is lost; make room, or give another "
+                "results_dir=, and run the same command again"
+            )
+            return
         if not _in_sweep():
             raise
         log.exception("the job failed")

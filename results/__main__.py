@@ -1,4 +1,8 @@
-"""`python -m results`: the leaderboard of a folder of records; `status`: the state of a sweep."""
+"""`python -m results`: the leaderboard of a folder of records.
+
+`python -m results status` tells what has become of a sweep's runs, `python -m results wandb` logs
+the leaderboard as a wandb table.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from results.leaderboard import FORMATS, leaderboard, render, select
+from results.record import Record
 from results.store import Store
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -18,14 +23,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the leaderboard; return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        print(_status(args[1:]) if args[:1] == ["status"] else _table(_options(args)))
+        views = {"status": _status, "wandb": _wandb}
+        view = views[args.pop(0)] if args and args[0] in views else _table
+        print(view(args))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _options(argv: Sequence[str]) -> argparse.Namespace:
+def _selection() -> argparse.ArgumentParser:
+    """Return the options that choose records."""
     parser = argparse.ArgumentParser(prog="python -m results", description=__doc__)
     parser.add_argument("--results-dir", type=Path, default=DEFAULT, help="folder of the records")
     parser.add_argument("--task", help="only this task")
@@ -38,8 +46,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         "--by", action="append", default=[], metavar="NAME",
         help="one row for each value of this setting, such as recon.lr",
     )  # fmt: skip
-    parser.add_argument("--format", choices=FORMATS, default="markdown")
-    return parser.parse_args(argv)
+    return parser
 
 
 def _status(argv: Sequence[str]) -> str:
@@ -56,7 +63,25 @@ def _status(argv: Sequence[str]) -> str:
     return report(Sweep(folder or newest(SWEEPS)))
 
 
-def _table(args: argparse.Namespace) -> str:
+def _wandb(argv: Sequence[str]) -> str:
+    from results.wandb_logger import push
+
+    parser = _selection()
+    parser.add_argument("--project", default="flexround")
+    parser.add_argument("--mode", choices=("offline", "online"), default="offline")
+    parser.add_argument("--dir", default=str(OUTPUTS))
+    args = parser.parse_args(argv)
+    return push(leaderboard(_chosen(args), args.by), args.project, args.mode, args.dir)
+
+
+def _table(argv: Sequence[str]) -> str:
+    parser = _selection()
+    parser.add_argument("--format", choices=FORMATS, default="markdown")
+    args = parser.parse_args(argv)
+    return render(leaderboard(_chosen(args), args.by), args.format)
+
+
+def _chosen(args: argparse.Namespace) -> list[Record]:
     where = {}
     for text in args.where:
         key, equals, value = text.partition("=")
@@ -70,7 +95,7 @@ def _table(args: argparse.Namespace) -> str:
     chosen = select(records, where)
     if not chosen:
         raise ValueError(f"none of the {len(records)} records has {where}")
-    return render(leaderboard(chosen, args.by), args.format)
+    return chosen
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ class TaskFacts(Protocol):
 class Logger(Protocol):
     """Where a run is mirrored."""
 
-    def start(self, name: str, settings: dict[str, Any]) -> None:
-        """Open the mirror of a run."""
+    def start(self, run_id: str, name: str, settings: dict[str, Any]) -> None:
+        """Open the mirror of a run, or go on with it."""
         ...
 
     def finish(self, record: Record) -> None:
@@ -45,6 +45,7 @@ class Draft:
     """What is known of a run so far."""
 
     base: dict[str, Any]
+    attempt: str = ""  # told apart from the run whose record this one is to replace
     task: TaskFacts | None = None
     reports: Any = None
     logger: Logger | None = None
@@ -58,7 +59,8 @@ class Draft:
         self.task, self.reports = task, reports
         if logger is not None:
             name = "{model}-{task}-{quant}-w{bits}-s{seed}".format(**self.base)
-            logger.start(name, self.base["settings"] | {"run_id": self.base["run_id"]})
+            run_id = self.base["run_id"]
+            logger.start(run_id + self.attempt, name, self.base["settings"] | {"run_id": run_id})
             self.logger = logger
 
 
@@ -71,7 +73,9 @@ def recording(store: Store, base: dict[str, Any]) -> Iterator[Draft]:
     Raises:
         ValueError: when the metric is missing or not finite.
     """
-    draft = Draft(base)
+    old = store.look(base["run_id"])
+    replaces = old.started if old is not None and old.status == "ok" else None
+    draft = Draft(base, "" if replaces is None else f"-after-{_digits(replaces)}")
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     clock = time.perf_counter()
 
@@ -108,6 +112,10 @@ def recording(store: Store, base: dict[str, Any]) -> Iterator[Draft]:
         _close(store, draft, record(f"{kind}{text}"))
         raise
     _close(store, draft, record(None))
+
+
+def _digits(moment: str) -> str:
+    return "".join(c for c in moment if c.isdigit())[:14]
 
 
 def _check(draft: Draft) -> None:

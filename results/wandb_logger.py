@@ -2,12 +2,52 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flexround.observers import BlockReport
 from results.record import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["offline", "online", "disabled"]
+CONNECT = 20.0  # seconds until no answer counts as no network
+
+
+def open_run(mode: Mode, dir: str, **options: Any) -> Any:
+    """Return an opened wandb run; offline where mode is online and nobody answers.
+
+    Raises:
+        ValueError: when wandb asks for a login that is not there.
+    """
+    import wandb
+
+    settings = wandb.Settings(
+        console="off",
+        x_disable_stats=True,
+        disable_git=True,
+        save_code=False,
+        silent=True,
+        init_timeout=CONNECT,
+    )
+    try:
+        return wandb.init(
+            mode=mode, dir=dir, resume="allow", reinit="finish_previous", settings=settings,
+            **options,
+        )  # fmt: skip
+    except wandb.errors.CommError as error:
+        log.warning("wandb does not answer (%s); logging offline", str(error).splitlines()[0])
+        return open_run("offline", dir, **options)
+    except wandb.errors.Error as error:
+        raise ValueError(
+            f"logger.mode={mode}: {str(error).splitlines()[0]}; "
+            "log in with `wandb login`, or keep logger.mode=offline"
+        ) from error
 
 
 class WandbLogger:
@@ -17,16 +57,17 @@ class WandbLogger:
     `block/index` that of the per-block errors.
     """
 
-    def __init__(
-        self, project: str, mode: Literal["offline", "online", "disabled"], dir: str, group: str
-    ) -> None:
+    def __init__(self, project: str, mode: Mode, dir: str, group: str) -> None:
         self._project, self._mode, self._dir, self._group = project, mode, dir, group
         self._run: Any = None
         self._units: list[str] = []
         self._done = 0
 
-    def start(self, name: str, settings: dict[str, Any]) -> None:
-        """Open the wandb run called name with settings as its config.
+    def start(self, run_id: str, name: str, settings: dict[str, Any]) -> None:
+        """Open the wandb run called name, or continue it where an attempt was cut off.
+
+        run_id is the record's, so that every attempt is the same wandb run. Where mode is online
+        and the network does not answer, the run is logged offline.
 
         Raises:
             ValueError: when wandb asks for a login that is not there.
@@ -34,28 +75,11 @@ class WandbLogger:
         import wandb
 
         Path(self._dir).mkdir(parents=True, exist_ok=True)
-        try:
-            self._run = wandb.init(
-                project=self._project,
-                name=name,
-                group=self._group,
-                config=settings,
-                dir=self._dir,
-                mode=self._mode,
-                reinit="finish_previous",
-                settings=wandb.Settings(
-                    console="off",
-                    x_disable_stats=True,
-                    disable_git=True,
-                    save_code=False,
-                    silent=True,
-                ),
-            )
-        except wandb.errors.Error as error:
-            raise ValueError(
-                f"logger.mode={self._mode}: {str(error).splitlines()[0]}; "
-                "log in with `wandb login`, or keep logger.mode=offline"
-            ) from error
+        options = dict(
+            id=run_id, name=name, project=self._project, group=self._group, config=settings
+        )
+        self._run = open_run(self._mode, self._dir, **options)
+        assert isinstance(self._run, wandb.Run), "init returns a run"
         self._run.define_metric("loss/*", step_metric="iteration")
         self._run.define_metric("error/*", step_metric="unit")
 
@@ -86,3 +110,19 @@ class WandbLogger:
         summary |= {f"full_precision/{name}": value for name, value in record.fp_metrics.items()}
         self._run.summary.update({k: v for k, v in summary.items() if v is not None})
         self._run.finish(exit_code=0 if record.status == "ok" else 1)
+
+
+def push(table: pd.DataFrame, project: str, mode: Mode, dir: str) -> str:
+    """Log the leaderboard as a table of one wandb run and return where it went.
+
+    Raises:
+        ValueError: when wandb asks for a login that is not there.
+    """
+    import wandb
+
+    Path(dir).mkdir(parents=True, exist_ok=True)
+    run = open_run(mode, dir, project=project, name="leaderboard", job_type="leaderboard")
+    run.log({"leaderboard": wandb.Table(dataframe=table.astype(object).where(table.notna(), None))})
+    where = str(run.url or run.dir)
+    run.finish()
+    return where

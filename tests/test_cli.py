@@ -348,3 +348,4 @@ def test_wandb_offline_keeps_the_curves(cli, tmp_path, results_dir):
     for word in (b"loss/blocks.0.0", b"error/after", b"final/top1", record.run_id.encode()):
         assert word in content
     assert "logger" not in json.dumps(record.settings)
+    assert run.name.endswith(f"-{record.run_id}"), "another attempt goes on with this wandb run"
