@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from conf.errors import missing_package
 from conf.schema import check_idle, check_values, identity, run_id
 from results.record import Record
-from results.recorder import Draft, recording
+from results.recorder import Draft, commit, recording
 from results.store import Store
 from results.sweep import OUTCOME
 
@@ -83,7 +83,7 @@ class Job:
         """Return what keeps this run's finished units.
 
         They serve a later attempt at the same computation: of the same record that rerun=true is
-        to replace, by the same torch, on the same kind of device.
+        to replace, by the same code and torch, on the same kind of device.
         """
         import torch
 
@@ -92,6 +92,7 @@ class Job:
         old = self.store.find(self.run_id)
         key = {
             "replaces": old.started if old is not None and old.status == "ok" else None,
+            "commit": commit(),
             "torch": torch.__version__,
             "device": device.type,
             "threads": torch.get_num_threads(),

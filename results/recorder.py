@@ -98,7 +98,7 @@ def recording(store: Store, base: dict[str, Any]) -> Iterator[Draft]:
             peak_memory_gib=max([b.peak_memory_gib for b in blocks], default=0.0),
             device=draft.device,
             versions=_versions(),
-            commit=_commit(),
+            commit=commit(),
             started=started,
             **base,
         )
@@ -126,7 +126,7 @@ def _check(draft: Draft) -> None:
 
 
 def _close(store: Store, draft: Draft, record: Record) -> None:
-    before = store.find(record.run_id)
+    before = store.look(record.run_id)
     if record.status == "failed" and before is not None and before.status == "ok":
         log.warning("the record %s of an earlier, finished run is kept", record.run_id)
     else:
@@ -147,7 +147,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Return the commit of this checkout, with + where files differ from it; None without git."""
     root = Path(__file__).resolve().parent.parent
     git = ["git", "-C", str(root)]

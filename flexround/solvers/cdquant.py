@@ -15,7 +15,7 @@ from flexround.ranges import Ranges
 from flexround.solvers.gptq import GPTQ
 from flexround.solvers.scales import scales_of
 
-BLOCK = 128  # columns whose updates of the gradient's rest are put off and done at once
+BLOCK = 32  # columns whose updates of the gradient's rest are put off and done at once
 # Partitions into pairs that must bring nothing, one after the other, before the search ends.
 PATIENCE = 5
 
