@@ -10,6 +10,7 @@ from torch import nn
 
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
 from flexround.quantizers.adaquant import AdaQuant
+from flexround.quantizers.adaquant_flexround import AdaQuantFlexRound
 from flexround.quantizers.adaround import AdaRound
 from flexround.quantizers.flexround import FlexRound
 from flexround.quantizers.lrq import LRQ
@@ -25,6 +26,9 @@ METHODS = {
     "adaround": ADAROUND,
     "adaquant": partial(AdaQuant, lr_v=1e-3, lr_scale=1e-4),
     "flexround": partial(FlexRound, learn_s1=True, use_s3=True, use_s4=True),
+    "adaquant_flexround": partial(
+        AdaQuantFlexRound, learn_s1=True, use_s3=True, use_s4=True, lr_v=1e-3
+    ),
     "lrq": partial(LRQ, rank=3, rank_rule="fixed", seed=0),
     "signround": SignRound,
 }

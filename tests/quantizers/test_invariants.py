@@ -91,7 +91,9 @@ def test_freeze_is_bit_equal_and_plain(method, make, granularity, symmetric):
     assert torch.equal(layer.weight, integers.dequantize())
 
 
-LEARNING_RATES = {"adaround": 2e-2, "adaquant": None, "flexround": 1e-2}
+LEARNING_RATES = {
+    "adaround": 2e-2, "adaquant": None, "flexround": 1e-2, "adaquant_flexround": 1e-2
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LEARNING_RATES)
@@ -129,3 +131,27 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(value):
     layer.weight.data[0, 0] = value
     with pytest.raises(ValueError, match=r"layer head.3: .*not finite"):
         check([Layer("head.3", layer)], Grid(4, True, PerTensor()), RTN)
+
+
+def test_without_its_shift_adaquant_flexround_is_flexround():
+    """Values and gradients, the two being written differently."""
+    weight = weight_of(lambda: nn.Conv2d(8, 6, 3), dtype=torch.float64).weight.detach()
+    grid = Grid(3, False, PerTensor())
+    upstream = torch.randn(weight.shape, dtype=torch.float64)
+    both = [
+        shaken(METHODS[name](weight, grid=grid, ranges=MinMax()).double(), 0.3)
+        for name in ("flexround", "adaquant_flexround")
+    ]
+    both[1].v.data.zero_()
+    for quantizer in both:
+        (quantizer(weight) * upstream).sum().backward()
+    torch.testing.assert_close(both[0](weight), both[1](weight))
+    for name, parameter in both[0].named_parameters():
+        torch.testing.assert_close(parameter.grad, both[1].get_parameter(name).grad)
+    # d W_hat / d V = 1 / (S2 s3 s4) inside of the range, 0 outside.
+    with torch.no_grad():
+        divisor = (both[1].log_s2 + both[1].log_s3 + both[1].log_s4).exp()
+        code = (weight / divisor / both[1].dequantization_scale()).round() + both[1].zero_point
+        inside = (code >= grid.qmin) & (code <= grid.qmax)
+    assert not inside.all()
+    torch.testing.assert_close(both[1].v.grad, upstream * inside / divisor)
