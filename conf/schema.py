@@ -16,8 +16,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 ROOT = Path(__file__).resolve().parent.parent
 # Settings that say where and how a run works, not what it computes.
 NOT_IDENTITY = (
-    "idle", "logger", "device", "results_dir", "cache_dir", "checkpoints_dir", "recipe", "rerun",
-    "retry_failed", "cache_gib", "progress", "expected_fp", "task.cache_dir",
+    "idle", "scale", "logger", "device", "results_dir", "cache_dir", "checkpoints_dir",
+    "recipe", "rerun", "retry_failed", "cache_gib", "progress", "expected_fp", "task.cache_dir",
     "task.checkpoints_dir", "task.num_workers", "task.expected", "task.tolerance",
 )  # fmt: skip
 
@@ -47,6 +47,7 @@ class RunConfig:
     recon: Any = MISSING
     activation: Any = None
     logger: Any = None
+    scale: str = MISSING
     bits: int = MISSING
     symmetric: bool = MISSING
     act_bits: int = MISSING
@@ -83,6 +84,24 @@ def register() -> None:
     OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver("by_bits", _by_bits, replace=True)
     OmegaConf.register_new_resolver("signround_lr", _signround_lr, replace=True)
+    OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
+    OmegaConf.register_new_resolver("if_finetuned", _if_finetuned, replace=True)
+    OmegaConf.register_new_resolver("brecq", _brecq, replace=True)
+
+
+def _by_scale(scale: str, full: Any, smoke: Any) -> Any:
+    """Return full, or smoke under scale=smoke."""
+    return smoke if scale == "smoke" else full
+
+
+def _if_finetuned(checkpoint: str | None, yes: Any, no: Any) -> Any:
+    """Return yes for the network that tasks.finetune makes, no for any other."""
+    return yes if checkpoint == "finetuned" else no
+
+
+def _brecq(scale: str, folder: str, model: str) -> str | None:
+    """Return where BRECQ's checkpoint of model is looked for; None under scale=smoke."""
+    return None if scale == "smoke" else f"{folder}/brecq/{model}.pth"
 
 
 def _by_bits(bits: int, table: DictConfig) -> Any:

@@ -1,7 +1,7 @@
 """`python -m results`: the leaderboard of a folder of records.
 
-`python -m results status` tells what has become of a sweep's runs, `python -m results wandb` logs
-the leaderboard as a wandb table.
+`python -m results plan` tells what a sweep would run, `status` what has become of its runs, and
+`wandb` logs the leaderboard as a wandb table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the leaderboard; return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        views = {"status": _status, "wandb": _wandb}
+        views = {"plan": _plan, "status": _status, "wandb": _wandb}
         view = views[args.pop(0)] if args and args[0] in views else _table
         print(view(args))
     except ValueError as error:
@@ -61,6 +61,20 @@ def _status(argv: Sequence[str]) -> str:
     folder = parser.parse_args(argv).folder
     register()
     return report(Sweep(folder or newest(SWEEPS)))
+
+
+def _plan(argv: Sequence[str]) -> str:
+    from results.plan import experiments, report
+
+    parser = argparse.ArgumentParser(
+        prog="python -m results plan",
+        description="What a sweep would run, what it needs, how long it may take.",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", help="run.py's, such as experiment=paper/table02 bits=4"
+    )
+    overrides = parser.parse_args(argv).overrides
+    return report(overrides) if overrides else experiments()
 
 
 def _wandb(argv: Sequence[str]) -> str:

@@ -1,0 +1,83 @@
+"""The plan of a sweep: how many runs, which are done, what they need."""
+
+from __future__ import annotations
+
+import pytest
+
+from results.__main__ import main
+from results.plan import EXPERIMENTS, jobs, plan
+from tests.conftest import TINY
+
+PAPER = sorted(path.stem for path in (EXPERIMENTS / "paper").glob("*.yaml"))
+# Models x methods x bits x settings x seeds, as the paper's tables have them.
+RUNS = {
+    "figure07": 7 * 2 * 5, "table01": 3 * 5 * 5, "table02": 3 * 3 * 3 * 5,
+    "table03": 3 * 2 * 2 * 2 * 5, "table04": 5 * 3 * 2, "table05": 6 * 2 * 2, "table06": 2 * 2,
+    "table07": 2 * 2, "table08": 3 * 3 * 3 * 5, "table09": 3 * 2 * 2 * 2 * 5, "table10": 2 * 2 * 5,
+    "table11": 3 * 3 * 3 * 5, "table12": 2 * 2, "table15": 5 * 8 * 2, "table16": 5 * 3 * 2 * 6,
+    "table19": 3 * 2 * 2, "table20": 3 * 2, "table21": 3 * 2 * 2, "table22": 3 * 2,
+    "table23": 3 * 2 * 2, "table24": 3 * 2 * 2 * 2,
+}  # fmt: skip
+
+
+def said(capsys, *args):
+    capsys.readouterr()
+    status = main(["plan", *args])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_every_table_with_results_of_methods_has_its_experiment():
+    # Tables 13, 14, 17 and 18 hold hyper-parameters, which conf/tuned/ has.
+    assert sorted(RUNS) == PAPER
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_an_experiment_has_as_many_runs_as_its_table(name):
+    assert len(jobs([f"experiment=paper/{name}"])) == RUNS[name]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_every_run_of_an_experiment_composes_under_both_scales(name, tmp_path):
+    for scale in ("full", "smoke"):
+        options = ["seed=0", f"scale={scale}", f"results_dir={tmp_path}"]
+        runs = plan([f"experiment=paper/{name}", *options])
+        ids = {str(run.cfg) for run in runs}
+        assert len(ids) == len(runs), "no two runs are the same"
+        assert all((run.cfg.recon.iters == 2) == (scale == "smoke") for run in runs)
+
+
+def test_options_narrow_an_experiment():
+    assert len(jobs(["experiment=paper/table02", "bits=4", "seed=0", "model=resnet18"])) == 3
+
+
+def test_the_plan_tells_what_is_done_and_what_is_missing(cli, results_dir, capsys, tmp_path):
+    sweep = (*TINY, "quant=rtn", "num_samples=32", "bits=3,4", f"results_dir={results_dir}")
+    assert said(capsys, *sweep) == (
+        0,
+        "2 runs: 2 to do\n     2 of efficientnet_lite0 on digits\n"
+        "time: no record of a run like these 2 yet\n",
+        "",
+    )
+    assert cli(*(a for a in sweep if a != "bits=3,4"), "bits=3").status == 0
+    out = said(capsys, *sweep)[1]
+    assert out.startswith("2 runs: 1 done, 1 to do\n")
+    assert "time: about 0 minutes for 1 runs, one at a time\n" in out
+    out = said(capsys, "task=imagenet", f"results_dir={results_dir}", f"checkpoint={tmp_path}/no")[
+        1
+    ]
+    assert "MISSING        imagenet_dir=PATH\n" in out
+    assert f"MISSING        checkpoint {tmp_path}/no\n" in out
+
+
+def test_without_a_sweep_all_experiments_are_listed(capsys):
+    lines = said(capsys)[1].splitlines()
+    assert len(lines) == len(list(EXPERIMENTS.rglob("*.yaml")))
+    assert any(line.startswith("paper/table02       135 runs  Table 2, ") for line in lines)
+
+
+def test_an_experiment_that_does_not_exist_is_one_line(capsys):
+    status, _, err = said(capsys, "experiment=paper/table99")
+    assert status == 1
+    assert err.startswith("error: In 'config': Could not find 'experiment/paper/table99'")
+    assert len(err.splitlines()) == 1
