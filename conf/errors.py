@@ -59,7 +59,8 @@ def _one_line(error: Exception) -> str:
 
 def _sentences(text: str) -> str:
     """Return a message of Hydra's or OmegaConf's on one line, without what only they can use."""
-    text = text.split("Config search path:")[0].replace("In 'config': ", "")
+    text = text.split("Config search path:")[0]
+    text = re.sub(r"In '(hydra/)?config': ", "", text)
     lines = [line.strip() for line in text.splitlines()]
     noise = ("full_key:", "object_type=", "To append to your config", "See https://hydra.cc")
     text = " ".join(line for line in lines if line and not line.startswith(noise))
@@ -68,7 +69,7 @@ def _sentences(text: str) -> str:
 
 def _listed(match: re.Match[str]) -> str:
     # Hydra lists one folder; names such as glue/rte lie deeper. A leading _ is a shared part.
-    group = match[1].partition("/")[0]
+    group = match[1] if match[1].startswith("hydra/") else match[1].partition("/")[0]
     root = Path(__file__).parent / group
     names = [path.relative_to(root).with_suffix("") for path in sorted(root.rglob("*.yaml"))]
     return f"; available {group}: {', '.join(str(n) for n in names if n.name[0] != '_')}"

@@ -13,6 +13,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from conf import launchers
+
 ROOT = Path(__file__).resolve().parent.parent
 # Settings that say where and how a run works, not what it computes.
 NOT_IDENTITY = (
@@ -81,6 +83,7 @@ class RunConfig:
 def register() -> None:
     """Make the schema and the ${root:} resolver known to Hydra."""
     ConfigStore.instance().store(name="schema", node=RunConfig)
+    launchers.register()
     OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver("by_bits", _by_bits, replace=True)
     OmegaConf.register_new_resolver("signround_lr", _signround_lr, replace=True)

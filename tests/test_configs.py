@@ -17,7 +17,9 @@ FILES = [path.relative_to(CONF).with_suffix("") for path in sorted(CONF.rglob("*
 OPTIONS = [
     f"{path.parts[0]}={'/'.join(path.parts[1:])}"
     for path in FILES
-    if len(path.parts) > 1 and path.parts[0] not in ("tuned", "recipe") and path.name[0] != "_"
+    if len(path.parts) > 1
+    and path.parts[0] not in ("tuned", "recipe", "hydra")
+    and path.name[0] != "_"
 ]
 
 

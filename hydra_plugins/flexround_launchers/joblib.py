@@ -1,0 +1,131 @@
+"""hydra/launcher=joblib: several runs at a time on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from conf.schema import register
+from hydra_plugins.flexround_launchers.lost import folder_of, lost
+
+log = logging.getLogger(__name__)
+
+
+class JoblibLauncher(Launcher):
+    """Runs the sweep in n_jobs processes, and outlives those that die."""
+
+    def __init__(self, n_jobs: int) -> None:
+        self.n_jobs = n_jobs
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what a job needs; the callbacks of this process stay here.
+
+        Raises:
+            ValueError: for a number of processes that is none.
+        """
+        if self.n_jobs == 0 or self.n_jobs < -1:
+            raise ValueError(
+                f"hydra.launcher.n_jobs={self.n_jobs}: give 1 or more, or -1 for all cores"
+            )
+        self.start = (hydra_context.config_loader, config, task_function)
+        self.config = config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run the runs and return what they returned."""
+        from joblib import effective_n_jobs
+
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        todo = dict(enumerate(job_overrides, initial_job_idx))
+        at_a_time = min(effective_n_jobs(self.n_jobs), len(todo))
+        log.info("runs: %d, %d at a time, in %s", len(todo), at_a_time, self.config.hydra.sweep.dir)
+        for number, overrides in todo.items():
+            log.info("#%d %s", number, " ".join(filter_overrides(overrides)))
+        returns: dict[int, JobReturn] = {}
+        while len(returns) < len(todo):
+            left = [number for number in todo if number not in returns]
+            if self._run(left, todo, returns):
+                continue
+            # One process was killed and took the others with it. Who was it?
+            left = [number for number in left if number not in returns]
+            started = [number for number in left if folder_of(self.config, number).exists()]
+            for number in started or left[:1]:
+                log.warning("a process was killed; #%d runs again, alone", number)
+                if not self._run([number], todo, returns):
+                    text = "its process was killed, maybe for want of memory"
+                    returns[number] = lost(folder_of(self.config, number), text)
+        return [returns[number] for number in todo]
+
+    def _run(
+        self, numbers: list[int], todo: dict[int, Sequence[str]], returns: dict[int, JobReturn]
+    ) -> bool:
+        """Add the returns of these jobs; return False when a process was killed meanwhile."""
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+        try:
+            for number, result in self._results(numbers, todo):
+                returns[number] = result
+                log.info("#%d has ended: %d of %d", number, len(returns), len(todo))
+        except TerminatedWorkerError:
+            return False
+        return True
+
+    def _results(
+        self, numbers: list[int], todo: dict[int, Sequence[str]]
+    ) -> Iterator[tuple[int, JobReturn]]:
+        from joblib import Parallel, delayed
+
+        # loky gives each process cores / n_jobs threads, unless OMP_NUM_THREADS says otherwise.
+        pool = Parallel(
+            self.n_jobs,
+            backend="loky",
+            batch_size=1,
+            pre_dispatch="n_jobs",
+            return_as="generator_unordered",
+        )
+        state = Singleton.get_state()
+        yield from pool(
+            delayed(_job)(*self.start, list(todo[number]), number, state) for number in numbers
+        )
+
+
+def _job(
+    loader: ConfigLoader,
+    config: DictConfig,
+    task_function: TaskFunction,
+    overrides: list[str],
+    number: int,
+    state: Any,
+) -> tuple[int, JobReturn]:
+    """Run one job in a process of the pool."""
+    os.environ["TTY_COMPATIBLE"] = "0"  # for rich: several bars would write over each other
+    Singleton.set_state(state)
+    setup_globals()
+    register()
+    # The lines of several runs mix on the screen.
+    numbered = f"hydra.job_logging.formatters.plain.format='%(asctime)s #{number} %(message)s'"
+    sweep_config = loader.load_sweep_config(config, [*overrides, numbered])
+    with open_dict(sweep_config):
+        sweep_config.hydra.job.id = f"{sweep_config.hydra.job.name}_{number}"
+        sweep_config.hydra.job.num = number
+    result = run_job(
+        hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks(config)),
+        config=sweep_config,
+        task_function=task_function,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+    return number, result
