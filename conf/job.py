@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from results.cache import Cache
 
 log = logging.getLogger("run")
+
+# What a command line says of its run's surroundings, which whoever repeats it has others of.
+SURROUNDINGS = (
+    "logger", "results_dir", "cache_dir", "cache_gib", "progress", "rerun", "retry_failed",
+)  # fmt: skip
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -112,6 +118,7 @@ class Job:
             bits=self.cfg.bits,
             seed=self.cfg.seed,
             settings=self.settings,
+            overrides=_told(HydraConfig.get().overrides.task),
             **self.names,
         )
         return recording(self.store, base)
@@ -212,6 +219,13 @@ def leave(**facts: str) -> None:
 
 def _in_sweep() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _told(overrides: Sequence[str]) -> list[str]:
+    """Return those of a job's overrides that remake its record elsewhere."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    keys = [(o.key_or_group.partition(".")[0], o.input_line) for o in parsed]
+    return [str(text) for key, text in keys if key not in SURROUNDINGS]
 
 
 def _sweep_overrides() -> Sequence[str]:

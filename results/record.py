@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -32,6 +33,8 @@ class Record:
         device: cpu, or the GPU's name.
         settings: the composed configuration that run_id is a hash of.
         error: the one line that a failed run ended with.
+        overrides: what the command line said, of which settings were composed; None in records
+            from before it was kept.
     """
 
     run_id: str
@@ -57,6 +60,7 @@ class Record:
     commit: str | None = None
     started: str = ""
     error: str | None = None
+    overrides: list[str] | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -85,7 +89,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Any) -> Record:
-        """Return the record that data holds.
+        """Return the record that data holds; what has a default may be absent.
 
         Raises:
             ValueError: when a field is missing or unknown, or the schema is another one.
@@ -94,11 +98,24 @@ class Record:
             raise ValueError("a record is a JSON object")
         if data.get("schema") != SCHEMA:
             raise OtherSchema(f"record of schema {data.get('schema')}, this version reads {SCHEMA}")
-        known = {f.name for f in fields(cls)}
-        if wrong := set(data) ^ known:
+        known, needed = _names()
+        if wrong := (data.keys() - known) | (needed - data.keys()):
             raise ValueError(f"record with missing or unknown fields: {', '.join(sorted(wrong))}")
         try:
-            return TypeAdapter(cls).validate_python(data)
+            return _adapter().validate_python(data)
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"record with {first['loc']}: {first['msg']}") from error
+
+
+@cache
+def _adapter() -> TypeAdapter[Record]:
+    # Made once: making it takes a hundred times as long as checking a record with it.
+    return TypeAdapter(Record)
+
+
+@cache
+def _names() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names of all fields, and of those that a record can't be without."""
+    needed = {f.name for f in fields(Record) if f.default is f.default_factory is MISSING}
+    return frozenset(f.name for f in fields(Record)), frozenset(needed)

@@ -59,6 +59,19 @@ def test_the_same_command_again_computes_nothing(cli, results_dir):
     assert path.stat().st_mtime_ns > before
 
 
+def test_a_record_keeps_the_command_that_remakes_it(cli, results_dir):
+    surroundings = ("progress=false", "rerun=true", "logger=wandb", "logger.mode=disabled")
+    args = (*TINY, "quant=rtn", "num_samples=64", *surroundings)
+    assert cli("-m", *args, "bits=3,2").status == 0
+    records = Store(results_dir).load()
+    assert len(records) == 2
+    for record in records:
+        assert [o.partition("=")[0] for o in record.overrides] == [
+            "model", "model.name", "quant", "num_samples", "bits",
+        ]  # fmt: skip
+        assert f"already recorded as {record.run_id}" in cli(*record.overrides).err
+
+
 def test_the_same_seed_gives_the_same_record(cli, results_dir):
     args = (*TINY, "quant=flexround", "bits=2", *SHORT, "rerun=true")
     records = []

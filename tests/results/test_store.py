@@ -134,7 +134,7 @@ def test_a_logger_that_can_not_start_leaves_its_own_message(tmp_path):
     class NoLogin:
         """Refuses to start."""
 
-        def start(self, name, settings):
+        def start(self, run_id, name, settings):
             """Raise."""
             raise ValueError("log in first")
 
@@ -147,6 +147,22 @@ def test_a_logger_that_can_not_start_leaves_its_own_message(tmp_path):
 def test_a_field_of_another_type_is_refused(tmp_path):
     with pytest.raises(ValueError, match="bits"):
         Record.from_json(record().to_json() | {"bits": "four"})
+
+
+def test_a_record_from_before_a_field_with_a_default_is_read(tmp_path):
+    old = record(overrides=["bits=4"]).to_json()
+    del old["overrides"]
+    (tmp_path / "a.json").write_text(json.dumps(old))
+    assert Store(tmp_path).load() == [record()]
+    assert record().overrides is None
+
+
+@pytest.mark.parametrize("name", ["run_id", "settings", "value", "schema"])
+def test_a_record_without_what_it_needs_is_refused(name):
+    facts = record().to_json()
+    del facts[name]
+    with pytest.raises(ValueError, match=name):
+        Record.from_json(facts)
 
 
 def test_an_interrupted_run_leaves_no_record(tmp_path):
