@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from pydantic_core import from_json
+
 from flexround.files import written_beside
 from results.claim import Claim
 from results.record import OtherSchema, Record
@@ -108,7 +110,7 @@ class Store:
 
 
 def _parse(path: Path) -> Record:
-    return Record.from_json(json.loads(path.read_text()))
+    return Record.from_json(from_json(path.read_bytes()))
 
 
 def _stamp(path: Path) -> str:
