@@ -83,31 +83,44 @@ def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFra
         ValueError: when runs that differ in more than their seed fall into one cell; names what
             they differ in.
     """
+    return rows_and_runs(records, by)[0]
+
+
+def rows_and_runs(
+    records: Sequence[Record], by: Sequence[str] = ()
+) -> tuple[pd.DataFrame, list[list[Record]]]:
+    """Return the leaderboard and, row by row, the runs that it is made of.
+
+    Raises:
+        ValueError: as leaderboard does.
+    """
     for name in by:
         _check_known(records, name, f"--by {name}")
     by, cells = _cells(records, by)
-    rows = []
-    for key, members in cells.items():
-        values = [r.value for r in members if r.value is not None]
-        fps = [r.fp_value for r in members if r.fp_value is not None]
-        mean = fmean(values) if values else None
-        fp = fmean(fps) if fps else None
-        rows.append(
-            {
-                **dict(zip([*CELL, *by, "bits", "act_bits"], key, strict=True)),
-                "metric": next((r.metric for r in members if r.metric), None),
-                "mean": mean,
-                "std": stdev(values) if len(values) > 1 else None,
-                "n": len(values),
-                "fp": fp,
-                "delta": None if mean is None or fp is None else mean - fp,
-                "failed": sum(r.status == "failed" for r in members),
-            }
-        )
+    names = [*CELL, *by, "bits", "act_bits"]
     # Together what belongs together, each in the order of its first run.
-    first = {c: list(dict.fromkeys(row[c] for row in rows)) for c in [*CELL, *by]}
-    rows.sort(key=lambda row: [first[c].index(row[c]) for c in first])
-    return pd.DataFrame(rows).astype({"act_bits": float})
+    first = [{part: i for i, part in enumerate(dict.fromkeys(p))} for p in zip(*cells, strict=True)]
+    places = len(CELL) + len(by)
+    keys = sorted(cells, key=lambda key: [first[i][key[i]] for i in range(places)])
+    rows = [dict(zip(names, key, strict=True)) | _numbers(cells[key]) for key in keys]
+    return pd.DataFrame(rows).astype({"act_bits": float}), [cells[key] for key in keys]
+
+
+def _numbers(members: Sequence[Record]) -> dict[str, Any]:
+    """Return what a cell's runs have found together."""
+    values = [r.value for r in members if r.value is not None]
+    fps = [r.fp_value for r in members if r.fp_value is not None]
+    mean = fmean(values) if values else None
+    fp = fmean(fps) if fps else None
+    return {
+        "metric": next((r.metric for r in members if r.metric), None),
+        "mean": mean,
+        "std": stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+        "fp": fp,
+        "delta": None if mean is None or fp is None else mean - fp,
+        "failed": sum(r.status == "failed" for r in members),
+    }
 
 
 Cells = dict[tuple[Any, ...], list[Record]]
@@ -183,7 +196,8 @@ def _cell_text(row: Any) -> str:
     return text + (f", {row.failed} failed" if row.failed else "")
 
 
-def _width(row: Any) -> str:
+def width(row: Any) -> str:
+    """Return a row's bits as the field writes them: W4, or W4A8."""
     return f"W{row.bits}" + (f"A{row.act_bits:.0f}" if pd.notna(row.act_bits) else "")
 
 
@@ -196,7 +210,7 @@ def text_table(cells: pd.DataFrame) -> pd.DataFrame:
     ]
     texts = cells.assign(
         text=[_cell_text(row) for row in cells.itertuples()],
-        width=[_width(row) for row in cells.itertuples()],
+        width=[width(row) for row in cells.itertuples()],
     )
     order = texts[rows].drop_duplicates()
     widths = texts.sort_values(["bits", "act_bits"], ascending=False)["width"].drop_duplicates()
