@@ -1,7 +1,7 @@
 """`python -m results`: the leaderboard of a folder of records.
 
-`python -m results plan` tells what a sweep would run, `status` what has become of its runs, and
-`wandb` logs the leaderboard as a wandb table.
+`python -m results html` writes it as a page with the runs behind it, `plan` tells what a sweep would
+run, `status` what has become of its runs, and `wandb` logs the leaderboard as a wandb table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the leaderboard; return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        views = {"plan": _plan, "status": _status, "wandb": _wandb}
+        views = {"html": _html, "plan": _plan, "status": _status, "wandb": _wandb}
         view = views[args.pop(0)] if args and args[0] in views else _table
         print(view(args))
     except ValueError as error:
@@ -86,6 +86,15 @@ def _wandb(argv: Sequence[str]) -> str:
     parser.add_argument("--dir", default=str(OUTPUTS))
     args = parser.parse_args(argv)
     return push(leaderboard(_chosen(args), args.by), args.project, args.mode, args.dir)
+
+
+def _html(argv: Sequence[str]) -> str:
+    from results.page import write
+
+    parser = _selection()
+    parser.add_argument("--out", type=Path, default=OUTPUTS / "page.html", help="the page's file")
+    args = parser.parse_args(argv)
+    return write(_chosen(args), args.by, args.results_dir, args.out)
 
 
 def _table(argv: Sequence[str]) -> str:
