@@ -5,6 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from results.leaderboard import mean_text
 
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 14, 40
@@ -105,6 +111,44 @@ class Chart:
     bits: Sequence[tuple[float, str]]
     lines: Sequence[Line]
     fp: float | None
+
+
+def charts(
+    rows: Sequence[dict[str, Any]], apart: Sequence[str], styles: dict[str, int], better: bool
+) -> list[Chart]:
+    """Return a plot for each model that has a value.
+
+    rows are one task's in the leaderboard with their width as text; apart are the settings that may
+    tell its rows apart, styles the number of each method.
+    """
+    found = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model and row["n"]]
+        if not own:
+            continue
+        settings = [_settings(row, apart) for row in own]
+        common = [told for told in settings[0] if all(told in other for other in settings)]
+        lines: dict[str, dict[str, list[Value]]] = {}
+        for row, told in zip(own, settings, strict=True):
+            variant = " ".join([row["quant"], *(part for part in told if part not in common)])
+            std = row["std"] if row["n"] > 1 else 0.0
+            value = Value(row["bits"], row["mean"], std, f"{row['width']}: {mean_text(row)}")
+            lines.setdefault(row["quant"], {}).setdefault(variant, []).append(value)
+        series = [
+            Series(label, quant, styles[quant], dash, values)
+            for quant, variants in lines.items()
+            for dash, (label, values) in enumerate(variants.items())
+        ]
+        fps = [row["fp"] for row in own if math.isfinite(row["fp"])]
+        fp = fmean(fps) if fps else None
+        found.append(chart(model, ", ".join(common), series, fp, better))
+    return found
+
+
+def _settings(row: dict[str, Any], apart: Sequence[str]) -> list[str]:
+    """Return what may tell a line from the others of its method."""
+    acts = [] if pd.isna(row["act_bits"]) else [f"A{row['act_bits']:.0f}"]
+    return [*acts, *(f"{name}={row[name]}" for name in apart if row[name] != "-")]
 
 
 def chart(

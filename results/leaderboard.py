@@ -185,12 +185,15 @@ def _two_in_one_cell(key: tuple[Any, ...], differing: dict[str, list[str]]) -> V
     )
 
 
+def mean_text(row: dict[Any, Any]) -> str:
+    """Return a row's mean, with its deviation where there is one."""
+    return f"{row['mean']:.2f}" + (f" {PLUS_MINUS} {row['std']:.2f}" if row["n"] > 1 else "")
+
+
 def _cell_text(row: Any) -> str:
     if not row.n:
         return "failed"
-    text = f"{row.mean:.2f}"
-    if row.n > 1:
-        text += f" {PLUS_MINUS} {row.std:.2f}"
+    text = mean_text(row._asdict())
     if pd.notna(row.delta):
         text += f" ({row.delta:+.2f})"
     return text + (f", {row.failed} failed" if row.failed else "")

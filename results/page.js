@@ -1,4 +1,3 @@
-
 "use strict";
 // What `_run` in page.py writes of a run, in its order.
 const FIELDS = ["id", "status", "seed", "value", "seconds", "started", "made", "error", "command"];

@@ -10,13 +10,11 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
-import math
 import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
@@ -25,8 +23,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from flexround.files import write_whole
-from results.chart import Chart, Series, Value, chart
-from results.leaderboard import CELL, PLUS_MINUS, rows_and_runs, width
+from results.chart import Chart, charts
+from results.leaderboard import CELL, PLUS_MINUS, mean_text, rows_and_runs, width
 from results.record import Record
 
 HERE = Path(__file__).resolve().parent
@@ -194,7 +192,7 @@ def _tables(frame: pd.DataFrame, runs: Sequence[Sequence[Record]]) -> list[Table
                 better="higher is better" if better else "lower is better",
                 columns=[(key, heading or metric, told) for key, heading, told in columns],
                 rows=[(row["place"], [_cell(row, key) for key, *_ in columns]) for row in rows],
-                charts=_charts(rows, apart, styles, better),
+                charts=charts(rows, apart, styles, better),
             )
         )
     return tables
@@ -209,43 +207,5 @@ def _cell(row: dict[str, Any], key: str) -> Cell:
         return Cell(str(value))
     if pd.isna(value):
         return Cell("failed", bad=True) if key == "mean" else Cell("-")
-    texts = {"mean": _mean(row), "delta": f"{value:+.2f}", "fp": f"{value:.2f}"}
+    texts = {"mean": mean_text(row), "delta": f"{value:+.2f}", "fp": f"{value:.2f}"}
     return Cell(texts.get(key, str(value)), repr(value), key == "failed" and value > 0)
-
-
-def _mean(row: dict[str, Any]) -> str:
-    return f"{row['mean']:.2f}" + (f" {PLUS_MINUS} {row['std']:.2f}" if row["n"] > 1 else "")
-
-
-def _charts(
-    rows: Sequence[dict[str, Any]], apart: Sequence[str], styles: dict[str, int], better: bool
-) -> list[Chart]:
-    """Return a plot for each model that has a value."""
-    charts = []
-    for model in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == model and row["n"]]
-        if not own:
-            continue
-        settings = [_settings(row, apart) for row in own]
-        common = [told for told in settings[0] if all(told in other for other in settings)]
-        lines: dict[str, dict[str, list[Value]]] = {}
-        for row, told in zip(own, settings, strict=True):
-            variant = " ".join([row["quant"], *(part for part in told if part not in common)])
-            std = row["std"] if row["n"] > 1 else 0.0
-            value = Value(row["bits"], row["mean"], std, f"{row['width']}: {_mean(row)}")
-            lines.setdefault(row["quant"], {}).setdefault(variant, []).append(value)
-        series = [
-            Series(label, quant, styles[quant], dash, values)
-            for quant, variants in lines.items()
-            for dash, (label, values) in enumerate(variants.items())
-        ]
-        fps = [row["fp"] for row in own if math.isfinite(row["fp"])]
-        fp = fmean(fps) if fps else None
-        charts.append(chart(model, ", ".join(common), series, fp, better))
-    return charts
-
-
-def _settings(row: dict[str, Any], apart: Sequence[str]) -> list[str]:
-    """Return what may tell a line from the others of its method."""
-    acts = [] if pd.isna(row["act_bits"]) else [f"A{row['act_bits']:.0f}"]
-    return [*acts, *(f"{name}={row[name]}" for name in apart if row[name] != "-")]
