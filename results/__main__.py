@@ -1,7 +1,7 @@
 """`python -m results`: the leaderboard of a folder of records.
 
-`python -m results html` writes it as a page with the runs behind it, `plan` tells what a sweep would
-run, `status` what has become of its runs, and `wandb` logs the leaderboard as a wandb table.
+`python -m results html` writes it as a page with the runs behind it, `plan` tells what a sweep
+would run, `status` what has become of its runs, and `wandb` logs the leaderboard as a wandb table.
 """
 
 from __future__ import annotations
