@@ -1,7 +1,8 @@
 """`python -m results`: the leaderboard of a folder of records.
 
 `python -m results html` writes it as a page with the runs behind it, `plan` tells what a sweep
-would run, `status` what has become of its runs, and `wandb` logs the leaderboard as a wandb table.
+would run, `status` what has become of its runs, `table02` sets ours beside the paper's Table 2, and
+`wandb` logs the leaderboard as a wandb table.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         views = {"html": _html, "plan": _plan, "status": _status, "wandb": _wandb}
         view = views[args.pop(0)] if args and args[0] in views else _table
+        if args and not args[0].startswith("-") and view is _table:
+            view = _published
         print(view(args))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -102,6 +105,19 @@ def _table(argv: Sequence[str]) -> str:
     parser.add_argument("--format", choices=FORMATS, default="markdown")
     args = parser.parse_args(argv)
     return render(leaderboard(_chosen(args), args.by), args.format)
+
+
+def _published(argv: Sequence[str]) -> str:
+    from results.join import frame, join, text
+    from results.paper import published
+
+    parser = _selection()
+    parser.add_argument("table", help="one of the paper's, such as table02 or figure07")
+    parser.add_argument("--format", choices=("markdown", "csv"), default="markdown")
+    args = parser.parse_args(argv)
+    published(args.table)  # a name that is none is told before records are looked for
+    joined = frame(join(args.table, _chosen(args)))
+    return joined.to_csv(index=False) if args.format == "csv" else text(joined)
 
 
 def _chosen(args: argparse.Namespace) -> list[Record]:
