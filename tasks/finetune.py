@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from conf.build import build, validate
 from conf.errors import one_line_errors
-from conf.job import device_of, outcome
+from conf.job import device_of, leave, outcome
 from conf.schema import check_idle, register
 
 log = logging.getLogger("finetune")
@@ -78,7 +78,7 @@ def main(cfg: DictConfig) -> None:
     """Fine-tune once, or with -m many times."""
     with outcome():
         check_used(cfg)
-        finetune(cfg)
+        leave(checkpoint=str(finetune(cfg)))
 
 
 if __name__ == "__main__":

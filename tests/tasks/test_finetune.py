@@ -137,3 +137,11 @@ def test_fine_tuning_without_an_extra_names_it(tune, monkeypatch, module):
     message = tune("model=tiny_gpt2", "task=python_docs", "protocol.window=64", "recipe=lora",
                    "recipe.lora.targets=[c_attn]", "task.seq_len=64")  # fmt: skip
     assert message == f"error: {module} is not installed; pip install -e '.[language]'"
+
+
+def test_a_sweep_of_fine_tuning_ends_well(tune, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "finetune", lambda cfg: tmp_path / "made")
+    sweep = tmp_path / "sweep"
+    models = "model=tiny_bert,tiny_opt"
+    assert tune("-m", models, "task=python_topics", f"hydra.sweep.dir={sweep}") is None
+    assert json.loads((sweep / "1" / "outcome.json").read_text())["checkpoint"].endswith("made")
