@@ -45,7 +45,11 @@ class JoblibLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run the runs and return what they returned."""
+        """Run the runs and return what they returned.
+
+        Raises:
+            SystemExit: on Ctrl-C, which ends the processes.
+        """
         from joblib import effective_n_jobs
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -55,6 +59,16 @@ class JoblibLauncher(Launcher):
         for number, overrides in todo.items():
             log.info("#%d %s", number, " ".join(filter_overrides(overrides)))
         returns: dict[int, JobReturn] = {}
+        try:
+            self._run_all(todo, returns)
+        except KeyboardInterrupt:
+            raise SystemExit(
+                "interrupted; the same command again computes only what is left"
+            ) from None
+        return [returns[number] for number in todo]
+
+    def _run_all(self, todo: dict[int, Sequence[str]], returns: dict[int, JobReturn]) -> None:
+        """Add the returns of all jobs."""
         while len(returns) < len(todo):
             left = [number for number in todo if number not in returns]
             if self._run(left, todo, returns):
@@ -67,7 +81,6 @@ class JoblibLauncher(Launcher):
                 if not self._run([number], todo, returns):
                     text = "its process was killed, maybe for want of memory"
                     returns[number] = lost(folder_of(self.config, number), text)
-        return [returns[number] for number in todo]
 
     def _run(
         self, numbers: list[int], todo: dict[int, Sequence[str]], returns: dict[int, JobReturn]

@@ -137,6 +137,8 @@ class SlurmJob:
 
     def __call__(self, overrides: Sequence[str], number: int, state: Any) -> JobReturn:
         """Run on the node."""
+        # It says "completed successfully" of failed runs too; not in the run's own log.
+        logging.getLogger("submitit").propagate = False
         plugin = copy(self.plugin)
         plugin.hydra_context = HydraContext(
             config_loader=plugin.hydra_context.config_loader, callbacks=Callbacks(plugin.config)
