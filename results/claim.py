@@ -90,7 +90,7 @@ class Claim:
                     os.link(part, self.path)
                     break
                 held = self.owner()
-                if held is not None and self._lives(held):
+                if held is not None and not _same_job(held, own) and self._lives(held):
                     return held
                 self._set_aside(held)
         finally:
@@ -173,6 +173,11 @@ class Claim:
                 return
             with contextlib.suppress(OSError):
                 os.utime(self.path)
+
+
+def _same_job(held: Owner, own: Owner) -> bool:
+    """Return whether held was an attempt at own's SLURM job, which runs in one place at a time."""
+    return own.job is not None and held.job == own.job and not (held.here and held.in_table)
 
 
 def _machine() -> str:

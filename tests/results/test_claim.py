@@ -85,6 +85,18 @@ def test_a_clock_that_jumps_takes_nothing_from_a_living_owner(tmp_path, monkeypa
     assert claim.take().host == "node9"
 
 
+def test_a_job_that_slurm_has_queued_again_takes_its_own_claim_over(tmp_path, monkeypatch):
+    """Its first attempt died a moment ago on another node, where its last beat looks alive."""
+    claim = elsewhere(tmp_path / "it", age=0, job="14_3")
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "14")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert claim.take().job == "14_3", "that is another task of the array"
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert claim.take() is None
+    claim.release()
+
+
 def test_the_owner_beats(tmp_path):
     claim = Claim(tmp_path / "it", beat=0.05)
     assert claim.take() is None
