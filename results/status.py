@@ -102,9 +102,9 @@ class Sweep:
         record = self.store.look(run_id)
         if record is not None:
             return ("done", "") if record.status == "ok" else ("failed", record.error or "")
-        if "error" in facts:
-            return "failed", facts["error"]
-        return "lost", f"{owner} is gone" if owner is not None else "it ended without a word"
+        if owner is not None:  # it was at work, and has neither finished nor failed
+            return "lost", facts.get("error", f"{owner} is gone")
+        return ("failed", facts["error"]) if "error" in facts else ("lost", "no word of its end")
 
 
 def _ended(owner: Owner, queue: set[str] | None) -> bool:

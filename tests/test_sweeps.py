@@ -162,7 +162,7 @@ def test_status_tells_done_failed_running_and_lost(cli, results_dir, tmp_path, c
     assert lines[0] == f"{sweep}: 4 runs, 1 failed, 1 running, 2 lost"
     assert lines[1] == "  #0 failed  bits=2: the GPU is on fire"
     assert lines[2].startswith(f"  #1 running bits=3: process {os.getpid()} on ")
-    assert lines[3] == "  #2 lost    bits=4: it ended without a word"
+    assert lines[3] == "  #2 lost    bits=4: no word of its end"
     assert lines[4] == "  #3 lost    bits=5: it was never started"
     assert lines[5] == "finish it with"
     command = lines[6].split()
