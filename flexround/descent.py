@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flexround.cost import Cost
 from flexround.counting import StepCounter, training_cost
-from flexround.observers import Observer
+from flexround.observers import Curve, Observer
 
 # How often the loss is read: each reading makes a GPU wait.
 READ_EVERY = 10
@@ -72,8 +72,8 @@ class Descent:
         optimizers: Sequence[Scheduled],
         after_step: Callable[[], None],
         best: Best | None = None,
-    ) -> Cost:
-        """Take all steps and return their cost.
+    ) -> tuple[Cost, Curve]:
+        """Take all steps and return their cost and [iteration, error] as it was read.
 
         losses gives (error, loss) of a batch of indices at a progress in [0, 1).
 
@@ -82,7 +82,7 @@ class Descent:
         Raises:
             ValueError: when the loss is not finite; names the unit.
         """
-        counter = StepCounter()
+        counter, curve = StepCounter(), Curve()
         for iteration in range(self.iters):
             batch = torch.randperm(samples, generator=self.generator)[: self.batch_size]
             for optimizer, _ in optimizers:
@@ -98,19 +98,21 @@ class Descent:
                     scheduler.step()
             after_step()
             if iteration % READ_EVERY == 0 or iteration == self.iters - 1:
-                self._read(iteration, loss, error)
+                curve.append([iteration, self._read(iteration, loss, error)])
         if best is not None:
             best.restore()
         own = [optimizer for optimizer, _ in optimizers]
         learned = [p for optimizer in own for g in optimizer.param_groups for p in g["params"]]
         kept = 0 if best is None else 1
-        return training_cost(learned, own, kept, counter.flops * self.iters)
+        return training_cost(learned, own, kept, counter.flops * self.iters), curve
 
-    def _read(self, iteration: int, loss: Tensor, error: Tensor) -> None:
+    def _read(self, iteration: int, loss: Tensor, error: Tensor) -> float:
         if not math.isfinite(loss.item()):
             raise ValueError(
                 f"block {self.name}: the loss is {loss.item()} at iteration {iteration}; "
                 "lower recon.lr"
             )
+        value = error.item()
         for observer in self.observers:
-            observer.step(self.name, iteration, error.item())
+            observer.step(self.name, iteration, value)
+        return value

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from flexround.cost import Cost
-from flexround.observers import BlockReport
+from flexround.observers import BlockReport, Curve, thin
 
 PEAK = Path("/proc/self/clear_refs")  # man 5 proc: 5 resets the peak resident set
 
@@ -34,8 +34,9 @@ class Stopwatch:
         error_after: float,
         cost: Cost,
         objectives: dict[str, list[float]] | None = None,
+        curve: Curve | None = None,
     ) -> BlockReport:
-        """Return what became of the unit called name."""
+        """Return what became of the unit called name; curve is thinned."""
         return BlockReport(
             name=name,
             layers=bits,
@@ -45,6 +46,7 @@ class Stopwatch:
             peak_memory_gib=self._peak_memory_gib(),
             cost=cost,
             objectives=objectives or {},
+            curve=thin(curve or []),
         )
 
     def _peak_memory_gib(self) -> float:

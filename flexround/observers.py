@@ -5,11 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from flexround.cost import Cost
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Curve = list[list[float]]
+
+
+def thin(values: list[T], most: int = 33) -> list[T]:
+    """Return values, or where there are more than most that many of them, first and last kept."""
+    if len(values) <= most:
+        return values
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,8 @@ class BlockReport:
         cost: what the method itself took.
         objectives: a solver's error of each layer: of round-to-nearest on the same scales, where
             its search starts, in steps of it, and in the end; thinned where there are many.
+        curve: [iteration, mini-batch's reconstruction loss] pairs, thinned where there are many;
+            empty where nothing is learned by gradients. Lists, so that JSON gives back the same.
     """
 
     name: str
@@ -36,6 +48,7 @@ class BlockReport:
     peak_memory_gib: float
     cost: Cost = field(default_factory=Cost)
     objectives: dict[str, list[float]] = field(default_factory=dict)
+    curve: Curve = field(default_factory=list)
 
 
 class Observer(Protocol):

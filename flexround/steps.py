@@ -18,6 +18,7 @@ from flexround.blocks import Block, Calls
 from flexround.cost import Cost
 from flexround.descent import Descent, step_optimizer
 from flexround.measure import Stopwatch
+from flexround.observers import Curve
 from flexround.targets import Targets
 from flexround.unit import Unit, UnitJob
 
@@ -72,7 +73,7 @@ def _learn_block(job: UnitJob, block: Block, quant: Calls, outputs: Tensor, iter
     with on():
         before = job.error(unit, quant, targets)
     sizes = [step for quantizer in quantizers for step in quantizer.steps()]
-    cost = Cost()
+    cost, curve = Cost(), Curve()
     if iters and sizes:
 
         def losses(batch: Tensor, _: float) -> tuple[Tensor, Tensor]:
@@ -87,9 +88,9 @@ def _learn_block(job: UnitJob, block: Block, quant: Calls, outputs: Tensor, iter
 
         optimizers = [step_optimizer(sizes, job.recon.act_lr, iters)]
         descent = Descent(_name(block), iters, job.recon.batch_size, job.generator, job.observers)
-        cost = descent.run(len(targets), losses, optimizers, after_step)
+        cost, curve = descent.run(len(targets), losses, optimizers, after_step)
     with on():
         after = job.error(unit, quant, targets)
     bits = {quantizer.name: quantizer.bits for quantizer in quantizers}
-    report = watch.report(_name(block), bits, before, after, cost)
+    report = watch.report(_name(block), bits, before, after, cost, curve=curve)
     job.close(_name(block), report, {}, quantizers)

@@ -20,7 +20,7 @@ from flexround.dropping import mix
 from flexround.grid import Grid, QuantizedTensor
 from flexround.measure import Stopwatch
 from flexround.models.base import ModelAdapter
-from flexround.observers import BlockReport, Observer
+from flexround.observers import BlockReport, Curve, Observer
 from flexround.quantizers.activation import ActivationQuantizer
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import Ranges
@@ -143,9 +143,9 @@ class UnitJob:
             error_before = self.error(unit, inputs, targets)
         for quantizer in quantizers:
             quantizer.hard = False
-        cost = Cost()
+        cost, curve = Cost(), Curve()
         if self.recon.iters and self.learns:
-            cost = self.optimise(unit, quantizers, steps, fp, quant, targets)
+            cost, curve = self.optimise(unit, quantizers, steps, fp, quant, targets)
         quantized = freeze(unit.layers)
         with self.student():
             error_after = self.error(unit, inputs, targets)
@@ -153,7 +153,7 @@ class UnitJob:
             raise ValueError(f"block {unit.name}: its error is {error_after} once quantized")
         bits = {layer.name: layer.grid(self.grid).bits for layer in unit.layers}
         bits |= {step.name: step.bits for step in steps}
-        report = watch.report(unit.name, bits, error_before, error_after, cost)
+        report = watch.report(unit.name, bits, error_before, error_after, cost, curve=curve)
         self.close(unit.name, report, quantized, steps)
         return quantized
 
@@ -204,8 +204,10 @@ class UnitJob:
         fp: Calls,
         quant: Calls,
         targets: Tensor,
-    ) -> Cost:
+    ) -> tuple[Cost, Curve]:
         """Run the iterations of one unit's weights, with its step sizes where they go together.
+
+        Return what they cost and the curve of the loss.
 
         Raises:
             ValueError: when the loss is not finite; names the unit.
@@ -220,7 +222,7 @@ class UnitJob:
         if sizes:
             optimizers.append(step_optimizer(sizes, recon.act_lr, recon.iters))
         if not optimizers:
-            return Cost()
+            return Cost(), Curve()
         learned = [p for group in groups for p in group["params"]] + sizes
         best = Best(learned) if recon.keep_best else None
 

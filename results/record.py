@@ -27,7 +27,7 @@ class Record:
         fp_value: the same metric of the full-precision model, None where a run failed before it.
         metrics: everything that the task measured, by name.
         blocks: one entry a unit of reconstruction: name, layers with their bits, error before and
-            after, seconds, peak memory in GiB.
+            after, seconds, peak memory in GiB, what the method cost, how the loss fell.
         seconds: wall time of the run.
         peak_memory_gib: largest of the blocks' peaks.
         device: cpu, or the GPU's name.

@@ -91,6 +91,30 @@ def test_every_layer_is_quantized_and_reported_with_its_bits():
         assert len(layer.weight.unique()) <= 2**integers.grid.bits
 
 
+@pytest.mark.parametrize("iters", [40, 500])
+def test_a_report_holds_the_curve_that_observers_are_told_thinned(iters):
+    told = {}
+
+    class Watch(Reports):
+        def step(self, unit, iteration, error):
+            told.setdefault(unit, []).append([iteration, error])
+
+    reports = Watch()
+    quantize(replace(SETTING, iters=iters), observers=[reports])
+    for block in reports.blocks:
+        seen = told[block.name]
+        assert (block.curve[0], block.curve[-1]) == (seen[0], seen[-1])
+        assert all(point in seen for point in block.curve)
+        assert len(block.curve) == min(len(seen), 33)
+        assert [i for i, _ in block.curve] == sorted({i for i, _ in block.curve})
+
+
+def test_what_learns_nothing_has_no_curve():
+    reports = Reports()
+    quantize(method="rtn", observers=[reports])
+    assert [block.curve for block in reports.blocks] == [[], [], [], []]
+
+
 def test_the_same_seed_gives_the_same_codes_and_another_seed_others():
     _, first = quantize(seed=0)
     _, again = quantize(seed=0)

@@ -63,7 +63,9 @@ def quantize(case, checkpoints=None):
         activation=activation, observers=[keep], checkpoints=checkpoints,
     )  # fmt: skip
     outputs = target.model(calibration()[0])
-    facts = [(r.name, r.layers, r.error_before, r.error_after, r.cost) for r in keep.reports]
+    facts = [
+        (r.name, r.layers, r.error_before, r.error_after, r.cost, r.curve) for r in keep.reports
+    ]
     return outputs, dict(target.model.state_dict()), codes, facts
 
 

@@ -17,7 +17,7 @@ from flexround.cost import Cost
 from flexround.grid import Grid, QuantizedTensor
 from flexround.measure import Stopwatch
 from flexround.models.base import ModelAdapter
-from flexround.observers import BlockReport, Observer
+from flexround.observers import BlockReport, Observer, thin
 from flexround.quantizers.activation import Activation
 from flexround.quantizers.rtn import RTN
 from flexround.ranges import Ranges
@@ -242,10 +242,3 @@ def solve(layer: Layer, hessians: Hessians, solver: Solver, grid: Grid, ranges: 
     cost = solver.cost(len(flat), flat.shape[1], len(steps))
     cost += Cost(flops=hessians.flops(layer))
     return Solution(layer.name, integers, [ends[0], *steps, ends[1]], cost)
-
-
-def thin(values: list[float], most: int = 33) -> list[float]:
-    """Return values, or where there are more than most that many of them, first and last kept."""
-    if len(values) <= most:
-        return values
-    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
