@@ -43,8 +43,9 @@ def missing_package(error: ModuleNotFoundError) -> str:
     for text in metadata.requires("flexround") or []:
         requirement = Requirement(text)
         extra = re.search(r"extra == ['\"]([\w-]+)", str(requirement.marker))
-        ours = extra and extra[1] != "dev"  # which holds several others
-        if ours and canonicalize_name(requirement.name) == canonicalize_name(module):
+        if extra is None or extra[1] == "dev":  # which holds several others
+            continue
+        if canonicalize_name(requirement.name) == canonicalize_name(module):
             return f"{module} is not installed; pip install -e '.[{extra[1]}]'"
     return f"{module} is not installed; pip install {module}"
 

@@ -2,7 +2,7 @@
 
 `python -m results html` writes it as a page with the runs behind it, `plan` tells what a sweep
 would run, `status` what has become of its runs, `table02` sets ours beside the paper's Table 2, and
-`wandb` logs the leaderboard as a wandb table.
+`wandb` logs the leaderboard as a wandb table; `plot KIND` draws the records.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the leaderboard; return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        views = {"html": _html, "plan": _plan, "status": _status, "wandb": _wandb}
+        views = {"html": _html, "plan": _plan, "plot": _plot, "status": _status, "wandb": _wandb}
         view = views[args.pop(0)] if args and args[0] in views else _table
         if args and not args[0].startswith("-") and view is _table:
             view = _published
@@ -98,6 +98,24 @@ def _html(argv: Sequence[str]) -> str:
     parser.add_argument("--out", type=Path, default=OUTPUTS / "page.html", help="the page's file")
     args = parser.parse_args(argv)
     return write(_chosen(args), args.by, args.results_dir, args.out)
+
+
+def _plot(argv: Sequence[str]) -> str:
+    try:
+        from results.plots import KINDS, figures, write
+    except ModuleNotFoundError as error:
+        from conf.errors import missing_package
+
+        raise ValueError(missing_package(error)) from error
+
+    parser = _selection()
+    parser.prog += " plot"
+    parser.description = "Draw the records; each picture is written as SVG and as PNG."
+    parser.add_argument("kind", nargs="?", default="", help=f"one of {', '.join(KINDS)}")
+    parser.add_argument("--out", type=Path, default=OUTPUTS / "plots", help="folder of the plots")
+    args = parser.parse_args(argv)
+    drawn = figures(args.kind, _chosen(args), args.by)
+    return "\n".join(str(path) for path in write(drawn, args.out))
 
 
 def _table(argv: Sequence[str]) -> str:

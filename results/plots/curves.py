@@ -1,0 +1,89 @@
+"""Learning curves: the loss of the mini-batches against the iteration, unit by unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from results.plots.cells import Cell, panels
+from results.plots.style import legend, styles, wrapped
+
+COLUMNS = 6
+MARKED = 8  # points of a line that have a marker
+MOST = 36  # panels on a page; of more units, that many are drawn, evenly spaced
+
+Curves = dict[str, list[list[float]]]  # [iteration, loss] pairs by unit
+
+
+def curves(cells: list[Cell]) -> dict[str, Figure]:
+    """Return a figure for each model, task and width: a panel for each unit, a line a method.
+
+    Raises:
+        ValueError: when no record holds a curve.
+    """
+    looks = styles(cells)
+    held = [cell for cell in cells if _curves(cell)]
+    if not held:
+        raise ValueError(
+            f"plot curves: none of the {len(cells)} configurations has learning curves; "
+            "gradients make them (rtn and the solvers use none), and older records lack them"
+        )
+    drawn = {}
+    for names, members in panels(held, lambda c: (*c.where, c.width)).items():
+        found = {cell.label: _curves(cell) for cell in members}
+        units = list(dict.fromkeys(unit for units in found.values() for unit in units))
+        shown = _spaced(units)
+        figure, axes = wrapped(len(shown), COLUMNS, width=1.9, height=1.5, sharex=True)
+        for ax, unit in zip(axes, shown, strict=True):
+            for label, lines in found.items():
+                if unit in lines:
+                    iterations, losses = zip(*lines[unit], strict=True)
+                    every = -(-len(losses) // MARKED)
+                    look = looks[label] | {"markersize": 3, "markevery": every}
+                    ax.plot(iterations, losses, **look)
+            ax.set_title(unit, loc="left", fontsize=7)
+            ax.set_yscale("log", nonpositive="mask")
+            _few_ticks(ax)
+        for ax in axes[-COLUMNS:]:  # also where the row below is not full
+            ax.tick_params(labelbottom=True)
+            ax.set_xlabel("iteration")
+        part = f", {len(shown)} of {len(units)} units" if len(shown) < len(units) else ""
+        figure.suptitle(", ".join(names) + part, fontsize=8)
+        figure.supylabel("loss of a mini-batch (lower is better, log scale)", fontsize=8)
+        legend(figure)
+        drawn["-".join(["curves", *names]).replace("/", "_")] = figure
+    return drawn
+
+
+def _curves(cell: Cell) -> Curves:
+    """Return the mean over seeds of each unit's curve; all read the loss at the same iterations."""
+    found: dict[str, list[list[list[float]]]] = {}
+    for record in cell.records:
+        for block in record.blocks:
+            if block.get("curve"):  # records from before it was kept have none
+                found.setdefault(block["name"], []).append(block["curve"])
+    return {
+        unit: [[points[0][0], fmean(p[1] for p in points)] for points in zip(*runs, strict=True)]
+        for unit, runs in found.items()
+    }
+
+
+def _few_ticks(ax: Axes) -> None:
+    """Label powers of ten, and numbers between them where the axis holds few powers."""
+    low, high = ax.get_ylim()
+    for span, between in ((5, (1, 1.5, 2, 3, 5, 7)), (100, (1, 2, 5))):
+        if high / low < span:
+            ax.yaxis.set_major_locator(LogLocator(subs=between))
+            ax.yaxis.set_major_formatter("{x:g}")
+            break
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _spaced(units: Sequence[str]) -> list[str]:
+    if len(units) <= MOST:
+        return list(units)
+    return [units[round(i * (len(units) - 1) / (MOST - 1))] for i in range(MOST)]
