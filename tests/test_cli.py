@@ -122,7 +122,7 @@ EARLY = {
         ["model=resnet19"],
         ["Could not find 'model/resnet19'", "available model", "resnet18"],
     ),
-    "quant": (["quant=flexrond"], ["Could not find 'quant/flexrond'", "flexround, flexround_fixed_s1"]),
+    "quant": (["quant=flexrond"], ["Could not find 'quant/flexrond'", "flexround_fixed_s1"]),
     "task": (["task=digit"], ["Could not find 'task/digit'", "available task"]),
     "key": (["recon.iter=3"], ["recon.iter", "did you mean iters"]),
     "top": (["bit=3"], ["bit", "did you mean bits"]),
