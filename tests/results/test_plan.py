@@ -37,14 +37,14 @@ def test_an_experiment_has_as_many_runs_as_its_table(name):
     assert len(jobs([f"experiment=paper/{name}"])) == RUNS[name]
 
 
+@pytest.mark.parametrize("scale", ["full", "smoke"])
 @pytest.mark.parametrize("name", PAPER)
-def test_every_run_of_an_experiment_composes_under_both_scales(name, tmp_path):
-    for scale in ("full", "smoke"):
-        options = ["seed=0", f"scale={scale}", f"results_dir={tmp_path}"]
-        runs = plan([f"experiment=paper/{name}", *options])
-        ids = {str(run.cfg) for run in runs}
-        assert len(ids) == len(runs), "no two runs are the same"
-        assert all((run.cfg.recon.iters == 2) == (scale == "smoke") for run in runs)
+def test_runs_of_an_experiment_compose_under_both_scales(name, scale):
+    asked = jobs([f"experiment=paper/{name}", "seed=0", f"scale={scale}"])
+    assert len({tuple(sorted(job)) for job in asked}) == len(asked), "no two runs are the same"
+    for job in asked[:: max(1, len(asked) // 2)]:  # composing all of them takes minutes
+        (run,) = plan(job)
+        assert (run.cfg.recon.iters == 2) == (scale == "smoke")
 
 
 def test_options_narrow_an_experiment():
