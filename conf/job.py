@@ -22,7 +22,7 @@ from conf.schema import check_idle, check_values, identity, run_id
 from results.record import Record
 from results.recorder import Draft, commit, recording
 from results.store import Store
-from results.sweep import OUTCOME
+from results.sweep import OUTCOME, asked
 
 if TYPE_CHECKING:
     import torch
@@ -95,9 +95,8 @@ class Job:
 
         from flexround.resume import FileCheckpoints
 
-        old = self.store.find(self.run_id)
         key = {
-            "replaces": old.started if old is not None and old.status == "ok" else None,
+            "replaces": self.store.replaced(self.run_id),
             "commit": commit(),
             "torch": torch.__version__,
             "device": device.type,
@@ -233,5 +232,4 @@ def _sweep_overrides() -> Sequence[str]:
     if not _in_sweep():
         return []
     sweep = OmegaConf.load(Path(HydraConfig.get().sweep.dir, "multirun.yaml"))
-    params = sweep.hydra.sweeper.get("params") or {}
-    return [*sweep.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items())]
+    return asked(sweep.hydra)

@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
@@ -19,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.schema import ROOT, identity, register, run_id
 from results.record import Record
 from results.store import Store
+from results.sweep import jobs_of
 
 EXPERIMENTS = ROOT / "conf" / "experiment"
 
@@ -45,9 +44,7 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
     plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
     params = _compose(plain).hydra.sweeper.get("params") or {}
     given = [f"{key}={value}" for key, value in params.items()]
-    every = OverridesParser.create().parse_overrides([*given, *overrides])
-    batches: Any = BasicSweeper.split_arguments(every, None)
-    return [list(job) for batch in batches for job in batch]
+    return jobs_of([*given, *overrides])
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:

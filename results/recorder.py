@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import logging
 import math
@@ -73,8 +74,7 @@ def recording(store: Store, base: dict[str, Any]) -> Iterator[Draft]:
     Raises:
         ValueError: when the metric is missing or not finite.
     """
-    old = store.look(base["run_id"])
-    replaces = old.started if old is not None and old.status == "ok" else None
+    replaces = store.replaced(base["run_id"])
     draft = Draft(base, "" if replaces is None else f"-after-{_digits(replaces)}")
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     clock = time.perf_counter()
@@ -126,8 +126,7 @@ def _check(draft: Draft) -> None:
 
 
 def _close(store: Store, draft: Draft, record: Record) -> None:
-    before = store.look(record.run_id)
-    if record.status == "failed" and before is not None and before.status == "ok":
+    if record.status == "failed" and store.replaced(record.run_id) is not None:
         log.warning("the record %s of an earlier, finished run is kept", record.run_id)
     else:
         store.write(record)
@@ -147,6 +146,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@functools.cache  # of the code that was loaded, however many runs it serves
 def commit() -> str | None:
     """Return the commit of this checkout, with + where files differ from it; None without git."""
     root = Path(__file__).resolve().parent.parent

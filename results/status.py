@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from hydra_plugins.flexround_launchers import cluster
 from results.claim import Claim, Owner
 from results.store import Store
-from results.sweep import LAUNCHER, OUTCOME, job_folders
+from results.sweep import LAUNCHER, OUTCOME, asked, job_folders, jobs_of
 
 State = Literal["done", "failed", "running", "lost", "waiting"]
 STATES: tuple[State, ...] = ("done", "failed", "running", "lost", "waiting")
@@ -54,7 +51,7 @@ class Sweep:
 
     def states(self) -> list[JobState]:
         """Return what has become of each run, in the order of the sweep."""
-        jobs = self._jobs()
+        jobs = jobs_of(asked(self._config.hydra))
         folders = {int(path.name): path for path in job_folders(self.folder)}
         queue = queued(self._submitted())
         launching = Claim(self.folder / LAUNCHER).seems_alive() or bool(queue)
@@ -70,16 +67,6 @@ class Sweep:
         task = [o for o in hydra.task if o.partition("=")[0] not in ("retry_failed", "rerun")]
         again = ["retry_failed=true"] if failed else []
         return shlex.join(["python", "run.py", "-m", *task, *again, *own])
-
-    def _jobs(self) -> list[list[str]]:
-        """Return the overrides of each job as Hydra's sweeper numbers them."""
-        params = self._config.hydra.sweeper.get("params") or {}
-        given = [f"{key}={value}" for key, value in params.items()]
-        parsed = OverridesParser.create().parse_overrides(
-            [*given, *self._config.hydra.overrides.task]
-        )
-        batches: Any = BasicSweeper.split_arguments(parsed, None)
-        return [list(job) for batch in batches for job in batch]
 
     def _submitted(self) -> list[str]:
         """Return the ids of the SLURM jobs that the sweep was submitted as."""
@@ -121,17 +108,17 @@ def _facts(path: Path) -> dict[str, str]:
 
 
 def queued(jobs: Sequence[str]) -> set[str] | None:
-    """Return those of SLURM's jobs and array tasks that are not over; None without SLURM."""
-    if not jobs or shutil.which("squeue") is None:
+    """Return the array tasks of SLURM's jobs that are not over; None where SLURM does not answer.
+
+    The sweep may be another user's.
+    """
+    entries = cluster.queue(everyone=True) if jobs else None
+    if entries is None:
         return None
-    done = subprocess.run(
-        ["squeue", "--noheader", "--array", f"--jobs={','.join(jobs)}", "--format=%F_%K %A"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    # squeue fails when it has forgotten all of them, and when SLURM does not answer.
-    if done.returncode and "Invalid job id" not in done.stderr:
-        return None
-    return {word for line in done.stdout.splitlines() for word in line.split()}
+    return {
+        task for task, entry in entries.items()
+        if not entry.ended and task.partition("_")[0] in jobs
+    }  # fmt: skip
 
 
 def newest(root: Path) -> Path:

@@ -82,6 +82,11 @@ class Store:
         path = self.path(run_id)
         return self._read(path) if path.exists() else None
 
+    def replaced(self, run_id: str) -> str | None:
+        """Return when the finished run began whose record a new one would replace, or None."""
+        old = self.look(run_id)
+        return old.started if old is not None and old.status == "ok" else None
+
     def write(self, record: Record) -> Path:
         """Write record; an older one of the same run goes to history/. Return its path."""
         path = self.path(record.run_id)

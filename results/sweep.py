@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -58,6 +59,19 @@ class SweepTable(Callback):
             raise SystemExit(
                 f"error: {len(errors)} of {len(jobs)} runs failed, the first: {errors[0]}"
             )
+
+
+def asked(hydra: DictConfig) -> list[str]:
+    """Return the overrides that a sweep was asked for, an experiment's own parameters first."""
+    params = hydra.sweeper.get("params") or {}
+    return [*(f"{key}={value}" for key, value in params.items()), *hydra.overrides.task]
+
+
+def jobs_of(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of each job of a sweep as Hydra's sweeper numbers them."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    batches: Any = BasicSweeper.split_arguments(parsed, None)
+    return [list(job) for batch in batches for job in batch]
 
 
 def job_folders(sweep: Path) -> list[Path]:

@@ -27,6 +27,7 @@ def open_run(mode: Mode, dir: str, **options: Any) -> Any:
     """
     import wandb
 
+    Path(dir).mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(
         console="off",
         x_disable_stats=True,
@@ -72,14 +73,10 @@ class WandbLogger:
         Raises:
             ValueError: when wandb asks for a login that is not there.
         """
-        import wandb
-
-        Path(self._dir).mkdir(parents=True, exist_ok=True)
-        options = dict(
-            id=run_id, name=name, project=self._project, group=self._group, config=settings
-        )
-        self._run = open_run(self._mode, self._dir, **options)
-        assert isinstance(self._run, wandb.Run), "init returns a run"
+        self._run = open_run(
+            self._mode, self._dir,
+            id=run_id, name=name, project=self._project, group=self._group, config=settings,
+        )  # fmt: skip
         self._run.define_metric("loss/*", step_metric="iteration")
         self._run.define_metric("error/*", step_metric="unit")
 
@@ -120,7 +117,6 @@ def push(table: pd.DataFrame, project: str, mode: Mode, dir: str) -> str:
     """
     import wandb
 
-    Path(dir).mkdir(parents=True, exist_ok=True)
     run = open_run(mode, dir, project=project, name="leaderboard", job_type="leaderboard")
     run.log({"leaderboard": wandb.Table(dataframe=table.astype(object).where(table.notna(), None))})
     where = str(run.url or run.dir)

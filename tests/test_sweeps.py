@@ -180,6 +180,16 @@ def test_status_of_no_sweep_is_one_line(capsys, tmp_path):
     assert "is not the folder of a sweep" in capsys.readouterr().err
 
 
+def at_once(code, folder, seconds):
+    """Run code in 32 processes that begin in so many seconds; each knows folder and number."""
+    begin = str(time.time() + seconds)
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code, str(folder), str(number), begin], cwd=ROOT)
+        for number in range(32)
+    ]
+    assert [worker.wait() for worker in workers] == [0] * 32
+
+
 WORKER = """
 import json, sys, time
 from pathlib import Path
@@ -214,14 +224,7 @@ for run in range(12):
 
 
 def test_32_processes_at_once_lose_double_and_damage_nothing(tmp_path):
-    start = time.time() + 4
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path), str(number), str(start)], cwd=ROOT
-        )
-        for number in range(32)
-    ]
-    assert [worker.wait() for worker in workers] == [0] * 32
+    at_once(WORKER, tmp_path, 4)
     records = Store(tmp_path / "results").load()
     assert len(records) == 12 + 32 * 12
     assert {r.value for r in records if r.run_id.startswith("run")} == set(range(12))
@@ -268,14 +271,7 @@ logger.finish(Record(
 
 @pytest.mark.slow
 def test_32_wandb_runs_at_once_lose_none(tmp_path):
-    begin = time.time() + 10
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", MIRROR, str(tmp_path), str(number), str(begin)], cwd=ROOT
-        )
-        for number in range(32)
-    ]
-    assert [worker.wait() for worker in workers] == [0] * 32
+    at_once(MIRROR, tmp_path, 10)
     for number in range(32):
         (log,) = (tmp_path / "wandb").glob(f"offline-run-*-run{number}/*.wandb")
         assert f"final/metric{number}".encode() in log.read_bytes()

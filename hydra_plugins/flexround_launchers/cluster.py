@@ -71,13 +71,14 @@ def partitions() -> dict[str, bool]:
     return found
 
 
-def queue() -> dict[str, Entry] | None:
-    """Return the user's jobs that SLURM still knows, None if it is silent.
+def queue(everyone: bool = False) -> dict[str, Entry] | None:
+    """Return the user's jobs that SLURM still knows, or everyone's, None if it is silent.
 
     squeue needs no accounting database, unlike sacct.
     """
-    options = ("--me", "--array", "--states=all", "--noheader", "--format=%i|%T|%r")
-    lines = _lines("squeue", *options)
+    whose = () if everyone else ("--me",)
+    options = ("--array", "--states=all", "--noheader", "--format=%i|%T|%r")
+    lines = _lines("squeue", *whose, *options)
     if lines is None:
         return None
     entries = (line.split("|", 2) for line in lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from copy import copy
 from io import StringIO
@@ -15,7 +15,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from conf.errors import missing_package
 from hydra_plugins.flexround_launchers import cluster
@@ -38,10 +38,32 @@ WAY_OUT = {
 class SlurmLauncher(Launcher):
     """Submits the sweep, waits for its runs, and outlives those that die."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(
+        self,
+        partition: str | None,
+        account: str | None,
+        gpus: int | None,
+        cpus: int,
+        memory: float | None,
+        time: int | str,
+        restarts: int,
+        warning: int,
+        parallel: int,
+        setup: Sequence[str],
+        sbatch: Mapping[str, Any],
+    ) -> None:
         self.options: dict[str, Any] = {
-            key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-            for key, value in options.items()
+            "partition": partition,
+            "account": account,
+            "gpus": gpus,
+            "cpus": cpus,
+            "memory": memory,
+            "time": time,
+            "restarts": restarts,
+            "warning": warning,
+            "parallel": parallel,
+            "setup": list(setup),
+            "sbatch": dict(sbatch),
         }
 
     def setup(

@@ -13,9 +13,10 @@ from benchmarks import plain
 from flexround.attach import Layer
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
 from flexround.ranges import MinMax
-from flexround.solvers.cdquant import CDQuant, _Rows, best_values, move_one, move_pair, sweep
+from flexround.solvers.cdquant import CDQuant
 from flexround.solvers.gptq import GPTQ, inverse_factor
 from flexround.solvers.hessian import Hessians, objective
+from flexround.solvers.moves import Rows, best_values, move_one, move_pair, sweep
 from flexround.solvers.scales import SHARES, scales_of
 from flexround.solvers.solve import Solve
 from results.store import Store
@@ -142,7 +143,7 @@ def rows_of_a_case(bits=2, features=8, out=5):
     draws = torch.Generator().manual_seed(bits)
     codes = torch.randint(0, grid.qmax + 1, weight.shape, generator=draws)
     values = (codes - zero) * scale
-    return _Rows(weight, values, (values - weight) @ hessian[0], hessian[0], scale, zero, grid)
+    return Rows(weight, values, (values - weight) @ hessian[0], hessian[0], scale, zero, grid)
 
 
 @pytest.mark.parametrize("bits", [2, 3])
