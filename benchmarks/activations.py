@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch.utils.benchmark import Measurement, Timer
 
-from benchmarks.blocks import CASES, CPU, Case
+from benchmarks.blocks import CASES, Case, reached
 from flexround.activations import Activations
 from flexround.attach import attach
 from flexround.grid import Grid, PerTensor
@@ -34,12 +34,7 @@ STATIC = StaticPerTensor(8, symmetric=False, stem_bits=8, head_bits=8, kv_bits=N
 
 def iterations(case: Case, quantized: bool) -> Callable[[], None]:
     """Return a function that runs ITERS iterations of the case's block."""
-    adapter, calibration = case.make()
-    block = adapter.blocks()[case.block]
-    calls = adapter.capture(calibration)
-    for index in range(case.block):
-        outputs = calls.run_all(adapter.blocks()[index].module, case.batch_size, CPU)
-        calls = calls.with_inputs(adapter.advance(index, outputs))
+    adapter, block, calls = reached(case)
     setting = replace(QDROP, batch_size=case.batch_size)
     draws = torch.Generator().manual_seed(0)
     grid, ranges = Grid(4, True, PerTensor()), MinMax()

@@ -46,7 +46,11 @@ class Best:
     def see(self, error: float) -> None:
         """Keep the parameters as they are now when error is lower than any before."""
         if error < self._error:
-            self._error, self._held = error, [p.detach().clone() for p in self._params]
+            self._error = error
+            if not self._held:
+                self._held = [torch.empty_like(p) for p in self._params]
+            for held, param in zip(self._held, self._params, strict=True):
+                held.copy_(param.detach())
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexround.grid import CHUNK
+from flexround.fusion import CHUNK
 
 RESOLUTION = 256  # keep is rounded to a multiple of 1 / RESOLUTION, a byte's worth
 

@@ -6,16 +6,15 @@ for the step size (arXiv 1902.08153, eq. 3).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from flexround.fusion import fused, parts
+
 MIN_BITS, MAX_BITS = 2, 8
-# Elements worked on at a time, so that the many passes over them stay in the processor's cache.
-CHUNK = 1 << 17
 
 
 class Granularity(Protocol):
@@ -96,6 +95,11 @@ class Grid:
         """The largest code."""
         return self.qmin + int(2**self.bits) - 1
 
+    @property
+    def codes(self) -> tuple[int, int]:
+        """The smallest and the largest code."""
+        return self.qmin, self.qmax
+
     def encode(self, values: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """Return the codes nearest to values [groups, elements]: integral, in range, same dtype.
 
@@ -119,46 +123,90 @@ class QuantizedTensor:
         return ((rows - self.zero_point) * self.scale).reshape(self.codes.shape)
 
 
-def row_chunks(rows: int, elements: int) -> Iterator[slice]:
-    """Yield slices of a [rows, elements] tensor's rows that hold about CHUNK elements each."""
-    step = max(1, CHUNK // elements)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+def to_levels(
+    steps: Tensor, zero_point: Tensor, codes: tuple[int, int], out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Round steps [groups, elements] in place; return (code - zero_point, inside).
+
+    inside is 1 where the code needed no clamp and 0 elsewhere, in the type of steps and in its
+    memory: on a CPU, arithmetic on booleans is several times slower. It counts the bounds as
+    inside: torch.clamp's own gradient at a bound is 1, 0.5 or 0 depending on torch's version, and
+    at 2 bits a third of all codes lie on one. Symmetric codes, which start below 0, have zero
+    point 0.
+    """
+    low, high = codes
+    unclamped = torch.round(steps, out=steps)
+    if low == 0:
+        unclamped.add_(zero_point)
+    levels = torch.clamp(unclamped, low, high, out=out)
+    inside = unclamped.eq_(levels)
+    if low == 0:
+        levels.sub_(zero_point)
+    return levels, inside
+
+
+@fused
+def _quantize(
+    values: Tensor, shift: Tensor | None, scale: Tensor, zero_point: Tensor,
+    codes: tuple[int, int], inside: Tensor, out: Tensor,
+) -> None:  # fmt: skip
+    """Write the values on the grid to out and the clamp's mask to inside, [groups, elements]."""
+    steps = torch.div(values, scale, out=inside)
+    if shift is not None:
+        steps.add_(shift)
+    levels, _ = to_levels(steps, zero_point, codes, out)
+    levels.mul_(scale)
 
 
 class FakeQuantize(torch.autograd.Function):
-    """Round to the grid; straight-through for the values, LSQ for the scale.
+    """scale * (clamp(round(values / scale + shift) + z) - z), straight-through, LSQ for the scale.
 
-    The straight-through mask is explicit and counts the bounds as inside: torch.clamp's own
-    gradient at a bound is 1, 0.5 or 0 depending on torch's version, and at 2 bits a third of all
-    codes lie on one.
+    With u = values / scale, q = clamp(.) - z and [inside] of the explicit mask: d / d values =
+    [inside], d / d shift = scale [inside], d / d scale = sum(q - u [inside]), d / d z =
+    scale sum([inside] - 1).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int
+        ctx: Any,
+        values: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        shift: Tensor | None,
+        grid: Grid,
     ) -> Tensor:
-        """Return scale * (code - zero_point), [groups, elements]."""
-        steps = values / scale
-        unclamped = torch.round(steps) + zero_point
-        inside = (unclamped >= qmin) & (unclamped <= qmax)
-        levels = unclamped.clamp_(qmin, qmax) - zero_point
-        if scale.requires_grad:
-            ctx.save_for_backward(inside, levels - steps * inside)
-        else:
-            ctx.save_for_backward(inside)
-        return levels * scale
+        """Return the values on the grid, [groups, elements]; shift has their shape."""
+        inside, out = torch.empty_like(values), torch.empty_like(values)
+        for rows, columns in parts(values):
+            part, scales, zeros = (rows, columns), scale[rows], zero_point[rows]
+            own = None if shift is None else shift[part]
+            _quantize(values[part], own, scales, zeros, grid.codes, inside[part], out[part])
+        ctx.save_for_backward(values, scale, inside, out)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        """Return d/d values = grad inside the range, d/d scale = sum(grad * (level - step))."""
-        inside, *error = ctx.saved_tensors
-        grad_values = grad * inside if ctx.needs_input_grad[0] else None
-        grad_scale = (grad * error[0]).sum(dim=1, keepdim=True) if error else None
-        return grad_values, grad_scale, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of values, scale, zero_point and shift."""
+        values, scale, inside, out = ctx.saved_tensors
+        by_values, by_scale, by_zero, by_shift = ctx.needs_input_grad[:4]
+        passed = torch.empty_like(grad) if by_values or by_shift else None
+        scales = torch.zeros_like(scale) if by_scale else None
+        zeros = torch.zeros_like(scale) if by_zero else None
+        for part in parts(grad):
+            g, mask, rows = grad[part], inside[part], part[0]
+            if passed is not None:
+                torch.mul(g, mask, out=passed[part])
+            if scales is not None:
+                # The difference first: that of two sums would lose most of its digits.
+                error = torch.addcmul(out[part], values[part], mask, value=-1)
+                scales[rows] += error.mul_(g).sum(dim=1, keepdim=True).div_(scale[rows])
+            if zeros is not None:
+                zeros[rows] += (mask - 1).mul_(g).sum(dim=1, keepdim=True).mul_(scale[rows])
+        shifts = passed * scale if by_shift and passed is not None else None
+        return passed if by_values else None, scales, zeros, shifts, None
 
 
 def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
     """Return values [groups, elements] rounded to the grid, differentiable in values and scale."""
-    out: Tensor = FakeQuantize.apply(values, scale, zero_point, grid.qmin, grid.qmax)
+    out: Tensor = FakeQuantize.apply(values, scale, zero_point, None, grid)
     return out

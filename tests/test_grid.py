@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexround.grid import Grid, PerChannel, PerGroup, PerTensor, row_chunks
+from flexround.fusion import row_chunks
+from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

@@ -8,72 +8,91 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flexround.grid import Grid, row_chunks
+from flexround.fusion import fused, parts
+from flexround.grid import Grid
 from flexround.quantizers.base import WeightQuantizer
 from flexround.ranges import Ranges
 
 ZETA, GAMMA = 1.1, -0.1  # the rectified sigmoid's stretch, eq. 23
 
 
-def rectified_sigmoid(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return h(V) = clip(sigmoid(V) * (zeta - gamma) + gamma, 0, 1) and its derivative.
-
-    The derivative counts the bounds of the clip as inside.
-    """
-    sigmoid = torch.sigmoid(v)
-    h = sigmoid * (ZETA - GAMMA) + GAMMA
-    slope = (sigmoid - sigmoid.square()).mul_(ZETA - GAMMA).mul_((h >= 0) & (h <= 1))
-    return h.clamp_(0, 1), slope
+@fused
+def _soften(
+    sigmoid: Tensor, values: Tensor, scale: Tensor, zero_point: Tensor, codes: tuple[int, int],
+    slope: Tensor, out: Tensor,
+) -> None:  # fmt: skip
+    """Write the soft-rounded values to out and their derivative by sigmoid to slope."""
+    low, high = codes
+    up = torch.mul(sigmoid, ZETA - GAMMA, out=slope).add_(GAMMA)
+    rectified = up.clamp(0, 1)
+    inside = up.eq_(rectified)  # explicit and inclusive of the bounds, see to_levels
+    soft = torch.div(values, scale, out=out).floor_().add_(rectified)
+    if low == 0:
+        soft.add_(zero_point)
+    levels = torch.clamp(soft, low, high, out=rectified)
+    inside.mul_(soft.eq_(levels)).mul_(scale * (ZETA - GAMMA))
+    if low == 0:
+        levels.sub_(zero_point)
+    torch.mul(levels, scale, out=out)
 
 
 class SoftRound(torch.autograd.Function):
-    """scale * (clamp(floor(values / scale) + h(V) + zero_point) - zero_point), learned in V."""
+    """scale * (clamp(floor(values / scale) + h + zero_point) - zero_point), learned through h.
+
+    h = clip(sigmoid(V) * (zeta - gamma) + gamma, 0, 1), eq. 23; the derivative counts both clips'
+    bounds as inside.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, v: Tensor, values: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid
+        ctx: Any, sigmoid: Tensor, values: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid
     ) -> Tensor:
-        """Return the soft-rounded values, [groups, elements]; keeps d out / dV."""
+        """Return the soft-rounded values, [groups, elements]; keeps d out / d sigmoid."""
         out, slope = torch.empty_like(values), torch.empty_like(values)
-        for columns in row_chunks(values.shape[1], values.shape[0]):
-            up, rise = rectified_sigmoid(v[:, columns])
-            codes = torch.floor(values[:, columns] / scale).add_(zero_point).add_(up)
-            # Explicit and inclusive of the bounds, see FakeQuantize.
-            inside = (codes >= grid.qmin) & (codes <= grid.qmax)
-            slope[:, columns] = rise.mul_(inside).mul_(scale)
-            out[:, columns] = codes.clamp_(grid.qmin, grid.qmax).sub_(zero_point).mul_(scale)
+        for part in parts(values):
+            own, zeros = scale[part[0]], zero_point[part[0]]
+            _soften(sigmoid[part], values[part], own, zeros, grid.codes, slope[part], out[part])
         ctx.save_for_backward(slope)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of V alone: neither weight nor scale is trained."""
+        """Return the gradient of sigmoid alone: neither weight nor scale is trained."""
         (slope,) = ctx.saved_tensors
         return grad * slope, None, None, None, None
 
 
+@fused
+def _penalise(sigmoid: Tensor, beta: float, total: Tensor, slope: Tensor) -> None:
+    """Add the penalty to total and write its derivative by sigmoid to slope."""
+    # 2 h - 1 before it is clipped to [-1, 1].
+    signed = sigmoid * (2 * (ZETA - GAMMA))
+    signed.add_(2 * GAMMA - 1)
+    distance = signed.abs()
+    rectified = distance.clamp(max=1)
+    inside = distance.eq_(rectified)
+    # distance^(beta - 1) through log2 and exp2, several times faster than pow here.
+    power = torch.log2(rectified, out=slope).mul_(beta - 1).exp2_()
+    total.add_(rectified.numel() - rectified.mul_(power).sum())
+    torch.copysign(power.mul_(inside), signed, out=slope)
+    slope.mul_(-2 * (ZETA - GAMMA) * beta)
+
+
 class BinaryPenalty(torch.autograd.Function):
-    """sum(1 - |2 h(V) - 1|^beta), eq. 24."""
+    """sum(1 - |2 h - 1|^beta), eq. 24, as a function of sigmoid(V)."""
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, beta: float) -> Tensor:
+    def forward(ctx: Any, sigmoid: Tensor, beta: float) -> Tensor:
         """Return the penalty, a scalar; its gradient is worked out on the way."""
-        slope = torch.empty_like(v)
-        total = v.new_zeros(())
-        for columns in row_chunks(v.shape[1], v.shape[0]):
-            h, rise = rectified_sigmoid(v[:, columns])
-            signed = h.mul_(2).sub_(1)
-            distance = signed.abs()
-            # distance^(beta - 1) through log and exp, several times faster than pow here.
-            power = distance.log().mul_(beta - 1).exp_()
-            total += distance.numel() - (power * distance).sum()
-            slope[:, columns] = power.mul_(signed.sign_()).mul_(rise).mul_(-2 * beta)
+        slope, total = torch.empty_like(sigmoid), sigmoid.new_zeros(())
+        for part in parts(sigmoid):
+            _penalise(sigmoid[part], beta, total, slope[part])
         ctx.save_for_backward(slope)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Return d penalty / dV."""
+        """Return d penalty / d sigmoid."""
         (slope,) = ctx.saved_tensors
         return slope * grad, None
 
@@ -114,6 +133,7 @@ class AdaRound(WeightQuantizer):
         up = torch.round(steps) > torch.floor(steps)
         v = torch.where(up, v.clamp(min=0), v.clamp(max=-torch.finfo(v.dtype).eps))
         self.v = nn.Parameter(v)
+        self._sigmoid: Tensor | None = None
 
     def round(self, values: Tensor, scale: Tensor) -> Tensor:
         """Return scale * (clamp(floor(values / scale) + h(V)) - zero_point), [groups, elements].
@@ -121,7 +141,9 @@ class AdaRound(WeightQuantizer):
         Hard, h(V) is 1 where V >= 0 and 0 elsewhere.
         """
         if not self.hard:
-            soft: Tensor = SoftRound.apply(self.v, values, scale, self.zero_point, self.grid)
+            # One for the weight and the penalty, which follows in the same iteration.
+            self._sigmoid = torch.sigmoid(self.v)
+            soft: Tensor = SoftRound.apply(self._sigmoid, values, scale, self.zero_point, self.grid)
             return soft
         up = (self.v >= 0).to(values.dtype)
         codes = torch.floor(values / scale) + up + self.zero_point
@@ -135,7 +157,10 @@ class AdaRound(WeightQuantizer):
 
     def regularizer(self, progress: float) -> Tensor | float:
         """Return lambda * sum(1 - |2 h(V) - 1|^beta), 0 during the warm-up."""
+        sigmoid, self._sigmoid = self._sigmoid, None
         if progress < self.warmup:
             return 0.0
-        penalty: Tensor = BinaryPenalty.apply(self.v, self.beta(progress))
+        if sigmoid is None:
+            sigmoid = torch.sigmoid(self.v)
+        penalty: Tensor = BinaryPenalty.apply(sigmoid, self.beta(progress))
         return self.reg_weight * penalty

@@ -2,23 +2,66 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flexround.grid import Grid, row_chunks
+from flexround.fusion import at_once, fused, row_chunks
+from flexround.grid import Grid, to_levels
 from flexround.quantizers.base import WeightQuantizer
 from flexround.ranges import Ranges
+
+
+LOG2_E = math.log2(math.e)
+
+
+@fused
+def _divide(
+    w: Tensor, s2: Tensor, s3: Tensor | None, s4: Tensor | None, s: Tensor, zero_point: Tensor,
+    codes: tuple[int, int], passing: Tensor, out: Tensor,
+) -> None:  # fmt: skip
+    """Write W_hat to out and W / S [inside] to passing, both [out, elements] as w and s2 are.
+
+    s3 [out, 1] and s4 [1, elements] are logs to base 2 and negative, s2 is the natural log: powers
+    of two are twice as fast as powers of e.
+    """
+    first = s2.new_zeros(()) if s3 is None else s3
+    scaled = torch.sub(first, s2, alpha=LOG2_E, out=passing)
+    if s4 is not None:
+        scaled.add_(s4)
+    scaled.exp2_().mul_(w)
+    grouped = scaled.view(len(s), -1)
+    levels, inside = to_levels(grouped / s, zero_point, codes, out.view(len(s), -1))
+    grouped.mul_(inside)
+    levels.mul_(s)
+
+
+@fused
+def _slopes(
+    grad: Tensor, passing: Tensor, out: Tensor, s: Tensor,
+    by_log: Tensor, by_s1: Tensor, by_s3: Tensor | None, by_s4: Tensor | None,
+) -> None:  # fmt: skip
+    """Write d / d log S2 to by_log [out, elements] and add to the sums that the others are."""
+    part = torch.mul(passing, grad, out=by_log)
+    # The difference first: that of two sums would lose most of its digits.
+    gap = torch.addcmul(part, out, grad, value=-1).view(len(s), -1)
+    by_s1.sub_(gap.sum(dim=1, keepdim=True).div_(s))
+    part.neg_()
+    if by_s3 is not None:
+        by_s3.add_(part.sum(dim=1, keepdim=True))
+    if by_s4 is not None:
+        by_s4.add_(part.sum(dim=0, keepdim=True))
 
 
 class ElementwiseDivision(torch.autograd.Function):
     """s1 * (clamp(round(W / (s1 * S)) + zero_point) - zero_point) with S = exp(S2 + s3 + s4) logs.
 
-    One pass each way instead of the twenty that autograd would make over the weight. With u the
-    unrounded and q the clamped step, gradients are the straight-through ones of Prop. 3.1 in the
-    log domain: d / d log S = -s1 u [inside], d / d s1 = sum(q - u [inside]).
+    With [inside] of the clamp's explicit mask, gradients are the straight-through ones of
+    Prop. 3.1 in the log domain: d / d log S = -W / S [inside], d / d s1 =
+    sum(W_hat - W / S [inside]) / s1.
     """
 
     @staticmethod
@@ -33,52 +76,49 @@ class ElementwiseDivision(torch.autograd.Function):
         grid: Grid,
     ) -> Tensor:
         """Return W_hat [out, in, *kernel] for s1 and zero_point [groups, 1]."""
-        steps, out = torch.empty_like(weight), torch.empty_like(weight)
-        for rows, groups in _parts(weight, s1):
-            log_divisor = log_s2[rows].clone()
-            if log_s3 is not None:
-                log_divisor += log_s3[rows]
-            if log_s4 is not None:
-                log_divisor += log_s4
-            scaled = log_divisor.neg_().exp_().mul_(weight[rows])
-            s, z = s1[groups], zero_point[groups]
-            u = torch.div(scaled.view(len(s), -1), s, out=steps[rows].view(len(s), -1))
-            level = torch.round(u, out=out[rows].view(len(s), -1))
-            level.add_(z).clamp_(grid.qmin, grid.qmax).sub_(z).mul_(s)
-        ctx.save_for_backward(steps, s1, zero_point, log_s3, log_s4)
-        ctx.grid = grid
-        return out
+        w, s2 = weight.flatten(1), log_s2.flatten(1)  # [out, in * kernel]
+        s3 = None if log_s3 is None else log_s3.flatten(1) * -LOG2_E
+        s4 = None
+        if log_s4 is not None:
+            s4 = log_s4.expand(1, *weight.shape[1:]).reshape(1, -1) * -LOG2_E
+        passing, out = torch.empty_like(w), torch.empty_like(w)
+        for rows, groups in _parts(w, s1):
+            own = None if s3 is None else s3[rows]
+            _divide(
+                w[rows], s2[rows], own, s4, s1[groups], zero_point[groups], grid.codes,
+                passing[rows], out[rows],
+            )  # fmt: skip
+        ctx.save_for_backward(passing, out, s1, log_s3, log_s4)
+        return out.view(weight.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of s1 and of the logs of S2, s3 and s4."""
-        steps, s1, zero_point, log_s3, log_s4 = ctx.saved_tensors
-        grid: Grid = ctx.grid
-        grad = grad.contiguous()
-        by_s1 = torch.zeros_like(s1)
-        by_log = torch.empty_like(grad)
-        by_s4 = None if log_s4 is None else torch.zeros_like(log_s4)
-        for rows, groups in _parts(grad, s1):
-            s, z = s1[groups], zero_point[groups]
-            u, g = steps[rows].view(len(s), -1), grad[rows].view(len(s), -1)
-            code = torch.round(u).add_(z)
-            # Explicit and inclusive of the bounds, see FakeQuantize.
-            inside = (code >= grid.qmin) & (code <= grid.qmax)
-            kept = u * inside
-            level = code.clamp_(grid.qmin, grid.qmax).sub_(z)
-            by_s1[groups] += level.sub_(kept).mul_(g).sum(dim=1, keepdim=True)
-            part = torch.mul(kept.mul_(g), -s, out=by_log[rows].view(len(s), -1))
-            if by_s4 is not None:
-                by_s4 += part.view(grad[rows].shape).sum_to_size(by_s4.shape)
-        by_s3 = None if log_s3 is None else by_log.sum_to_size(log_s3.shape)
-        return None, by_s1, None, by_log, by_s3, by_s4, None
+        passing, out, s1, log_s3, log_s4 = ctx.saved_tensors
+        upstream = grad.contiguous().flatten(1)
+        by_log, by_s1 = torch.empty_like(upstream), torch.zeros_like(s1)
+        by_s3 = None if log_s3 is None else upstream.new_zeros(len(upstream), 1)
+        by_s4 = None if log_s4 is None else upstream.new_zeros(1, upstream.shape[1])
+        for rows, groups in _parts(upstream, s1):
+            _slopes(
+                upstream[rows], passing[rows], out[rows], s1[groups], by_log[rows], by_s1[groups],
+                None if by_s3 is None else by_s3[rows], by_s4,
+            )  # fmt: skip
+        if by_s3 is not None:
+            by_s3 = by_s3.view(log_s3.shape)
+        if by_s4 is not None:
+            by_s4 = by_s4.view(1, *grad.shape[1:]).sum_to_size(log_s4.shape)
+        return None, by_s1, None, by_log.view(grad.shape), by_s3, by_s4, None
 
 
-def _parts(weight: Tensor, s1: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yield output channels with the groups of s1 [groups, 1] that they hold."""
-    per_row = len(s1) // len(weight)  # 0 where all channels share one scale
-    for rows in row_chunks(len(weight), weight[0].numel()):
-        yield rows, slice(rows.start * per_row, rows.stop * per_row) if per_row else slice(None)
+def _parts(rows: Tensor, s1: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yield parts of rows [out, elements] with the groups of s1 [groups, 1] that they hold."""
+    if at_once(rows.device):
+        yield slice(None), slice(None)
+        return
+    per_row = len(s1) // len(rows)  # 0 where all channels share one scale
+    for part in row_chunks(*rows.shape):
+        yield part, slice(part.start * per_row, part.stop * per_row) if per_row else slice(None)
 
 
 class FlexRound(WeightQuantizer):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexround.grid import Grid
+from flexround.grid import FakeQuantize, Grid
 from flexround.quantizers.base import WeightQuantizer
 from flexround.ranges import SCALE_FLOOR, Ranges
 
@@ -82,11 +82,9 @@ class SignRound(WeightQuantizer):
 
     def round(self, values: Tensor, scale: Tensor) -> Tensor:
         """Return scale * (clamp(round(values / scale + V) + z) - z), [groups, elements]."""
-        steps = RoundThrough.apply(values / scale + self.v) + self.dequantization_zero_point()
-        inside = (steps >= self.grid.qmin) & (steps <= self.grid.qmax)
-        # Outside of the range the gradient stops, at the bounds it does not.
-        steps = torch.where(inside, steps, steps.detach().clamp(self.grid.qmin, self.grid.qmax))
-        return (steps - self.dequantization_zero_point()) * scale
+        zero_point = self.dequantization_zero_point()
+        out: Tensor = FakeQuantize.apply(values, scale, zero_point, self.v, self.grid)
+        return out
 
     def after_step(self) -> None:
         """Keep the range's ends within the first range."""

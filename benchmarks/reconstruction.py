@@ -1,0 +1,190 @@
+"""What an iteration of reconstruction takes above the block's own forward and backward pass.
+
+`python -m benchmarks.reconstruction` prints, for each block, the floor (the plain block's passes,
+with gradients of its weights), each method's iteration, its overhead (iteration - floor) / floor,
+and the same for FlexRound's formula written plainly with torch.optim.Adam. All are measured in
+turns; medians of the rounds with the quartiles' distance. `--memory` measures peak memory instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils.benchmark import Measurement, TaskSpec
+
+from benchmarks.blocks import CASES, CPU, Case, reached
+from benchmarks.formulas import FORMULAS, Plain
+from flexround.attach import attach
+from flexround.blocks import Calls
+from flexround.grid import Grid, PerChannel
+from flexround.observers import BlockReport
+from flexround.quantizers.adaround import AdaRound
+from flexround.quantizers.base import QuantizerFactory
+from flexround.quantizers.flexround import FlexRound
+from flexround.quantizers.lrq import LRQ
+from flexround.quantizers.signround import SignRound
+from flexround.ranges import MinMax
+from flexround.reconstruction import Reconstruction
+from flexround.resume import NoCheckpoints
+from flexround.unit import Unit, UnitJob, reconstruction_loss
+
+GRID, LR = Grid(4, False, PerChannel()), 1e-3
+METHODS: dict[str, QuantizerFactory] = {
+    "flexround": partial(FlexRound, learn_s1=True, use_s3=True, use_s4=True),
+    "adaround": partial(
+        AdaRound, reg_weight=0.01, beta_start=20.0, beta_end=2.0, warmup=0.0, anneal="linear"
+    ),
+    "lrq": partial(LRQ, rank=64, rank_rule="fixed", seed=0),
+    "signround": SignRound,
+}
+STEPS = 10  # iterations a measurement: from one reading of the loss to the next
+Run = Callable[[], float]
+
+
+class Clock:
+    """An observer that times the iterations from the first reading of the loss to the last."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def begin(self, units: Sequence[str], iters: int) -> None:
+        """Nothing to do."""
+
+    def step(self, unit: str, iteration: int, error: float) -> None:
+        """Note the time."""
+        self.times.append(time.perf_counter())
+
+    def end_block(self, report: BlockReport) -> None:
+        """Nothing to do."""
+
+    def seconds(self) -> float:
+        """Return what an iteration took, and start anew."""
+        first, *_, last = self.times
+        self.times.clear()
+        return (last - first) / STEPS
+
+
+def floor(case: Case) -> Run:
+    """Return what times the passes of the plain block, weights' gradients and loss included."""
+    adapter, block, calls = reached(case)
+    unit = Unit(block.name, block.module, block.layers, block.activation)
+    batch = torch.arange(case.batch_size)
+    targets = torch.zeros_like(unit.output(calls.run_all(block.module, case.batch_size, CPU)))
+    weights = [layer.module.weight for layer in block.layers]
+
+    def run() -> float:
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            for weight in weights:
+                weight.grad = None
+            output = unit.output(calls.run(block.module, batch, CPU))
+            reconstruction_loss(output, targets[batch], adapter.channel_dim).backward()
+        return (time.perf_counter() - start) / STEPS
+
+    for parameter in block.module.parameters():
+        parameter.requires_grad_(any(parameter is weight for weight in weights))
+    return run
+
+
+def ours(case: Case, method: QuantizerFactory) -> Run:
+    """Return what times the loop's iterations."""
+    adapter, block, calls = reached(case)
+    recon = Reconstruction(
+        unit="block", iters=STEPS + 1, lr=LR, batch_size=case.batch_size, schedule="constant",
+        inputs="quant", steps="start", act_lr=1e-4, act_iters=0, keep=1.0, keep_best=False,
+    )  # fmt: skip
+    clock, draws = Clock(), torch.Generator().manual_seed(0)
+    job = UnitJob(
+        recon, adapter, method, GRID, MinMax(), draws, [clock], None, None, draws, True,
+        NoCheckpoints(),
+    )  # fmt: skip
+    unit = Unit(block.name, block.module, block.layers, block.activation)
+    targets = unit.output(job.run_all(block.module, calls))
+    quantizers = attach(block.layers, method, GRID, MinMax())
+
+    def run() -> float:
+        job.optimise(unit, quantizers, [], calls, calls, targets)
+        return clock.seconds()
+
+    return run
+
+
+def plain(case: Case, method: str) -> Run:
+    """Return what times the method's plain formula with torch's autograd and its default Adam."""
+    adapter, block, calls = reached(case)
+    unit = Unit(block.name, block.module, block.layers, block.activation)
+    targets = unit.output(calls.run_all(block.module, case.batch_size, CPU))
+    learned: list[nn.Parameter] = []
+    for layer in block.layers:
+        weight = layer.module.weight
+        quantizer = METHODS[method](weight, grid=GRID, ranges=MinMax())
+        learned += quantizer.parameters()
+        wrapped = Plain(quantizer, FORMULAS[method])
+        parametrize.register_parametrization(layer.module, "weight", wrapped)
+    block.module.requires_grad_(False)
+    for parameter in learned:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(learned, lr=LR)
+    draws = torch.Generator().manual_seed(0)
+
+    def step(samples: Calls) -> None:
+        batch = torch.randperm(len(samples), generator=draws)[: case.batch_size]
+        optimizer.zero_grad()
+        output = unit.output(samples.run(block.module, batch, CPU))
+        loss = reconstruction_loss(output, targets[batch], adapter.channel_dim)
+        loss.backward()
+        optimizer.step()
+
+    def run() -> float:
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            step(calls)
+        return (time.perf_counter() - start) / STEPS
+
+    return run
+
+
+def measured(runs: dict[str, Run], rounds: int) -> dict[str, Measurement]:
+    """Return the times of an iteration of each of runs, taken in turns after one to warm up."""
+    for run in runs.values():
+        run()
+    turns = [{name: run() for name, run in runs.items()} for _ in range(rounds)]
+    task = TaskSpec("iteration", "", num_threads=torch.get_num_threads())
+    return {name: Measurement(1, [turn[name] for turn in turns], task) for name in runs}
+
+
+def table(case: Case, methods: Sequence[str], rounds: int) -> None:
+    """Print the rows of one block."""
+    runs = {"floor": floor(case)} | {name: ours(case, METHODS[name]) for name in methods}
+    runs |= {f"{name}, plain": plain(case, name) for name in methods if name == "flexround"}
+    times = measured(runs, rounds)
+    base = times["floor"].median
+    for name, time_ in times.items():
+        over = "-" if name == "floor" else f"{time_.median / base - 1:.3f}"
+        spread = f"{1e3 * time_.median:.1f} ({1e3 * time_.iqr:.1f})"
+        print(f"| {case.name} | {name} | {spread} | {over} |", flush=True)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", default="", help="only blocks whose name holds this")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
+    args = parser.parse_args()
+    print(f"{torch.get_num_threads()} threads, {args.rounds} rounds of {STEPS} iterations\n")
+    print("| block | | ms (quartiles) | overhead |\n|---|---|---|---|")
+    for case in CASES:
+        if args.case in case.name:
+            vision = case.name.startswith(("ResNet", "Mobile"))
+            table(case, [m for m in args.methods if not (m == "lrq" and vision)], args.rounds)
+
+
+if __name__ == "__main__":
+    main()
