@@ -28,6 +28,7 @@ ROUNDS, ITERS = 11, 2
 QDROP = Reconstruction(
     unit="block", iters=ITERS, lr=1e-4, batch_size=2, schedule="constant", inputs="quant",
     steps="together", act_lr=4e-5, act_iters=0, keep=0.5, keep_best=False,
+    precision="float32", compile=False,
 )  # fmt: skip
 STATIC = StaticPerTensor(8, symmetric=False, stem_bits=8, head_bits=8, kv_bits=None, init_samples=2)
 

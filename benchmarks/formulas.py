@@ -32,7 +32,7 @@ def on_grid(q: WeightQuantizer, steps: Tensor, zero_point: Tensor, scale: Tensor
 
 
 def flexround(q: FlexRound, weight: Tensor) -> Tensor:
-    """s1 round(W / (s1 S2 s3 s4))."""
+    """Return s1 round(W / (s1 S2 s3 s4))."""
     logs = [log for log in (q.log_s2, q.log_s3, q.log_s4) if log is not None]
     values = q.grid.granularity.group(weight / torch.exp(sum(logs[1:], logs[0])))
     s1 = q.scale * torch.exp(q.log_s1)
@@ -40,12 +40,12 @@ def flexround(q: FlexRound, weight: Tensor) -> Tensor:
 
 
 def adaquant_flexround(q: AdaQuantFlexRound, weight: Tensor) -> Tensor:
-    """s1 round((W + V) / (s1 S2 s3 s4))."""
+    """Return s1 round((W + V) / (s1 S2 s3 s4))."""
     return flexround(q, weight + q.v)
 
 
 def lrq(q: LRQ, weight: Tensor) -> Tensor:
-    """s1 round(W / (s1 exp(L2 U2 + r2 + c2)))."""
+    """Return s1 round(W / (s1 exp(L2 U2 + r2 + c2)))."""
     assert q.u2 is not None, "a rank is given"
     values = q.grid.granularity.group(weight / torch.exp(q.l2 @ q.u2 + q.r2 + q.c2))
     s1 = q.scale * torch.exp(q.log_s1)
@@ -53,13 +53,13 @@ def lrq(q: LRQ, weight: Tensor) -> Tensor:
 
 
 def adaquant(q: AdaQuant, weight: Tensor) -> Tensor:
-    """s1 round((W + V) / s1)."""
+    """Return s1 round((W + V) / s1)."""
     values = q.grid.granularity.group(weight + q.v)
     return on_grid(q, values / q.s1, q.zero_point, q.s1).reshape(weight.shape)
 
 
 def signround(q: SignRound, weight: Tensor) -> Tensor:
-    """s round(W / s + V), s and z from the range's ends alpha low and beta high."""
+    """Return s round(W / s + V), s and z from the range's ends alpha low and beta high."""
     scale, zero_point = q.scale * q.beta, q.zero_point
     if q.alpha is not None:
         levels = q.grid.qmax - q.grid.qmin
@@ -72,7 +72,7 @@ def signround(q: SignRound, weight: Tensor) -> Tensor:
 
 
 def adaround(q: AdaRound, weight: Tensor) -> Tensor:
-    """s (floor(W / s) + h(V))."""
+    """Return s (floor(W / s) + h(V))."""
     values = q.grid.granularity.group(weight)
     h = torch.clamp(torch.sigmoid(q.v) * (ZETA - GAMMA) + GAMMA, 0, 1)
     codes = torch.floor(values / q.scale) + h + q.zero_point

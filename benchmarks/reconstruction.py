@@ -3,7 +3,9 @@
 `python -m benchmarks.reconstruction` prints, for each block, the floor (the plain block's passes,
 with gradients of its weights), each method's iteration, its overhead (iteration - floor) / floor,
 and the same for FlexRound's formula written plainly with torch.optim.Adam. All are measured in
-turns; medians of the rounds with the quartiles' distance. `--memory` measures peak memory instead.
+turns; medians of the rounds with the quartiles' distance. `--compile` and `--precision bfloat16`
+are the loop's options, under which the floor stays as it is; `--frozen` times the block's forward
+pass before a run and after it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import get_args
 
 import torch
 from torch import nn
@@ -20,10 +23,11 @@ from torch.utils.benchmark import Measurement, TaskSpec
 
 from benchmarks.blocks import CASES, CPU, Case, reached
 from benchmarks.formulas import FORMULAS, Plain
-from flexround.attach import attach
+from flexround.attach import attach, freeze
 from flexround.blocks import Calls
 from flexround.grid import Grid, PerChannel
 from flexround.observers import BlockReport
+from flexround.precision import Precision
 from flexround.quantizers.adaround import AdaRound
 from flexround.quantizers.base import QuantizerFactory
 from flexround.quantizers.flexround import FlexRound
@@ -92,12 +96,13 @@ def floor(case: Case) -> Run:
     return run
 
 
-def ours(case: Case, method: QuantizerFactory) -> Run:
+def ours(case: Case, method: QuantizerFactory, precision: Precision, compile_: bool) -> Run:
     """Return what times the loop's iterations."""
     adapter, block, calls = reached(case)
     recon = Reconstruction(
         unit="block", iters=STEPS + 1, lr=LR, batch_size=case.batch_size, schedule="constant",
         inputs="quant", steps="start", act_lr=1e-4, act_iters=0, keep=1.0, keep_best=False,
+        precision=precision, compile=compile_,
     )  # fmt: skip
     clock, draws = Clock(), torch.Generator().manual_seed(0)
     job = UnitJob(
@@ -159,16 +164,43 @@ def measured(runs: dict[str, Run], rounds: int) -> dict[str, Measurement]:
     return {name: Measurement(1, [turn[name] for turn in turns], task) for name in runs}
 
 
-def table(case: Case, methods: Sequence[str], rounds: int) -> None:
-    """Print the rows of one block."""
-    runs = {"floor": floor(case)} | {name: ours(case, METHODS[name]) for name in methods}
-    runs |= {f"{name}, plain": plain(case, name) for name in methods if name == "flexround"}
+def forward(case: Case, frozen: bool) -> Run:
+    """Return what times the block's forward pass as it came, or quantized and frozen."""
+    _, block, calls = reached(case)
+    if frozen:
+        attach(block.layers, METHODS["flexround"], GRID, MinMax())
+        freeze(block.layers)
+
+    def run() -> float:
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            calls.run_all(block.module, case.batch_size, CPU)
+        return (time.perf_counter() - start) / STEPS
+
+    return run
+
+
+def table(case: Case, runs: dict[str, Run], rounds: int) -> None:
+    """Print the rows of one block; the first of runs is what the others are divided by."""
     times = measured(runs, rounds)
-    base = times["floor"].median
+    base = next(iter(times.values())).median
     for name, time_ in times.items():
-        over = "-" if name == "floor" else f"{time_.median / base - 1:.3f}"
+        over = f"{time_.median / base - 1:.3f}"
         spread = f"{1e3 * time_.median:.1f} ({1e3 * time_.iqr:.1f})"
         print(f"| {case.name} | {name} | {spread} | {over} |", flush=True)
+
+
+def _runs(case: Case, args: argparse.Namespace) -> dict[str, Run]:
+    if args.frozen:
+        return {"as it came": forward(case, False), "frozen": forward(case, True)}
+    vision = case.name.startswith(("ResNet", "Mobile"))
+    runs = {"floor": floor(case)}
+    for name in args.methods:
+        if name != "lrq" or not vision:
+            runs[name] = ours(case, METHODS[name], args.precision, args.compile)
+    if "flexround" in args.methods:
+        runs["flexround, plain"] = plain(case, "flexround")
+    return runs
 
 
 def main() -> None:
@@ -177,13 +209,15 @@ def main() -> None:
     parser.add_argument("--case", default="", help="only blocks whose name holds this")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32")
+    parser.add_argument("--frozen", action="store_true")
     args = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, {args.rounds} rounds of {STEPS} iterations\n")
     print("| block | | ms (quartiles) | overhead |\n|---|---|---|---|")
     for case in CASES:
         if args.case in case.name:
-            vision = case.name.startswith(("ResNet", "Mobile"))
-            table(case, [m for m in args.methods if not (m == "lrq" and vision)], args.rounds)
+            table(case, _runs(case, args), args.rounds)
 
 
 if __name__ == "__main__":

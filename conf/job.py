@@ -34,7 +34,8 @@ log = logging.getLogger("run")
 
 # What a command line says of its run's surroundings, which whoever repeats it has others of.
 SURROUNDINGS = (
-    "logger", "results_dir", "cache_dir", "cache_gib", "progress", "rerun", "retry_failed",
+    "logger", "results_dir", "cache_dir", "cache_gib", "progress", "compile", "rerun",
+    "retry_failed",
 )  # fmt: skip
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

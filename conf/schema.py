@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Settings that say where and how a run works, not what it computes.
 NOT_IDENTITY = (
     "idle", "scale", "logger", "device", "results_dir", "cache_dir", "checkpoints_dir",
-    "recipe", "rerun", "retry_failed", "cache_gib", "progress", "expected_fp", "task.cache_dir",
-    "task.checkpoints_dir", "task.num_workers", "task.expected", "task.tolerance",
+    "recipe", "compile", "recon.compile", "rerun", "retry_failed", "cache_gib", "progress",
+    "expected_fp", "task.cache_dir", "task.checkpoints_dir", "task.num_workers", "task.expected",
+    "task.tolerance",
 )  # fmt: skip
 
 
@@ -67,6 +68,7 @@ class RunConfig:
     preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
     expected_fp: float | None = MISSING
     device: str = MISSING
+    compile: bool = MISSING
     rerun: bool = MISSING
     retry_failed: bool = MISSING
     progress: bool = MISSING

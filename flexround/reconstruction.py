@@ -21,9 +21,11 @@ from flexround.attach import check
 from flexround.blocks import Block
 from flexround.descent import Schedule
 from flexround.dropping import RESOLUTION
+from flexround.fusion import check_compiler
 from flexround.grid import Grid, PerTensor, QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.observers import Observer
+from flexround.precision import Precision, check_precision
 from flexround.quantizers.activation import Activation
 from flexround.quantizers.base import QuantizerFactory
 from flexround.ranges import MinMax, Ranges
@@ -50,6 +52,9 @@ class Reconstruction:
         act_lr: their learning rate, taken down to 0 by a cosine.
         act_iters: their iterations where they are learned after the weights.
         keep_best: end with the parameters of the mini-batch with the lowest error (SignRound).
+        precision: of the iterations' matrix products: float32, tf32 or bfloat16. Weights, rounding
+            and the loss stay float32, and so does everything outside of the iterations.
+        compile: fuse the methods' passes by torch.compile, which needs a compiler.
         keep: probability that an element stays quantized while learning, QDrop's 0.5; 1 is all.
     """
 
@@ -64,6 +69,8 @@ class Reconstruction:
     act_iters: int
     keep: float
     keep_best: bool
+    precision: Precision
+    compile: bool
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -177,6 +184,9 @@ class Reconstruction:
         if activation is not None:
             self._check_activation(activation, adapter)
         layers = [layer for block in adapter.blocks() for layer in block.layers]
+        check_precision(self.precision, adapter.device)
+        if self.compile:
+            check_compiler(adapter.device)
         learns = check(layers, grid, quantizer)
         samples = sum(adapter.num_samples(batch) for batch in calibration)
         if learns and self.iters and samples < self.batch_size:

@@ -77,9 +77,9 @@ def _learn_block(job: UnitJob, block: Block, quant: Calls, outputs: Tensor, iter
     if iters and sizes:
 
         def losses(batch: Tensor, _: float) -> tuple[Tensor, Tensor]:
-            with on():
+            with on(), job.products():
                 output = unit.output(quant.run(unit.module, batch, job.adapter.device))
-            error = job.loss(output, targets, batch, POWER)
+            error = job.loss(output.float(), targets, batch, POWER)
             return error, error
 
         def after_step() -> None:

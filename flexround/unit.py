@@ -17,10 +17,12 @@ from flexround.blocks import Block, Calls, capture
 from flexround.cost import Cost
 from flexround.descent import Best, Descent, scheduled, step_optimizer
 from flexround.dropping import mix
+from flexround.fusion import compiling
 from flexround.grid import Grid, QuantizedTensor
 from flexround.measure import Stopwatch
 from flexround.models.base import ModelAdapter
 from flexround.observers import BlockReport, Curve, Observer
+from flexround.precision import products
 from flexround.quantizers.activation import ActivationQuantizer
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import Ranges
@@ -96,6 +98,10 @@ class UnitJob:
             return nullcontext()
         assert self.activations is not None, "together says so"
         return self.activations.on(keep)
+
+    def products(self) -> AbstractContextManager[None]:
+        """Return the context in which an iteration's forward pass runs."""
+        return products(self.recon.precision, self.adapter.device)
 
     def run_all(self, module: nn.Module, calls: Calls) -> Tensor:
         """Return module's outputs over the whole calibration set, [samples, ...]."""
@@ -228,9 +234,9 @@ class UnitJob:
 
         def losses(batch: Tensor, progress: float) -> tuple[Tensor, Tensor]:
             inputs = self.inputs(batch, fp, quant)
-            with self.student(recon.keep):
+            with self.student(recon.keep), self.products():
                 output = unit.output(quant.run(unit.module, batch, self.adapter.device, inputs))
-            error = self.loss(output, targets, batch)
+            error = self.loss(output.float(), targets, batch)
             loss = error
             for quantizer in quantizers:
                 loss = loss + quantizer.regularizer(progress)
@@ -243,7 +249,8 @@ class UnitJob:
                 step.after_step()
 
         descent = Descent(unit.name, recon.iters, recon.batch_size, self.generator, self.observers)
-        return descent.run(len(targets), losses, optimizers, after_step, best)
+        with compiling(recon.compile):
+            return descent.run(len(targets), losses, optimizers, after_step, best)
 
     def inputs(self, batch: Tensor, fp: Calls, quant: Calls) -> Tensor:
         """Return what the student sees of the samples at batch, on the device."""

@@ -18,6 +18,7 @@ OUT, INTO, SAMPLES, ITERS = 20, 30, 8, 3
 SETTING = Reconstruction(
     unit="layer", iters=ITERS, lr=1e-3, batch_size=SAMPLES, schedule="constant", inputs="quant",
     steps="start", act_lr=1e-3, act_iters=0, keep=1.0, keep_best=False,
+    precision="float32", compile=False,
 )  # fmt: skip
 
 

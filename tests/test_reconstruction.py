@@ -24,6 +24,7 @@ RANGES = LpSearch(2.4, 80, 0.01)
 SETTING = Reconstruction(
     unit="block", iters=40, lr=5e-3, batch_size=8, schedule="cosine", inputs="quant",
     steps="start", act_lr=1e-3, act_iters=0, keep=0.5, keep_best=False,
+    precision="float32", compile=False,
 )  # fmt: skip
 
 

@@ -14,7 +14,6 @@ from flexround.grid import Grid, to_levels
 from flexround.quantizers.base import WeightQuantizer
 from flexround.ranges import Ranges
 
-
 LOG2_E = math.log2(math.e)
 
 

@@ -87,7 +87,9 @@ class LRQ(WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the fake-quantized weight, same shape."""
-        log_divisor = self.l2 if self.u2 is None else self.l2 @ self.u2
+        # A divisor of bfloat16's 8 bits would be none.
+        with torch.autocast(weight.device.type, enabled=False):
+            log_divisor = self.l2 if self.u2 is None else self.l2 @ self.u2
         out: Tensor = ElementwiseDivision.apply(
             weight.contiguous(),
             self.dequantization_scale(),

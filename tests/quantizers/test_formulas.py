@@ -68,24 +68,13 @@ def test_values_and_gradients(name, layer, granularity, symmetric, bits):
         torch.testing.assert_close(own[key], plain[key], msg=lambda m, k=key: f"{k}: {m}")
 
 
-class TwoLayers(nn.Module):
-    """A block with a layer inside."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(24, 24), nn.Linear(24, 10)
-
-    def forward(self, x):
-        return self.second(torch.relu(self.first(x)))
-
-
 def trained(name, plain):
     """Return what 100 iterations leave of a block's weights."""
     torch.manual_seed(0)
-    block = TwoLayers().double()
+    block = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 10)).double()
     x = torch.randn(64, 24, dtype=torch.float64)
     target = block(x).detach()
-    layers = [Layer("first", block.first), Layer("second", block.second)]
+    layers = [Layer(str(i), block[i]) for i in (0, 2)]
     grid = Grid(3, False, PerChannel())
     if plain:
         quantizers = []
@@ -99,10 +88,8 @@ def trained(name, plain):
         quantizers = attach(layers, METHODS[name], grid, RANGES)
     groups = [group for q in quantizers for group in q.param_groups(1e-3)]
     sgd = name == "signround"
-    if plain and not sgd:
-        optimizer = torch.optim.Adam(groups)
-    else:
-        optimizer = quantizers[0].optimizer(groups)
+    own = quantizers[0].optimizer(groups)
+    optimizer = torch.optim.Adam(groups) if plain and not sgd else own
     draws = torch.Generator().manual_seed(1)
     for iteration in range(100):
         batch = torch.randperm(64, generator=draws)[:16]
