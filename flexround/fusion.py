@@ -36,6 +36,11 @@ def compiling(on: bool) -> Iterator[None]:
         _compiling = before
 
 
+def compiling_now() -> bool:
+    """Return whether fused functions are compiled."""
+    return _compiling
+
+
 def check_compiler(device: torch.device) -> None:
     """Check that torch.compile has what it needs for device.
 

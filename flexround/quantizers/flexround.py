@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flexround.fusion import at_once, fused, row_chunks
+from flexround.fusion import at_once, compiling_now, fused, row_chunks
 from flexround.grid import Grid, to_levels
 from flexround.quantizers.base import WeightQuantizer
 from flexround.ranges import Ranges
@@ -17,15 +17,14 @@ from flexround.ranges import Ranges
 LOG2_E = math.log2(math.e)
 
 
-@fused
 def _divide(
     w: Tensor, s2: Tensor, s3: Tensor | None, s4: Tensor | None, s: Tensor, zero_point: Tensor,
-    codes: tuple[int, int], passing: Tensor, out: Tensor,
+    codes: tuple[int, int], passing: Tensor, out: Tensor | None,
 ) -> None:  # fmt: skip
     """Write W_hat to out and W / S [inside] to passing, both [out, elements] as w and s2 are.
 
-    s3 [out, 1] and s4 [1, elements] are logs to base 2 and negative, s2 is the natural log: powers
-    of two are twice as fast as powers of e.
+    Without out W_hat is not kept. s3 [out, 1] and s4 [1, elements] are logs to base 2 and negative,
+    s2 is the natural log: powers of two are twice as fast as powers of e.
     """
     first = s2.new_zeros(()) if s3 is None else s3
     scaled = torch.sub(first, s2, alpha=LOG2_E, out=passing)
@@ -33,12 +32,12 @@ def _divide(
         scaled.add_(s4)
     scaled.exp2_().mul_(w)
     grouped = scaled.view(len(s), -1)
-    levels, inside = to_levels(grouped / s, zero_point, codes, out.view(len(s), -1))
+    whole = None if out is None else out.view(len(s), -1)
+    levels, inside = to_levels(grouped / s, zero_point, codes, whole)
     grouped.mul_(inside)
     levels.mul_(s)
 
 
-@fused
 def _slopes(
     grad: Tensor, passing: Tensor, out: Tensor, s: Tensor,
     by_log: Tensor, by_s1: Tensor, by_s3: Tensor | None, by_s4: Tensor | None,
@@ -53,6 +52,25 @@ def _slopes(
         by_s3.add_(part.sum(dim=1, keepdim=True))
     if by_s4 is not None:
         by_s4.add_(part.sum(dim=0, keepdim=True))
+
+
+@fused
+def _forward(w: Tensor, *divide: Any) -> None:
+    """Run _divide; where passing is None it is not kept."""
+    s2, s3, s4, s, zero_point, codes, passing, out = divide
+    passing = torch.empty_like(w) if passing is None else passing
+    _divide(w, s2, s3, s4, s, zero_point, codes, passing, out)
+
+
+@fused
+def _backward(divide: tuple[Any, ...], passing: Tensor | None, *slopes: Any) -> None:
+    """Run _slopes; passing is worked out again by _divide where it has not been kept."""
+    if passing is None:
+        w, s2, s3, s4, s, zero_point, codes = divide
+        passing = torch.empty_like(w)
+        _divide(w, s2, s3, s4, s, zero_point, codes, passing, None)
+    grad, *rest = slopes
+    _slopes(grad, passing, *rest)
 
 
 class ElementwiseDivision(torch.autograd.Function):
@@ -75,32 +93,35 @@ class ElementwiseDivision(torch.autograd.Function):
         grid: Grid,
     ) -> Tensor:
         """Return W_hat [out, in, *kernel] for s1 and zero_point [groups, 1]."""
-        w, s2 = weight.flatten(1), log_s2.flatten(1)  # [out, in * kernel]
-        s3 = None if log_s3 is None else log_s3.flatten(1) * -LOG2_E
-        s4 = None
-        if log_s4 is not None:
-            s4 = log_s4.expand(1, *weight.shape[1:]).reshape(1, -1) * -LOG2_E
-        passing, out = torch.empty_like(w), torch.empty_like(w)
-        for rows, groups in _parts(w, s1):
-            own = None if s3 is None else s3[rows]
-            _divide(
-                w[rows], s2[rows], own, s4, s1[groups], zero_point[groups], grid.codes,
-                passing[rows], out[rows],
-            )  # fmt: skip
-        ctx.save_for_backward(passing, out, s1, log_s3, log_s4)
+        tensors = (weight, log_s2, log_s3, log_s4)
+        out = torch.empty_like(weight).flatten(1)
+        # A whole weight's worth of memory, which a compiled pass does not need to be fast.
+        passing = None if compiling_now() else torch.empty_like(out)
+        for rows, groups in _parts(out, s1):
+            kept = None if passing is None else passing[rows]
+            s, z = s1[groups], zero_point[groups]
+            _forward(*_operands(tensors, rows), s, z, grid.codes, kept, out[rows])
+        ctx.save_for_backward(*tensors, s1, zero_point, passing, out)
+        ctx.grid = grid
         return out.view(weight.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of s1 and of the logs of S2, s3 and s4."""
-        passing, out, s1, log_s3, log_s4 = ctx.saved_tensors
+        *tensors, s1, zero_point, passing, out = ctx.saved_tensors
+        _, _, log_s3, log_s4 = tensors
         upstream = grad.contiguous().flatten(1)
         by_log, by_s1 = torch.empty_like(upstream), torch.zeros_like(s1)
         by_s3 = None if log_s3 is None else upstream.new_zeros(len(upstream), 1)
         by_s4 = None if log_s4 is None else upstream.new_zeros(1, upstream.shape[1])
         for rows, groups in _parts(upstream, s1):
-            _slopes(
-                upstream[rows], passing[rows], out[rows], s1[groups], by_log[rows], by_s1[groups],
+            again: tuple[Any, ...] = ()
+            if passing is None:
+                s, z = s1[groups], zero_point[groups]
+                again = (*_operands(tensors, rows), s, z, ctx.grid.codes)
+            _backward(
+                again, None if passing is None else passing[rows], upstream[rows], out[rows],
+                s1[groups], by_log[rows], by_s1[groups],
                 None if by_s3 is None else by_s3[rows], by_s4,
             )  # fmt: skip
         if by_s3 is not None:
@@ -108,6 +129,16 @@ class ElementwiseDivision(torch.autograd.Function):
         if by_s4 is not None:
             by_s4 = by_s4.view(1, *grad.shape[1:]).sum_to_size(log_s4.shape)
         return None, by_s1, None, by_log.view(grad.shape), by_s3, by_s4, None
+
+
+def _operands(tensors: Sequence[Any], rows: slice) -> tuple[Tensor | None, ...]:
+    """Return _divide's w, s2, s3 and s4 for rows of (weight, log_s2, log_s3, log_s4)."""
+    weight, log_s2, log_s3, log_s4 = tensors
+    s3 = None if log_s3 is None else log_s3[rows].flatten(1) * -LOG2_E
+    s4 = None
+    if log_s4 is not None:
+        s4 = log_s4.expand(1, *weight.shape[1:]).reshape(1, -1) * -LOG2_E
+    return weight[rows].flatten(1), log_s2[rows].flatten(1), s3, s4
 
 
 def _parts(rows: Tensor, s1: Tensor) -> Iterator[tuple[slice, slice]]:
