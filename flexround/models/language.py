@@ -90,7 +90,8 @@ class LanguageAdapter(ModelAdapter):
 
         [batch, tokens, vocabulary], [batch, classes], or for answers in a text [batch, tokens, 2].
         """
-        self.model.to(self.device)
+        if not torch.compiler.is_exporting():  # a tracer can't follow it
+            self.model.to(self.device)
         out = self.model(**{name: values.to(self.device) for name, values in batch.items()})
         if "start_logits" in out:
             return torch.stack([out.start_logits, out.end_logits], dim=-1)

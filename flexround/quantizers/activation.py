@@ -7,7 +7,7 @@ LRQ's per-token activations and its 8-bit keys and values (arXiv 2407.11534).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from flexround.grid import Grid, PerTensor, fake_quantize
 from flexround.ranges import SCALE_FLOOR, MinMax, Ranges
 from flexround.sites import Role
 
+# What a tracer of the model sees in the place of a quantizer of tensors: one node of a graph.
+FAKE_QUANTIZE = "flexround::FakeQuantize"
 # Values that a range is searched on; more change a scale by less than a step of the search.
 SEARCHED = 1 << 18
 
@@ -81,6 +83,8 @@ class TensorQuantizer(ActivationQuantizer):
         if self.grid is None:
             self._start(x.detach())
         assert self.grid is not None, "_start sets it"
+        if torch.compiler.is_exporting():
+            return self._node(x)
         low, high = self.grid.qmin - self.zero_point, self.grid.qmax - self.zero_point
         # Half precision is too coarse for 8-bit codes.
         values = x.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))
@@ -102,6 +106,20 @@ class TensorQuantizer(ActivationQuantizer):
         """Take over what held() of another one gave."""
         if held:
             self._set(held["scale"], held["zero_point"], bool(held["signed"]))
+
+    def _node(self, x: Tensor) -> Tensor:
+        """Return x as the output of one node of the graph that is being traced."""
+        assert self.grid is not None, "forward starts it"
+        attributes: Any = {
+            "name": self.name,
+            "scale": self.scale.item(),
+            "zero_point": int(self.zero_point),
+            "qmin": self.grid.qmin,
+            "qmax": self.grid.qmax,
+        }
+        return torch.onnx.ops.symbolic(
+            FAKE_QUANTIZE, (x,), attributes, dtype=x.dtype, shape=x.shape, version=1
+        )
 
     def _set(self, scale: Tensor, zero_point: Tensor, signed: bool) -> None:
         self.scale = nn.Parameter(scale)
@@ -129,6 +147,11 @@ class TokenQuantizer(ActivationQuantizer):
 
     def forward(self, x: Tensor, keep: float, draws: torch.Generator) -> Tensor:
         """Return x fake-quantized, differentiable in x, all of it whatever keep says."""
+        if torch.compiler.is_exporting():
+            raise ValueError(
+                f"activation {self.name}: its range is found for each token as it comes, which "
+                "QuantizeLinear cannot; give activation=static_per_tensor without kv_bits"
+            )
         tokens = x.reshape(-1, x.shape[-1]).float()
         scale, zero_point = MinMax()(tokens.detach(), self.grid)
         return fake_quantize(tokens, scale, zero_point, self.grid).reshape(x.shape).to(x.dtype)
