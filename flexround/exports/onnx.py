@@ -1,7 +1,6 @@
 """A quantized model as ONNX, its weights and activations behind QuantizeLinear/DequantizeLinear.
 
-Source: the two operators at opset 21 (4-bit types, blocks along an axis) and 25 (2-bit types),
-https://onnx.ai/onnx/operators. The rest of the graph is torch.onnx's.
+The rest of the graph is torch.onnx's (https://docs.pytorch.org/docs/stable/onnx.html).
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxscript.optimizer
@@ -21,17 +19,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from flexround.attach import output_first
+from flexround.exports.onnx_graph import replace_activation, replace_weight
 from flexround.files import write_whole
 from flexround.grid import QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.quantizers.activation import FAKE_QUANTIZE
 
-# ONNX's integers by bits, (unsigned, signed); other widths take the next larger one.
-TYPES = {
-    2: (ir.DataType.UINT2, ir.DataType.INT2),
-    4: (ir.DataType.UINT4, ir.DataType.INT4),
-    8: (ir.DataType.UINT8, ir.DataType.INT8),
-}
 # Opset and file version; the newer one is asked for only where there are 2-bit weights.
 OPSET_4_BITS, OPSET_2_BITS = (21, 10), (25, 13)
 
@@ -97,7 +90,7 @@ def check_integers(adapter: ModelAdapter, integers: Mapping[str, QuantizedTensor
         ValueError: when they are not; names the layer.
     """
     layers = {layer.name: layer.module for block in adapter.blocks() for layer in block.layers}
-    for name in layers.keys() ^ integers.keys():
+    for name in sorted(layers.keys() ^ integers.keys()):
         where = "the model" if name in layers else "the integers"
         raise ValueError(f"layer {name}: only {where} has it; give the integers of this model")
     for name, quantized in integers.items():
@@ -152,82 +145,3 @@ def trace(adapter: ModelAdapter, batch: Any, opset: int) -> ir.Model:
     assert program is not None, "torch returns one when it traces"
     model: ir.Model = program.model
     return model
-
-
-def replace_weight(graph: ir.Graph, name: str, quantized: QuantizedTensor) -> None:
-    """Put codes and DequantizeLinear where graph holds the float weight of layer name."""
-    full = f"model.{name}.weight"
-    value = graph.initializers.pop(full)
-    codes, scale, zero_point = (
-        values.cpu().numpy() for values in (quantized.codes, quantized.scale, quantized.zero_point)
-    )
-    dtype = integer_type(quantized.grid.bits, quantized.grid.symmetric)
-    groups, channels = len(scale), len(codes)
-    shape: tuple[int, ...] = ()
-    attributes = {}
-    if 1 < groups == channels:
-        shape, attributes = (channels,), {"axis": 0}
-    elif groups > 1:
-        # Groups run over all of a channel's weights, a convolution's kernel included.
-        codes, shape = codes.reshape(channels, -1), (channels, groups // channels)
-        attributes = {"axis": 1, "block_size": codes.shape[1] // shape[1]}
-    inputs = [
-        initializer(graph, f"{full}.codes", codes.astype(dtype)),
-        initializer(graph, f"{full}.scale", scale.reshape(shape)),
-        initializer(graph, f"{full}.zero_point", zero_point.reshape(shape).astype(dtype)),
-    ]
-    nodes = [ir.node("DequantizeLinear", inputs, attributes)]
-    if codes.shape != quantized.codes.shape:
-        kernel = initializer(graph, f"{full}.shape", np.array(quantized.codes.shape))
-        nodes.append(ir.node("Reshape", [nodes[0].outputs[0], kernel]))
-    graph.insert_before(graph[0], nodes)
-    substitute(value, nodes[-1].outputs[0])
-
-
-def replace_activation(graph: ir.Graph, node: ir.Node) -> None:
-    """Put QuantizeLinear and DequantizeLinear where graph holds node, a traced quantizer."""
-    read = {name: attribute.value for name, attribute in node.attributes.items()}
-    name, qmin, qmax, zero_point = (read[k] for k in ("name", "qmin", "qmax", "zero_point"))
-    scale = np.float32(read["scale"])
-    bits = (qmax - qmin).bit_length()
-    # onnxruntime knows Clip before QuantizeLinear with 8 bits alone, and nothing is stored here.
-    dtype = integer_type(bits if bits == 4 else 8, qmin < 0)
-    step = initializer(graph, f"{name}.scale", np.array(scale))
-    zero = initializer(graph, f"{name}.zero_point", np.array(zero_point).astype(dtype))
-    nodes, value = [], node.inputs[0]
-    if bits not in (4, 8):
-        bounds = [
-            initializer(graph, f"{name}.{side}", np.array((bound - zero_point) * scale))
-            for side, bound in (("min", qmin), ("max", qmax))
-        ]
-        nodes.append(ir.node("Clip", [value, *bounds]))
-        value = nodes[-1].outputs[0]
-    nodes.append(ir.node("QuantizeLinear", [value, step, zero]))
-    nodes.append(ir.node("DequantizeLinear", [nodes[-1].outputs[0], step, zero]))
-    graph.insert_before(node, nodes)
-    substitute(node.outputs[0], nodes[-1].outputs[0])
-    graph.remove(node, safe=True)
-
-
-def integer_type(bits: int, signed: bool) -> Any:
-    """Return numpy's name of the smallest of ONNX's integer types that holds codes of bits."""
-    return next(kinds[signed].numpy() for width, kinds in TYPES.items() if bits <= width)
-
-
-def initializer(graph: ir.Graph, name: str, array: Any) -> ir.Value:
-    """Return the value of a new constant of graph."""
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name,
-        const_value=tensor,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(tensor.dtype),
-    )
-    graph.register_initializer(value)
-    return value
-
-
-def substitute(old: ir.Value, new: ir.Value) -> None:
-    """Let everything that takes old take new, which has its type and shape."""
-    new.type, new.shape = old.type, old.shape
-    old.replace_all_uses_with(new)

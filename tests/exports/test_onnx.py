@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from torch import nn
 
+from conf.build import build
 from flexround.attach import Layer, attach, freeze
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
 from flexround.models.language import LanguageAdapter
@@ -116,6 +118,10 @@ def test_every_weight_is_integers_that_dequantize_to_it_bit_for_bit(mixed):
         back = found[f"model.{name}.weight.codes"].reshape(weight.shape)
         assert np.array_equal(back, weight), name
     assert_no_float_copy(graph, [target.model.get_submodule(name).weight for name in LAYERS])
+
+
+def test_the_file_tells_nothing_of_the_machine(mixed):
+    assert b"site-packages" not in mixed[2].read_bytes()
 
 
 def test_codes_are_in_the_smallest_type_that_holds_them(mixed):
@@ -258,3 +264,36 @@ def test_what_onnx_cannot_express_is_refused_and_nothing_is_written(tmp_path, ma
         export(target, integers, batch, tmp_path / "it.onnx")
     assert "\n" not in str(refusal.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["resnet18", "tiny_bert"])
+def test_a_trained_network_in_8_bits_answers_its_test_set_as_in_torch(
+    model, tmp_path, cache_dir, monkeypatch
+):
+    options = ["quant=rtn", "bits=8", "act_bits=8", "activation=static_per_tensor", "recon=qdrop"]
+    with initialize_config_module("conf", version_base="1.3"):
+        cfg = compose("config", [f"model={model}", f"cache_dir={cache_dir}", *options])
+    task = build(cfg.task)
+    target = build(cfg.model).adapter(task, None, CPU)
+    batches = task.calibration(128, 0)
+    integers = build(cfg.recon)(
+        target, batches, quantizer=build(cfg.quant), activation=build(cfg.activation),
+        grid=Grid(8, cfg.symmetric, PerTensor()), ranges=build(cfg.ranges),
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    path = tmp_path / "it.onnx"
+    export(target, integers, batches[0], path)
+
+    seen, forward = [], target.forward
+    monkeypatch.setattr(target, "forward", lambda batch: seen.append(batch) or forward(batch))
+    task.evaluate(target)
+    monkeypatch.undo()
+    wanted = np.concatenate([logits(target, batch) for batch in seen])
+    feeds = [batch if isinstance(batch, dict) else {"images": batch} for batch in seen]
+    for level in (AS_WRITTEN, FUSED):
+        answer = np.concatenate([run(path, feed, level) for feed in feeds])
+        assert np.abs(answer - wanted).max() < 0.02 * np.abs(wanted).max()
+        differ = answer.argmax(1) != wanted.argmax(1)
+        print(f"{model}: {differ.sum()} of {len(wanted)} differ")
+        assert differ.mean() < 0.01
