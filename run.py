@@ -38,11 +38,12 @@ def execute(cfg: DictConfig, job: Job) -> Record:
         draft.watch(task, reports, logger)
 
         draft.device = device_name(device)
-        adapter = model.adapter(task, cfg.checkpoint, device)
+        streams = job.streams()
+        adapter = model.adapter(task, cfg.checkpoint, device, streams if cfg.offload else None)
         calibration = task.calibration(cfg.num_samples, cfg.seed)
         recon.check(adapter, calibration, grid, quantizer, activation)
 
-        shared = Shared(job.cache(), adapter, calibration, recon.batch_size)
+        shared = Shared(job.cache(), adapter, calibration, recon.batch_size, cfg.stream_dtype)
         draft.fp_metrics = shared.full_precision(task, job.settings)
         task.check_full_precision(draft.fp_metrics)
 
@@ -58,6 +59,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
                 observers=[o for o in (reports, bar, logger) if o is not None],
                 checkpoints=checkpoints,
                 targets=shared.targets(),
+                streams=streams,
             )
         draft.metrics = task.evaluate(adapter)
     checkpoints.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from conf.errors import missing_package
-from conf.schema import check_idle, check_values, identity, run_id
+from conf.schema import FULL_STREAMS, check_idle, check_values, identity, run_id
 from results.record import Record
 from results.recorder import Draft, commit, recording
 from results.store import Store
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from flexround.resume import FileCheckpoints
+    from flexround.streams import Streams
     from results.cache import Cache
 
 log = logging.getLogger("run")
@@ -35,7 +37,7 @@ log = logging.getLogger("run")
 # What a command line says of its run's surroundings, which whoever repeats it has others of.
 SURROUNDINGS = (
     "logger", "results_dir", "cache_dir", "cache_gib", "progress", "compile", "rerun",
-    "retry_failed",
+    "retry_failed", "stream_gib", "offload", "spill_dir",
 )  # fmt: skip
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -110,6 +112,24 @@ class Job:
         from results.cache import Cache
 
         return Cache(Path(self.cfg.cache_dir, "shared"), self.cfg.cache_gib)
+
+    def streams(self) -> Streams:
+        """Return how the activations of the calibration set are held.
+
+        Raises:
+            ValueError: when they are to be spilled and the folder for it can't be written.
+        """
+        import torch
+
+        from flexround.spill import Spill
+        from flexround.streams import Streams
+
+        name, limit = self.cfg.stream_dtype, self.cfg.stream_gib
+        dtype = None if name == FULL_STREAMS else getattr(torch, name)
+        spill = Spill(self.cfg.spill_dir)
+        if limit is not None or self.cfg.offload:
+            spill.check()
+        return Streams(dtype, math.inf if limit is None else limit, spill)
 
     def recording(self) -> AbstractContextManager[Draft]:
         """Return a context that drafts the run's record and writes it whatever happens."""
@@ -195,10 +215,19 @@ def outcome() -> Iterator[None]:
                 "results_dir=, and run the same command again"
             )
             return
+        if _is_shortage(error):
+            _end("out of memory; lower task.eval_batch_size, or give offload=true")
+            return
         if not _in_sweep():
             raise
         log.exception("the job failed")
         _end(f"{type(error).__name__}: {error}")
+
+
+def _is_shortage(error: Exception) -> bool:
+    from flexround.memory import is_shortage  # torch is loaded by then
+
+    return is_shortage(error)
 
 
 def _end(error: str) -> None:

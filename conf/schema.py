@@ -21,8 +21,12 @@ NOT_IDENTITY = (
     "idle", "scale", "logger", "device", "results_dir", "cache_dir", "checkpoints_dir",
     "recipe", "compile", "recon.compile", "rerun", "retry_failed", "cache_gib", "progress",
     "expected_fp", "task.cache_dir", "task.checkpoints_dir", "task.num_workers", "task.expected",
-    "task.tolerance",
+    "task.tolerance", "stream_gib", "offload", "spill_dir",
 )  # fmt: skip
+
+
+FULL_STREAMS = "float32"
+STREAM_DTYPES = (FULL_STREAMS, "bfloat16", "float16")
 
 
 @dataclass
@@ -75,6 +79,10 @@ class RunConfig:
     results_dir: str = MISSING
     cache_dir: str = MISSING
     cache_gib: float = MISSING
+    stream_dtype: str = MISSING
+    stream_gib: float | None = MISSING
+    offload: bool = MISSING
+    spill_dir: str = MISSING
     checkpoints_dir: str = MISSING
     # Fine-tuning: a member of conf/recipe, which only `python -m tasks.finetune` has.
     recipe: Any = None
@@ -134,6 +142,10 @@ def check_values(cfg: RunConfig) -> None:
             raise ValueError(f"{name}={value}: give a whole number of at least 1")
     if cfg.cache_gib < 0:
         raise ValueError(f"cache_gib={cfg.cache_gib}: give 0, which keeps nothing, or more")
+    if cfg.stream_dtype not in STREAM_DTYPES:
+        raise ValueError(f"stream_dtype={cfg.stream_dtype}: give {', '.join(STREAM_DTYPES)}")
+    if cfg.stream_gib is not None and not cfg.stream_gib >= 0:
+        raise ValueError(f"stream_gib={cfg.stream_gib}: give 0, which spills all, more, or null")
     if cfg.seed < 0:
         raise ValueError(f"seed={cfg.seed}: give 0 or more")
 
@@ -174,6 +186,8 @@ def identity(cfg: RunConfig) -> dict[str, Any]:
         for key in parents:
             node = node.get(key) or {}
         node.pop(last, None)
+    if settings["stream_dtype"] == FULL_STREAMS:
+        del settings["stream_dtype"]  # as in records from before there was a choice
     return dict(_canonical(settings))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from flexround.attach import Layer
 from flexround.sites import Site
+from flexround.streams import HALF, Streams, rows
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,28 @@ def takers(
     return list(dict.fromkeys(module for module, _ in taken)), list(together.values())
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """Ends a forward pass once the watched module is called."""
+
+
+@contextlib.contextmanager
+def until_reached() -> Iterator[None]:
+    """Run a forward pass that ends where Reached is raised."""
+    try:
+        yield
+    except Reached as end:
+        # What the pass had computed so far would wait for the garbage collector.
+        traceback.clear_frames(end.__traceback__)
+
+
+@contextlib.contextmanager
+def returning(module: nn.Module, output: Any) -> Iterator[None]:
+    """Make module return output, whatever it is called with."""
+    module.forward = lambda *_, **__: output
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 @dataclass(frozen=True)
@@ -76,11 +98,13 @@ class Calls:
         inputs: the first argument, [samples, ...].
         args: the other positional arguments; PerSample where they differ from sample to sample.
         kwargs: the keyword arguments, likewise.
+        streams: how the inputs are held, and the outputs that are made of them.
     """
 
     inputs: Tensor
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
+    streams: Streams = field(default_factory=Streams)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -90,16 +114,15 @@ class Calls:
         return replace(self, inputs=inputs)
 
     def to_float(self) -> Calls:
-        """Return the calls with all half-precision tensors in float32."""
+        """Return the calls with half-precision arguments in float32; inputs widen when they run."""
 
         def widen(leaf: Any) -> Any:
             if isinstance(leaf, PerSample):
                 return PerSample(widen(leaf.values))
-            half = isinstance(leaf, Tensor) and leaf.dtype in (torch.float16, torch.bfloat16)
-            return leaf.float() if half else leaf
+            return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in HALF else leaf
 
         args, kwargs = tree_map(widen, (self.args, self.kwargs))
-        return Calls(widen(self.inputs), args, kwargs)
+        return replace(self, args=args, kwargs=kwargs)
 
     def run(
         self,
@@ -115,27 +138,36 @@ class Calls:
 
         def pick(leaf: Any) -> Any:
             if isinstance(leaf, PerSample):
-                return leaf.values[indices].to(device)
+                return rows(leaf.values, indices, device)
             return leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
         args, kwargs = tree_map(pick, (self.args, self.kwargs or {}))
         if inputs is None:
-            inputs = self.inputs[indices].to(device)
+            inputs = rows(self.inputs, indices, device)
         out = module(inputs, *args, **kwargs)
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
 
     @torch.no_grad()
+    def each(self, module: nn.Module, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+        """Yield module's outputs batch by batch, on device."""
+        for part in torch.arange(len(self)).split(batch_size):
+            yield self.run(module, part, device)
+
     def run_all(self, module: nn.Module, batch_size: int, device: torch.device) -> Tensor:
         """Return module's outputs on every sample, [samples, ...], where the inputs are stored."""
-        indices = torch.arange(len(self))
-        outputs = [self.run(module, part, device) for part in indices.split(batch_size)]
-        return torch.cat([out.to(self.inputs.device) for out in outputs])
+        outputs = self.each(module, batch_size, device)
+        return self.streams.gather(out.to(self.inputs.device) for out in outputs)
 
 
 @torch.no_grad()
-def capture(module: nn.Module, forward: Callable[[Any], Any], batches: Sequence[Any]) -> Calls:
-    """Return the calls that module receives while forward runs on each batch.
+def capture(
+    module: nn.Module,
+    forward: Callable[[Any], Any],
+    batches: Iterable[Any],
+    streams: Streams | None = None,
+) -> Calls:
+    """Return the calls that module receives while forward runs on each batch, held by streams.
 
     Each forward pass stops where module is called. Tensor arguments that are the same in every
     call and carry no batch axis of their own stay as they are.
@@ -143,28 +175,38 @@ def capture(module: nn.Module, forward: Callable[[Any], Any], batches: Sequence[
     Raises:
         ValueError: when forward never calls module, or an argument's shape varies between batches.
     """
+    streams = streams or Streams()
     recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    sizes: list[int] = []
 
     def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         recorded.append((args, kwargs))
-        raise _Reached
+        raise Reached
+
+    def firsts() -> Iterator[Tensor]:
+        for batch in batches:
+            with until_reached():
+                forward(batch)
+            if len(recorded) == len(sizes):
+                raise ValueError("the model's forward pass does not call the block to capture")
+            (first, *others), kwargs = recorded[-1]
+            recorded[-1] = tuple(others), kwargs  # streams decide whether the first is kept
+            sizes.append(len(first))
+            yield first
 
     handle = module.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        for batch in batches:
-            before = len(recorded)
-            with contextlib.suppress(_Reached):
-                forward(batch)
-            if len(recorded) == before:
-                raise ValueError("the model's forward pass does not call the block to capture")
+        inputs = streams.gather(firsts())
     finally:
         handle.remove()
-    return _merge(recorded)
+    args, kwargs = _merge(recorded, sizes)
+    return Calls(inputs, args, kwargs, streams)
 
 
-def _merge(recorded: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> Calls:
-    firsts = [args[0] for args, _ in recorded]
-    sizes = [len(first) for first in firsts]
+def _merge(
+    recorded: list[tuple[tuple[Any, ...], dict[str, Any]]], sizes: list[int]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the (args, kwargs) of calls on batches of the given sizes as those of one call."""
 
     def join(*leaves: Any) -> Any:
         if len({isinstance(leaf, Tensor) for leaf in leaves}) > 1:
@@ -184,7 +226,5 @@ def _merge(recorded: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> Calls:
             raise ValueError(f"an argument of shape {list(leaves[0].shape)} has no batch axis")
         return PerSample(torch.cat(leaves))
 
-    rest = [args[1:] for args, _ in recorded]
-    kwargs = [kw for _, kw in recorded]
-    args, keywords = tree_map(join, (rest[0], kwargs[0]), *zip(rest[1:], kwargs[1:], strict=True))
-    return Calls(torch.cat(firsts), args, keywords)
+    joined: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(join, recorded[0], *recorded[1:])
+    return joined

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from flexround.activations import Activations, check_sites
 from flexround.attach import check
@@ -31,6 +30,7 @@ from flexround.quantizers.base import QuantizerFactory
 from flexround.ranges import MinMax, Ranges
 from flexround.resume import Checkpoints, NoCheckpoints
 from flexround.steps import learn_steps
+from flexround.streams import Streams
 from flexround.targets import Targets
 from flexround.unit import Unit, UnitJob
 
@@ -110,12 +110,14 @@ class Reconstruction:
         observers: Sequence[Observer] = (),
         checkpoints: Checkpoints | None = None,
         targets: Targets | None = None,
+        streams: Streams | None = None,
     ) -> dict[str, QuantizedTensor]:
         """Quantize adapter's model in place and return each layer's integers by name.
 
         calibration holds batches as adapter.forward takes them; generator draws the mini-batches.
         With activation the model quantizes its activations from then on, too. Units that
         checkpoints has are taken from there, full-precision outputs that targets has likewise.
+        streams says how the activations of the calibration set are held.
 
         Raises:
             ValueError: when the calibration set is smaller than a batch, a weight does not fit the
@@ -123,7 +125,8 @@ class Reconstruction:
         """
         learns = self.check(adapter, calibration, grid, quantizer, activation)
         blocks = adapter.blocks()
-        fp = quant = adapter.capture(calibration)
+        streams = streams or Streams()
+        fp = quant = adapter.capture(calibration, streams)
         units = [list(self._units(block)) for block in blocks]
         for observer in observers:
             observer.begin(
@@ -139,30 +142,40 @@ class Reconstruction:
             activations, draws, learns, checkpoints or NoCheckpoints(),
         )  # fmt: skip
         targets = targets or Targets()
-        teachers: list[nn.Module] = []
+        second_pass = activations is not None and not job.together
+        teachers: list[Block] = []
         quantized: dict[str, QuantizedTensor] = {}
         for index, block in enumerate(blocks):
-            dtype = block.dtype
-            block.module.to(adapter.device, torch.float32)  # half precision is too coarse to train
-            teacher = copy.deepcopy(block.module)
-            fp_outputs = targets.of(index, partial(job.run_all, teacher, fp)).to(fp.inputs)
-            for unit in units[index]:
-                integers = job.finished(unit)
-                if integers is None:
-                    streams = job.streams(block, unit, teacher, fp, quant, fp_outputs)
-                    integers = job.reconstruct(unit, *streams)
-                quantized |= integers
-            if index + 1 < len(blocks):
-                fp = fp.with_inputs(adapter.advance(index, fp_outputs))
-                with job.student():
-                    outputs = job.run_all(block.module, quant)
-                    quant = quant.with_inputs(adapter.advance(index, outputs))
-            block.module.to(adapter.home, dtype)
-            if activations is not None and not job.together:
-                teachers.append(teacher.to(adapter.home))
-        if teachers:
+            with adapter.at_work(block):
+                teacher = block
+                if second_pass or self.unit == "layer":
+                    teacher = replace(block, module=copy.deepcopy(block.module))
+                fp_outputs = targets.of(index, partial(job.run_all, block.module, fp))
+                fp_outputs = fp_outputs.to(fp.inputs.device)
+                ahead = None
+                if index + 1 < len(blocks):
+                    ahead = fp.with_inputs(adapter.advance(index, fp_outputs, streams))
+                if self.inputs == "quant" and self.unit == "block":
+                    fp = quant  # it has served, and need not be held while the block learns
+                integers: dict[str, QuantizedTensor] = {}
+                for unit in units[index]:
+                    found = job.finished(unit)
+                    if found is None:
+                        calls = job.streams(block, unit, teacher.module, fp, quant, fp_outputs)
+                        found = job.reconstruct(unit, *calls)
+                    integers |= found
+                quantized |= adapter.keep(block, integers)
+                if ahead is not None:
+                    fp = ahead
+                    with job.student():
+                        outputs = job.run_all(block.module, quant)
+                        quant = quant.with_inputs(adapter.advance(index, outputs, streams))
+                if second_pass:
+                    adapter.rest(teacher.module)
+                    teachers.append(teacher)
+        if second_pass:
             del fp, quant
-            learn_steps(job, blocks, teachers, calibration, targets)
+            learn_steps(job, blocks, teachers, calibration, targets, streams)
         if activations is not None:
             activations.leave_on()
         return quantized
@@ -183,11 +196,13 @@ class Reconstruction:
         """
         if activation is not None:
             self._check_activation(activation, adapter)
-        layers = [layer for block in adapter.blocks() for layer in block.layers]
         check_precision(self.precision, adapter.device)
         if self.compile:
             check_compiler(adapter.device)
-        learns = check(layers, grid, quantizer)
+        learns = False
+        for block in adapter.blocks():
+            with adapter.loaded(block):
+                learns |= check(block.layers, grid, quantizer)
         samples = sum(adapter.num_samples(batch) for batch in calibration)
         if learns and self.iters and samples < self.batch_size:
             raise ValueError(

@@ -69,14 +69,15 @@ class FileCheckpoints:
     def __init__(self, folder: str | Path, key: Mapping[str, Any]) -> None:
         self._folder, self._writes = Path(folder), True
         self._key = json.dumps(key, sort_keys=True)
-        self._found = self._read()
+        self._found = self._read()  # the files, checked: a large model's integers fill memory
         self._next = len(self._found)
         if self._found:
             log.info("going on after %d finished units of an earlier attempt", len(self._found))
 
     def find(self, unit: str) -> Snapshot | None:
         """Return the unit as an earlier attempt left it, None where none did."""
-        return self._found.get(unit)
+        path = self._found.get(unit)
+        return None if path is None else _load(path)[1]
 
     def save(self, unit: str, snapshot: Snapshot) -> None:
         """Keep a unit that has just been finished."""
@@ -104,7 +105,7 @@ class FileCheckpoints:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._found, self._next = {}, 0
 
-    def _read(self) -> dict[str, Snapshot]:
+    def _read(self) -> dict[str, Path]:
         if not self._folder.exists():
             return {}
         key = self._folder / "key.json"
@@ -114,11 +115,11 @@ class FileCheckpoints:
             )
             shutil.rmtree(self._folder)
             return {}
-        found: dict[str, Snapshot] = {}
+        found: dict[str, Path] = {}
         for index, path in enumerate(sorted(self._folder.glob("*.safetensors"))):
             whole = path.name.startswith(f"{index:04d}-")
             try:
-                unit, snapshot = _load(path)
+                unit, _ = _load(path)
             except (ValueError, OSError) as error:
                 log.warning("checkpoint %s is damaged (%s); going on from before it", path, error)
                 whole = False
@@ -127,7 +128,7 @@ class FileCheckpoints:
                 for later in sorted(self._folder.glob("*.safetensors"))[index:]:
                     later.unlink()
                 break
-            found[unit] = snapshot
+            found[unit] = path
         return found
 
 

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flexround.blocks import Block, Calls
 from flexround.cost import Cost
 from flexround.descent import Descent, step_optimizer
 from flexround.measure import Stopwatch
 from flexround.observers import Curve
+from flexround.streams import Streams
 from flexround.targets import Targets
 from flexround.unit import Unit, UnitJob
 
@@ -28,9 +28,10 @@ POWER = 2.4
 def learn_steps(
     job: UnitJob,
     blocks: Sequence[Block],
-    teachers: Sequence[nn.Module],
+    teachers: Sequence[Block],
     calibration: Sequence[Any],
     targets: Targets,
+    streams: Streams,
 ) -> None:
     """Set every block's activation ranges, and learn them where the setting does.
 
@@ -41,22 +42,19 @@ def learn_steps(
     iters = recon.act_iters if recon.steps == "after" and job.learns else 0
     for observer in job.observers:
         observer.begin([_name(block) for block in blocks if job.activations.of(block.name)], iters)
-    fp = quant = adapter.capture(calibration)
+    fp = quant = adapter.capture(calibration, streams)
     for index, (block, teacher) in enumerate(zip(blocks, teachers, strict=True)):
-        dtype = block.dtype
-        for module in (block.module, teacher):
-            module.to(adapter.device, torch.float32)
-        fp_outputs = targets.of(index, partial(job.run_all, teacher, fp)).to(fp.inputs)
-        sites = job.activations.of(block.name)
-        if sites and job.reopen(_name(block), (), sites) is None:
-            _learn_block(job, block, quant, fp_outputs, iters)
-        if index + 1 < len(blocks):
-            fp = fp.with_inputs(adapter.advance(index, fp_outputs))
-            with job.activations.on():
-                outputs = job.run_all(block.module, quant)
-                quant = quant.with_inputs(adapter.advance(index, outputs))
-        block.module.to(adapter.home, dtype)
-        teacher.to(adapter.home)
+        with adapter.at_work(block), adapter.at_work(teacher):
+            fp_outputs = targets.of(index, partial(job.run_all, teacher.module, fp))
+            fp_outputs = fp_outputs.to(fp.inputs.device)
+            sites = job.activations.of(block.name)
+            if sites and job.reopen(_name(block), (), sites) is None:
+                _learn_block(job, block, quant, fp_outputs, iters)
+            if index + 1 < len(blocks):
+                fp = fp.with_inputs(adapter.advance(index, fp_outputs, streams))
+                with job.activations.on():
+                    outputs = job.run_all(block.module, quant)
+                    quant = quant.with_inputs(adapter.advance(index, outputs, streams))
 
 
 def _name(block: Block) -> str:
@@ -67,7 +65,7 @@ def _learn_block(job: UnitJob, block: Block, quant: Calls, outputs: Tensor, iter
     assert job.activations is not None, "there are activations to quantize"
     watch = Stopwatch(job.adapter.device)
     unit = Unit(block.name, block.module, block.layers, block.activation)
-    targets = unit.output(outputs)
+    targets = unit.all_outputs(outputs, quant.streams)
     quantizers = job.start(unit, quant)
     on = job.activations.on
     with on():

@@ -27,6 +27,7 @@ from flexround.quantizers.activation import ActivationQuantizer
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import Ranges
 from flexround.resume import Checkpoints, pack, unpack
+from flexround.streams import Streams, rows
 
 if TYPE_CHECKING:
     from flexround.reconstruction import Reconstruction
@@ -61,6 +62,12 @@ class Unit:
     def output(self, raw: Tensor) -> Tensor:
         """Return the module's output after the activation function that belongs to it."""
         return raw if self.activation is None else self.activation(raw)
+
+    def all_outputs(self, raw: Tensor, streams: Streams) -> Tensor:
+        """Return the same for all samples of raw [samples, ...], held by streams."""
+        if self.activation is None:
+            return raw
+        return streams.gather(self.output(part) for part in raw.split(64))
 
 
 @dataclass(frozen=True)
@@ -123,11 +130,12 @@ class UnitJob:
             quant = self._inside(block.module, unit.module, quant)
             fp = self._inside(teacher, source, fp)
             fp_outputs = self.run_all(source, fp)
-        return fp, quant, unit.output(fp_outputs)
+        return fp, quant, unit.all_outputs(fp_outputs, quant.streams)
 
     def _inside(self, block: nn.Module, layer: nn.Module, calls: Calls) -> Calls:
         indices = torch.arange(len(calls)).split(self.recon.batch_size)
-        inside = capture(layer, lambda part: calls.run(block, part, self.adapter.device), indices)
+        device = self.adapter.device
+        inside = capture(layer, lambda p: calls.run(block, p, device), indices, calls.streams)
         if len(inside) != len(calls):
             raise ValueError(
                 "recon.unit=layer: this model folds samples together inside of a layer "
@@ -256,15 +264,15 @@ class UnitJob:
         """Return what the student sees of the samples at batch, on the device."""
         device, kind = self.adapter.device, self.recon.inputs
         if kind != "mixed":
-            return (fp if kind == "fp" else quant).inputs[batch].to(device)
-        streams = (quant.inputs[batch].to(device), fp.inputs[batch].to(device))
+            return rows((fp if kind == "fp" else quant).inputs, batch, device)
+        streams = (rows(quant.inputs, batch, device), rows(fp.inputs, batch, device))
         return mix(*streams, self.recon.keep, self.draws)
 
     def loss(self, output: Tensor, targets: Tensor, batch: Tensor, power: float = 2.0) -> Tensor:
         """Return the reconstruction loss of the samples at batch."""
         device, dim = self.adapter.device, self.adapter.channel_dim
         mask = None if self.mask is None else self.mask[batch].to(device)
-        return reconstruction_loss(output, targets[batch].to(device), dim, mask, power)
+        return reconstruction_loss(output, rows(targets, batch, device), dim, mask, power)
 
     def tell(self, report: BlockReport) -> None:
         """Tell the observers of a finished unit."""
@@ -273,7 +281,14 @@ class UnitJob:
 
     @torch.no_grad()
     def error(self, unit: Unit, inputs: Calls, targets: Tensor) -> float:
-        """Return the reconstruction loss over the whole calibration set."""
-        outputs = unit.output(self.run_all(unit.module, inputs))
-        dim, mask = self.adapter.channel_dim, self.mask
-        return reconstruction_loss(outputs, targets, dim, mask).item()
+        """Return the reconstruction loss over the whole calibration set, batch by batch."""
+        total, positions = 0.0, 0
+        for batch in torch.arange(len(inputs)).split(self.recon.batch_size):
+            output = unit.output(inputs.run(unit.module, batch, self.adapter.device))
+            if self.mask is None:
+                count = output.numel() // output.shape[self.adapter.channel_dim]
+            else:
+                count = int(self.mask[batch].sum())
+            total += self.loss(output, targets, batch).item() * count
+            positions += count
+        return total / positions

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -37,11 +37,17 @@ class Shared:
     """The shared part of a run, made before anything is quantized."""
 
     def __init__(
-        self, cache: Cache, adapter: ModelAdapter, calibration: Sequence[Any], batch_size: int
+        self,
+        cache: Cache,
+        adapter: ModelAdapter,
+        calibration: Sequence[Any],
+        batch_size: int,
+        stream_dtype: str = "float32",
     ) -> None:
         self._cache, self._adapter, self._calibration = cache, adapter, calibration
-        self._batch_size = batch_size
-        self._model = digest_of_model(adapter.model)
+        # What else decides the last bits of a block's outputs.
+        self._sums = [batch_size] if stream_dtype == "float32" else [batch_size, stream_dtype]
+        self._model = digest_of_model(adapter.model, adapter.state())
         self._machine = {
             "device": adapter.device.type,
             "threads": torch.get_num_threads(),
@@ -65,9 +71,7 @@ class Shared:
         for leaf in tree_leaves(list(self._calibration)):
             samples.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
         blocks = len(self._adapter.blocks())
-        key = _key(
-            "targets", self._model, samples.hexdigest(), self._batch_size, self._machine, blocks
-        )
+        key = _key("targets", self._model, samples.hexdigest(), self._sums, self._machine, blocks)
         return SharedTargets(self._cache, key, blocks)
 
 
@@ -103,10 +107,10 @@ class SharedTargets(Targets):
         return load(held)["outputs"]
 
 
-def digest_of_model(model: nn.Module) -> str:
-    """Return a hash of model's structure and of all that is stored in it."""
+def digest_of_model(model: nn.Module, state: Iterable[tuple[str, Tensor]]) -> str:
+    """Return a hash of model's structure and of its state, all that is stored in it by name."""
     digest = hashlib.sha256(repr(model).encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()

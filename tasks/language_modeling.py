@@ -24,6 +24,7 @@ class LanguageModeling(TransformerTask):
     """exp(mean negative log-likelihood of the next token) over the protocol's windows."""
 
     kinds = ("causal",)
+    blockwise = True
     auto = "AutoModelForCausalLM"
     metric = "perplexity"
     higher_is_better = False
@@ -87,12 +88,13 @@ class LanguageModeling(TransformerTask):
             self._windows = self._protocol.windows(self._corpus, self._tokenizer)
             log.info("%s, %d windows of %d tokens", self._protocol.name, *self._windows.shape)
         total = 0.0
-        for part in self._windows.split(self._eval_batch_size):
-            logits = adapter.forward({"input_ids": part}).float()
+        parts = self._windows.split(self._eval_batch_size)
+        found = adapter.outputs({"input_ids": part} for part in parts)
+        for part, logits in zip(parts, found, strict=True):
             # By window: a batch's logits are the largest tensor of the whole run already.
             for predicted, window in zip(logits, part.to(logits.device), strict=True):
-                loss = nn.functional.cross_entropy(predicted[:-1], window[1:], reduction="sum")
-                total += loss.item()
+                own = predicted[:-1].float()
+                total += nn.functional.cross_entropy(own, window[1:], reduction="sum").item()
         return {"perplexity": math.exp(total / self._windows[:, 1:].numel())}
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:

@@ -10,15 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
+from flexround.shards import Shards
 from tasks.sources import PACKAGE, path_of
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+PARTS = ["*.safetensors", "*.json", "*.txt", "*.model"]  # of a hub's model, what outline needs
 
 
 def locate(source: str) -> tuple[str, str | None]:
@@ -82,6 +87,52 @@ def load(auto: Any, source: str, head: dict[str, Any] | None = None) -> tuple[nn
         )
     check_vocabulary(network, tokenizer, source)
     return network, tokenizer
+
+
+class _Hollow(TorchFunctionMode):
+    """Makes what layers take for their weights, torch.empty, without storage, and nothing else.
+
+    Under torch.device("meta") buffers such as rotary frequencies would lose their values.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Return func's result."""
+        hollow = {"device": "meta"} if func is torch.empty else {}
+        return func(*args, **((kwargs or {}) | hollow))
+
+
+def outline(auto: Any, source: str) -> tuple[nn.Module, Any, Shards]:
+    """Return (network whose weights are on the meta device, tokenizer, the weights' files).
+
+    auto and source are those of `load`; buffers hold their values.
+
+    Raises:
+        ValueError: when source is not there, no safetensors checkpoint, or lacks a file.
+    """
+    from huggingface_hub import snapshot_download
+    from transformers import AutoConfig, AutoTokenizer
+
+    where, gguf = locate(source)
+    if gguf is not None:
+        raise ValueError(f"{source}: offload=true reads safetensors, not GGUF; give offload=false")
+    try:
+        if not Path(where).is_dir():
+            where = snapshot_download(where, allow_patterns=PARTS)
+        config = AutoConfig.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{source} can't be loaded: {_first_line(error)}") from error
+    shards = Shards(where)
+    with _Hollow():
+        network = auto.from_config(config, dtype=config.dtype or shards.dtype)
+    hollow = {n: torch.empty_like(t, device="meta") for n, t in network.state_dict().items()}
+    network.load_state_dict(hollow, assign=True)
+    network.tie_weights()
+    shards.prefix = network.base_model_prefix
+    check_vocabulary(network, tokenizer, source)
+    return network, tokenizer, shards
 
 
 def save(network: Any, tokenizer: Any, folder: Path, facts: dict[str, Any] | None = None) -> None:

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,6 +21,8 @@ from tasks.corpora import PythonDocs
 from tasks.perplexity import cut
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PREFIX = "tiny:"
 RECIPE = {"vocabulary": 1024, "steps": 150, "batch": 16, "window": 64, "lr": 3e-3, "version": 2}
@@ -102,13 +104,18 @@ def load(
 
     auto and head are those of `pretrained.load`.
     """
+    return made(source, cache_dir, lambda folder: pretrained.load(auto, folder, head))
+
+
+def made(source: str, cache_dir: Path, read: Callable[[str], T]) -> T:
+    """Return what read finds in the folder of tiny:FAMILY, which is made on first use."""
     family = source.removeprefix(PREFIX)
     key = json.dumps([config_of(family).to_dict(), RECIPE], sort_keys=True, default=str)
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     folder = cache_dir / "checkpoints" / f"tiny-{family}-{digest}"
     return pretrained.kept(
         folder,
-        lambda: pretrained.load(auto, str(folder), head),
+        lambda: read(str(folder)),
         _encoder if family == "bert" else lambda: _train(family),
     )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flexround.models.language import LanguageModel, Tokens
+from flexround.shards import Shards
 from tasks import pretrained, tiny
 from tasks.base import Task
 
@@ -22,10 +23,12 @@ class TransformerTask(Task):
 
     Attributes:
         auto: name of transformers' class that gives a network the head of this task.
+        blockwise: whether networks are only asked for logits, which a block at a time gives.
         always_finetuned: whether a network means nothing here before it is fine-tuned.
     """
 
     auto: str
+    blockwise = False
     always_finetuned = False
 
     def __init__(
@@ -54,11 +57,34 @@ class TransformerTask(Task):
         Raises:
             ValueError: when it is absent (names the command that makes it) or does not fit.
         """
+        source = self._source(model, checkpoint)
+        network, self._tokenizer = self.open(source)
+        self.check(network, source)
+        return network
+
+    def outline(self, model: LanguageModel, checkpoint: str | None) -> tuple[nn.Module, Shards]:
+        """Return the network of `load` without its weights, and the files that hold them.
+
+        Raises:
+            ValueError: when it is absent or does not fit, or the task needs the whole network.
+        """
+        if not self.blockwise:
+            raise ValueError(f"offload=true: task={self.name} needs the whole network in memory")
+        import transformers
+
+        auto, source = getattr(transformers, self.auto), self._source(model, checkpoint)
+        if source.startswith(tiny.PREFIX):
+            found = tiny.made(source, self._cache_dir, lambda f: pretrained.outline(auto, f))
+        else:
+            found = pretrained.outline(auto, source)
+        network, self._tokenizer, shards = found
+        self.check(network, source)
+        return network, shards
+
+    def _source(self, model: LanguageModel, checkpoint: str | None) -> str:
         if checkpoint == FINETUNED or (checkpoint is None and self.always_finetuned):
             checkpoint = str(self._finetuned(model))
-        network, self._tokenizer = self.open(checkpoint or model.source)
-        self.check(network, checkpoint or model.source)
-        return network
+        return checkpoint or model.source
 
     def fresh(self, model: LanguageModel, checkpoint: str | None, seed: int) -> nn.Module:
         """Return the network to fine-tune, a missing head drawn by seed; keep its tokenizer."""

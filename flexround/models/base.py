@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flexround.blocks import Block, Calls, capture
+from flexround.grid import QuantizedTensor
+from flexround.memory import explained
+from flexround.streams import Streams
 
 
 def check_kind(model: str, task: Sequence[str]) -> None:
@@ -48,18 +52,61 @@ class ModelAdapter(ABC):
     def forward(self, batch: Any) -> Tensor:
         """Return the model's logits on one batch of its task."""
 
-    def capture(self, batches: Sequence[Any]) -> Calls:
-        """Return the calls of the first block over the calibration batches."""
-        return capture(self.blocks()[0].module, self.forward, batches)
+    def outputs(self, batches: Iterable[Any]) -> Iterator[Tensor]:
+        """Yield the model's logits on each batch."""
+        for batch in batches:
+            yield self.forward(batch)
+
+    def capture(self, batches: Sequence[Any], streams: Streams | None = None) -> Calls:
+        """Return the calls of the first block over the calibration batches, held by streams."""
+        return capture(self.blocks()[0].module, self.forward, batches, streams)
 
     def num_samples(self, batch: Any) -> int:
         """Return how many samples a calibration batch holds."""
         return len(batch)
 
-    def advance(self, index: int, outputs: Tensor) -> Tensor:
+    def advance(self, index: int, outputs: Tensor, streams: Streams | None = None) -> Tensor:
         """Return the inputs of block index + 1 from the outputs [samples, ...] of block index."""
         return outputs
 
     def loss_mask(self, batches: Sequence[Any]) -> Tensor | None:
         """Return which positions count in the loss, [samples, ...], or None where all do."""
         return None
+
+    def loaded(self, block: Block) -> AbstractContextManager[None]:
+        """Return the context in which block's weights are in memory, at home in their own type."""
+        return nullcontext()
+
+    @contextmanager
+    def at_work(self, block: Block) -> Iterator[None]:
+        """Have block on the device in float32; then at home in its own type again.
+
+        Raises:
+            ValueError: when memory runs out meanwhile; names the block.
+        """
+        where = f"block {block.name}"
+        with explained(where, self.device), self.loaded(block):
+            dtype = block.dtype
+            block.module.to(self.device, torch.float32)  # half precision is too coarse to train
+            try:
+                with explained(where, self.device):  # before anything is let go of
+                    yield
+            finally:
+                block.module.to(self.home, dtype)
+
+    def keep(
+        self, block: Block, integers: dict[str, QuantizedTensor]
+    ) -> dict[str, QuantizedTensor]:
+        """Have the weights of a block at work as they are now in all that follows.
+
+        Return its integers where they may stay until the end of the run.
+        """
+        return integers
+
+    def rest(self, module: nn.Module) -> None:
+        """Send a copy of a block at work home."""
+        module.to(self.home)
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield all that the model stores, by name."""
+        yield from self.model.state_dict().items()

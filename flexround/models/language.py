@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from flexround.attach import Layer, is_quantizable
-from flexround.blocks import Block, Calls, takers
+from flexround.blocks import Block, Calls, capture, takers
 from flexround.models.base import ModelAdapter, check_kind
+from flexround.shards import Shards
 from flexround.sites import Site
+from flexround.streams import Streams
 
 # Layers whose outputs a key-value cache would hold.
 KEYS_AND_VALUES = ("k_proj", "v_proj")
@@ -31,6 +33,10 @@ class LanguageSource(Protocol):
 
     def load(self, model: LanguageModel, checkpoint: str | None) -> nn.Module:
         """Return model's full-precision network for the task."""
+        ...
+
+    def outline(self, model: LanguageModel, checkpoint: str | None) -> tuple[nn.Module, Shards]:
+        """Return the same network without its weights, and the files that they are in."""
         ...
 
     def example(self) -> Tokens:
@@ -53,15 +59,45 @@ class LanguageModel:
     kind: str
 
     def adapter(
-        self, source: LanguageSource, checkpoint: str | None, device: torch.device
+        self,
+        source: LanguageSource,
+        checkpoint: str | None,
+        device: torch.device,
+        offload: Streams | None = None,
     ) -> LanguageAdapter:
         """Return the adapter of this model with source's full-precision weights.
+
+        With offload one block at a time is in memory; what changes lies where offload spills to.
 
         Raises:
             ValueError: when the task is for another kind of model.
         """
         check_kind(self.kind, source.kinds)
-        return LanguageAdapter(source.load(self, checkpoint), source.example(), device)
+        if offload is None:
+            return LanguageAdapter(source.load(self, checkpoint), source.example(), device)
+        from flexround.models.offload import OffloadedAdapter
+
+        network, shards = source.outline(self, checkpoint)
+        return OffloadedAdapter(network, source.example(), device, shards, offload)
+
+
+def chain_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the transformer layers of model by name, in order.
+
+    Raises:
+        ValueError: when there is no list of like layers.
+    """
+    lists = [
+        (name, module) for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len({type(layer) for layer in module}) == 1
+        and any(is_quantizable(sub) for sub in module.modules())
+    ]  # fmt: skip
+    if not lists:
+        raise ValueError(f"{type(model).__name__} holds no list of like transformer layers")
+    # Several lists only where layers hold lists themselves; the outermost comes first.
+    name, layers = lists[0]
+    return {f"{name}.{index}": layer for index, layer in layers.named_children()}
 
 
 class LanguageAdapter(ModelAdapter):
@@ -92,18 +128,25 @@ class LanguageAdapter(ModelAdapter):
         """
         if not torch.compiler.is_exporting():  # a tracer can't follow it
             self.model.to(self.device)
+        return self._logits(batch)
+
+    def _logits(self, batch: Tokens) -> Tensor:
         out = self.model(**{name: values.to(self.device) for name, values in batch.items()})
         if "start_logits" in out:
             return torch.stack([out.start_logits, out.end_logits], dim=-1)
         logits: Tensor = out.logits
         return logits
 
-    def capture(self, batches: Sequence[Tokens]) -> Calls:
+    def capture(self, batches: Sequence[Tokens], streams: Streams | None = None) -> Calls:
         """Return the calls of the first layer over the calibration batches, in float32."""
         self.model.to(self.home)
-        device, self.device = self.device, self.home
+        return self._capture(batches, streams)
+
+    def _capture(self, batches: Sequence[Tokens], streams: Streams | None) -> Calls:
+        first, device = self.blocks()[0].module, self.device
+        self.device = self.home
         try:
-            return super().capture(batches).to_float()
+            return capture(first, self._logits, batches, streams).to_float()
         finally:
             self.device = device
 
@@ -118,24 +161,20 @@ class LanguageAdapter(ModelAdapter):
         mask = torch.cat([batch["attention_mask"] for batch in batches]).bool()
         return None if mask.all() else mask
 
+    def _try(self, example: Tokens) -> None:
+        """Call every layer once."""
+        self.model(**example)
+
     def _find_blocks(self, example: Tokens) -> list[Block]:
         names = {module: name for name, module in self.model.named_modules()}
-        lists = [
-            m for m in names if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1
-        ]
-        lists = [m for m in lists if any(is_quantizable(sub) for sub in m.modules())]
-        if not lists:
-            raise ValueError(
-                f"{type(self.model).__name__} holds no list of like transformer layers"
-            )
+        chain = chain_of(self.model)
         order, sites = self._layers_and_sites(example, names)
-        # Several lists only where layers hold lists themselves; the outermost comes first.
         blocks = []
-        for module in lists[0]:
+        for name, module in chain.items():
             inside = {id(sub) for sub in module.modules()}
             layers = [Layer(names[m], m) for m in order if id(m) in inside]
             own = [site for site in sites if id(site.modules[0]) in inside]
-            blocks.append(Block(names[module], module, layers, sites=own))
+            blocks.append(Block(name, module, layers, sites=own))
         return blocks
 
     def _layers_and_sites(
@@ -147,7 +186,7 @@ class LanguageAdapter(ModelAdapter):
         are left alone (FlexRound, sec. 4.3).
         """
         layers = [module for module in self.model.modules() if is_quantizable(module)]
-        order, together = takers(layers, lambda: self.model(**example))
+        order, together = takers(layers, lambda: self._try(example))
         sites = [Site(f"{names[ms[0]]}.input", ms, "input") for ms in together]
         cached = [m for m in order if names[m].endswith(KEYS_AND_VALUES)]
         sites += [Site(f"{names[m]}.output", [m], "output", role="kv") for m in cached]

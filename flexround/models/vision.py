@@ -6,7 +6,7 @@ A residual block is one unit, every other layer a unit of its own; BatchNorm is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from flexround.attach import QUANTIZABLE, Layer
-from flexround.blocks import Block, capture
+from flexround.blocks import Block, capture, returning
 from flexround.models.base import ModelAdapter, check_kind
 from flexround.models.equalization import absorb_biases, equalize, replace_relu6
 from flexround.models.tracing import Trace, fold_batch_norm, trace
 from flexround.models.vision_sites import with_sites
+from flexround.streams import Streams, rows
 
 # Class names, so that a torchvision run need not import timm.
 BLOCK_CLASSES = (
@@ -93,14 +94,20 @@ class VisionModel:
         return network.eval()
 
     def adapter(
-        self, source: VisionSource, checkpoint: str | None, device: torch.device
+        self,
+        source: VisionSource,
+        checkpoint: str | None,
+        device: torch.device,
+        offload: Streams | None = None,
     ) -> VisionAdapter:
         """Return the adapter of this architecture with source's full-precision weights.
 
         Raises:
-            ValueError: when the task is for another kind of model.
+            ValueError: when the task is for another kind of model, or offload is asked for.
         """
         check_kind(self.kind, source.kinds)
+        if offload is not None:
+            raise ValueError("offload=true is for language models; give offload=false")
         if self.absorb_biases and not self.equalize:
             raise ValueError("model.absorb_biases=true goes with model.equalize=true; give both")
         network = source.load(self, checkpoint).eval().requires_grad_(False)
@@ -149,22 +156,24 @@ class VisionAdapter(ModelAdapter):
         return logits
 
     @torch.no_grad()
-    def advance(self, index: int, outputs: Tensor) -> Tensor:
+    def advance(self, index: int, outputs: Tensor, streams: Streams | None = None) -> Tensor:
         """Return the inputs of block index + 1 from the outputs [samples, ...] of block index.
 
         What lies between the two (pooling, flattening, a stem's ReLU) is run by the model itself,
         the blocks before it replaced by stored results.
         """
         target = self._blocks[index + 1].module
-        parts = []
-        for part in outputs.split(64):
+
+        def inputs(part: Tensor) -> Tensor:
+            here = rows(outputs, part, self.device)
             with ExitStack() as stack:
                 for block, stand_in in zip(self._blocks[:index], self._stand_ins, strict=False):
-                    stack.enter_context(_returning(block.module, stand_in))
-                stack.enter_context(_returning(self._blocks[index].module, part.to(self.device)))
-                calls = capture(target, self.model, [self._example[:1]])
-            parts.append(calls.inputs.to(outputs.device))
-        return torch.cat(parts)
+                    stack.enter_context(returning(block.module, stand_in))
+                stack.enter_context(returning(self._blocks[index].module, here))
+                return capture(target, self.model, [self._example[:1]]).inputs.to(outputs.device)
+
+        parts = torch.arange(len(outputs)).split(64)
+        return (streams or Streams()).gather(map(inputs, parts))
 
     def _check_chain(self, order: Trace) -> None:
         for index, (block, after) in enumerate(
@@ -214,13 +223,3 @@ def _units(module: nn.Module) -> Iterator[nn.Module]:
             yield child
         else:
             yield from _units(child)
-
-
-@contextmanager
-def _returning(module: nn.Module, output: Tensor) -> Iterator[None]:
-    """Make module return output, whatever it is called with."""
-    module.forward = lambda *_: output
-    try:
-        yield
-    finally:
-        del module.forward

@@ -23,6 +23,7 @@ from flexround.quantizers.rtn import RTN
 from flexround.ranges import Ranges
 from flexround.resume import Checkpoints, NoCheckpoints, pack, unpack
 from flexround.solvers.hessian import Hessians, objective
+from flexround.streams import Streams
 from flexround.targets import Targets
 
 
@@ -82,11 +83,13 @@ class Solve:
         observers: Sequence[Observer] = (),
         checkpoints: Checkpoints | None = None,
         targets: Targets | None = None,
+        streams: Streams | None = None,
     ) -> dict[str, QuantizedTensor]:
         """Quantize adapter's model in place and return each layer's integers by name.
 
         Nothing is drawn, and full-precision outputs are no targets: generator and targets have no
-        part. Blocks that checkpoints has are taken from there.
+        part. Blocks that checkpoints has are taken from there; streams says how the activations of
+        the calibration set are held.
 
         Raises:
             ValueError: when a layer can't be solved; names it.
@@ -96,35 +99,34 @@ class Solve:
         for observer in observers:
             observer.begin([block.name for block in blocks], 0)
         kept = checkpoints or NoCheckpoints()
-        calls = noisy = adapter.capture(calibration)
+        streams = streams or Streams()
+        calls = noisy = adapter.capture(calibration, streams)
         activations = None
         if activation is not None:
             activations = Activations(blocks, activation, ranges, generator)
         quantized: dict[str, QuantizedTensor] = {}
         for index, block in enumerate(blocks):
-            dtype = block.dtype
-            block.module.to(adapter.device, torch.float32)
-            sites = [] if activations is None else activations.of(block.name)
-            saved = kept.find(block.name)
-            if saved is None:
-                integers, report = self._block(
-                    block, calls, noisy, adapter, quantizer, grid, ranges, activations
-                )
-                kept.save(block.name, pack(report, integers, sites, []))
-            else:
-                integers = unpack(saved, block.layers, grid, sites, [])
-                report = saved.report
-            quantized |= integers
-            for observer in observers:
-                observer.end_block(report)
-            if index + 1 < len(blocks):
-                outputs = self._run(block, calls, adapter)
-                if activations is not None:
-                    with activations.on():
-                        heard = self._run(block, noisy, adapter)
-                    noisy = noisy.with_inputs(adapter.advance(index, heard))
-                calls = calls.with_inputs(adapter.advance(index, outputs))
-            block.module.to(adapter.home, dtype)
+            with adapter.at_work(block):
+                sites = [] if activations is None else activations.of(block.name)
+                saved = kept.find(block.name)
+                if saved is None:
+                    integers, report = self._block(
+                        block, calls, noisy, adapter, quantizer, grid, ranges, activations
+                    )
+                    kept.save(block.name, pack(report, integers, sites, []))
+                else:
+                    integers = unpack(saved, block.layers, grid, sites, [])
+                    report = saved.report
+                quantized |= adapter.keep(block, integers)
+                for observer in observers:
+                    observer.end_block(report)
+                if index + 1 < len(blocks):
+                    outputs = self._run(block, calls, adapter)
+                    if activations is not None:
+                        with activations.on():
+                            heard = self._run(block, noisy, adapter)
+                        noisy = noisy.with_inputs(adapter.advance(index, heard, streams))
+                    calls = calls.with_inputs(adapter.advance(index, outputs, streams))
         if activations is not None:
             activations.leave_on()
         return quantized
@@ -146,7 +148,8 @@ class Solve:
         for layers in self._sets(block, calls, adapter):
             hessians = Hessians(layers)
             with hessians.collecting():
-                self._run(block, calls, adapter)
+                for _ in calls.each(block.module, self.batch_size, adapter.device):
+                    pass
             found += [solve(layer, hessians, quantizer, grid, ranges) for layer in layers]
         bits = {layer.name: layer.grid(grid).bits for layer in block.layers}
         if activations is not None:
@@ -180,7 +183,9 @@ class Solve:
                 be quantized.
         """
         quantizer.check(grid)
-        check_layers([layer for block in adapter.blocks() for layer in block.layers], grid, RTN)
+        for block in adapter.blocks():
+            with adapter.loaded(block):
+                check_layers(block.layers, grid, RTN)
         if activation is not None:
             check_sites(activation, adapter)
 

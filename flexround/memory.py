@@ -1,0 +1,75 @@
+"""What a program that ran out of memory is told: where, how much was free, what helps."""
+
+from __future__ import annotations
+
+import errno
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+STATUS, MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
+ADVICE = (
+    "lower recon.batch_size, or give stream_gib=1 (streams beyond it lie on disk), "
+    "stream_dtype=bfloat16, offload=true (a language model one block at a time)"
+)
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Return whether error says that there is no memory, on the GPU or on the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error)  # torch's allocator on the CPU has no exception of its own
+    return isinstance(error, RuntimeError) and ("allocate memory" in text or "not enough m" in text)
+
+
+@contextmanager
+def explained(where: str, device: torch.device) -> Iterator[None]:
+    """Turn a shortage of memory in the context into one line that says where.
+
+    Raises:
+        ValueError: names where, how much was free, and which options help.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_shortage(error):
+            raise
+        raise ValueError(shortage(where, device)) from error
+
+
+def shortage(where: str, device: torch.device) -> str:
+    """Return the line about a shortage of memory at where."""
+    if device.type == "cuda":
+        free: int | None = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = free_bytes()
+    left = "" if free is None else f" ({free / 2**30:.2f} GiB were free on {device.type})"
+    return f"{where}: out of memory{left}; {ADVICE}"
+
+
+def free_bytes() -> int | None:
+    """Return what this process may still take: of the machine's memory and of its own limits.
+
+    None where the system does not tell.
+    """
+    try:
+        free = [_kib(MEMINFO, "MemAvailable")]
+        used = {"VmData": resource.RLIMIT_DATA, "VmSize": resource.RLIMIT_AS}
+        for name, which in used.items():
+            limit = resource.getrlimit(which)[0]
+            if limit != resource.RLIM_INFINITY:
+                free.append(max(0, limit - _kib(STATUS, name)))
+    except (OSError, KeyError):
+        return None
+    return min(free)
+
+
+def _kib(path: Path, name: str) -> int:
+    """Return the entry called name of a file of /proc, in bytes."""
+    entries = dict(line.split(":", 1) for line in path.read_text().splitlines())
+    return int(entries[name].split()[0]) * 1024
