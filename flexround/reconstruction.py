@@ -161,8 +161,9 @@ class Reconstruction:
                 for unit in units[index]:
                     found = job.finished(unit)
                     if found is None:
-                        calls = job.streams(block, unit, teacher.module, fp, quant, fp_outputs)
-                        found = job.reconstruct(unit, *calls)
+                        found = job.reconstruct(
+                            unit, *job.streams(block, unit, teacher.module, fp, quant, fp_outputs)
+                        )
                     integers |= found
                 quantized |= adapter.keep(block, integers)
                 if ahead is not None:

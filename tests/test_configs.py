@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 import run  # noqa: F401  registers the schema
 from conf.build import validate
-from conf.schema import identity, run_id
+from conf.schema import check_values, identity, run_id
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = [path.relative_to(CONF).with_suffix("") for path in sorted(CONF.rglob("*.yaml"))]
@@ -88,6 +88,7 @@ CHANGES = [
     "bits=3", "symmetric=false", "seed=1", "num_samples=64", "quant=adaround", "model=resnet50",
     "recon=layer", "recon.iters=3", "recon.lr=0.1", "quant.learn_s1=false", "ranges=min_max",
     "granularity=per_channel", "checkpoint=x.pth", "model.first_last_bits=null",
+    "stream_dtype=bfloat16", "stream_dtype=float16",
 ]  # fmt: skip
 
 
@@ -96,10 +97,21 @@ def test_every_setting_that_can_change_the_value_changes_the_run_id():
     assert len(set(ids)) == len(ids)
 
 
+def test_streams_in_float32_have_the_run_ids_from_before_there_was_a_choice():
+    assert "stream_dtype" not in identity(composed())
+
+
+@pytest.mark.parametrize("option", ["stream_dtype=int8", "stream_gib=-1", "stream_gib=nan"])
+def test_streams_out_of_range_are_refused(option):
+    with pytest.raises(ValueError, match=option.partition("=")[0]):
+        check_values(composed(option))
+
+
 @pytest.mark.parametrize(
     "change",
     ["logger=wandb", "device=cpu", "results_dir=elsewhere", "cache_dir=elsewhere", "rerun=true",
-     "progress=false", "group_size=64", "imagenet_dir=x"],
+     "progress=false", "group_size=64", "imagenet_dir=x", "stream_gib=1", "offload=true",
+     "spill_dir=elsewhere"],
 )  # fmt: skip
 def test_nothing_else_changes_the_run_id(change):
     assert run_id(identity(composed(change))) == run_id(identity(composed()))
