@@ -49,6 +49,7 @@ SHAPE = dict(
 SHORT = Reconstruction(
     unit="block", iters=2, lr=1e-3, batch_size=2, schedule="constant", inputs="quant",
     steps="start", act_lr=1e-3, act_iters=0, keep=0.5, keep_best=False,
+    precision="float32", compile=False,
 )  # fmt: skip
 METHODS = {
     "rtn": RTN,
