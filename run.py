@@ -61,7 +61,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
                 targets=shared.targets(),
                 streams=streams,
             )
-        draft.metrics = task.evaluate(adapter)
+        draft.metrics, draft.outcomes = task.evaluate(adapter), task.outcomes
     checkpoints.clear()
     return draft.record
 

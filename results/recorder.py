@@ -9,7 +9,7 @@ import logging
 import math
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,6 +52,7 @@ class Draft:
     logger: Logger | None = None
     fp_metrics: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    outcomes: Mapping[str, Any] = field(default_factory=dict)  # of each evaluation sample
     device: str = ""
     record: Record | None = None
 
@@ -129,7 +130,7 @@ def _close(store: Store, draft: Draft, record: Record) -> None:
     if record.status == "failed" and store.replaced(record.run_id) is not None:
         log.warning("the record %s of an earlier, finished run is kept", record.run_id)
     else:
-        store.write(record)
+        store.write(record, draft.outcomes)
     draft.record = record
     if draft.logger is not None:
         draft.logger.finish(record)

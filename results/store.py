@@ -7,14 +7,18 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
-from flexround.files import written_beside
+from flexround.files import write_whole, written_beside
 from results.claim import Claim
 from results.record import OtherSchema, Record
+
+if TYPE_CHECKING:
+    from results.outcomes import Outcomes
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +91,34 @@ class Store:
         old = self.look(run_id)
         return old.started if old is not None and old.status == "ok" else None
 
-    def write(self, record: Record) -> Path:
-        """Write record; an older one of the same run goes to history/. Return its path."""
+    def outcomes_path(self, run_id: str) -> Path:
+        """Return where the outcomes of the run's evaluation samples lie."""
+        return self.root / "outcomes" / f"{run_id}.npz"
+
+    def outcomes(self, record: Record) -> Outcomes:
+        """Return the outcomes of record's evaluation samples, none where none can be read."""
+        from results.outcomes import unpack
+
+        path = self.outcomes_path(record.run_id)
+        try:
+            return unpack(path.read_bytes(), record.started)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            log.warning("outcomes %s passed over: %s", path, error)
+            return {}
+
+    def write(self, record: Record, outcomes: Mapping[str, Any] | None = None) -> Path:
+        """Write record; an older one of the same run goes to history/. Return its path.
+
+        The outcomes of its evaluation samples, [samples] by metric, are written before it.
+        """
+        if outcomes:
+            from results.outcomes import pack
+
+            kept = self.outcomes_path(record.run_id)
+            kept.parent.mkdir(exist_ok=True)
+            write_whole(kept, pack(outcomes, record.started))
         path = self.path(record.run_id)
         data = json.dumps(record.to_json(), indent=1, sort_keys=True).encode()
         with written_beside(path, data) as part:

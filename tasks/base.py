@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,11 +21,15 @@ class Task(ABC):
         metric: name of the main metric, a key of what `evaluate` returns.
         higher_is_better: its direction.
         version: raised whenever the same model could get another number.
+        outcomes: what the last `evaluate` found of each evaluation sample, in the data's order, by
+            metric: [samples], bool for right or wrong, float for the mean negative log-likelihood
+            [nats a token] behind a perplexity. Metrics that are no mean over samples are absent.
     """
 
     metric: str
     higher_is_better: bool
     version: int
+    outcomes: Mapping[str, Tensor] = MappingProxyType({})
 
     @abstractmethod
     def calibration(self, num_samples: int, seed: int) -> Sequence[Any]:
@@ -70,7 +75,7 @@ class VisionTask(Task):
 
 
 @torch.no_grad()
-def topk_counts(logits: Tensor, labels: Tensor, k: int) -> int:
-    """Return how many labels [batch] are among the k largest of logits [batch, classes]."""
+def in_topk(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Return [batch], whether each of labels is among the k largest of logits [batch, classes]."""
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return int((best == labels[:, None]).any(dim=1).sum())
+    return (best == labels[:, None]).any(dim=1)

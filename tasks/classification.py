@@ -126,15 +126,18 @@ class Classification(TransformerTask):
     @torch.no_grad()
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
         """Return each metric on each split."""
-        results, self._one_class = {}, False
+        results, outcomes, self._one_class = {}, {}, False
         for suffix, split in self._splits.items():
             examples = self._data.examples(split)
             logits = self._logits(adapter, self._encode(examples))
             truth = torch.tensor([example.label for example in examples])
             predicted = logits[:, 0] if self._num_labels == 1 else logits.argmax(dim=1)
             self._one_class |= bool((predicted == predicted[0]).all())
+            if self._num_labels > 1:
+                outcomes["accuracy" + suffix] = predicted == truth
             for name in self._metrics:
                 results[name + suffix] = 100 * METRICS[name](predicted, truth)
+        self.outcomes = outcomes
         return results
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:

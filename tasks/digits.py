@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flexround.models.base import ModelAdapter
 from flexround.models.vision import VisionModel
 from tasks import checkpoints
-from tasks.base import VisionTask, topk_counts
+from tasks.base import VisionTask, in_topk
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,9 @@ class Digits(VisionTask):
         images, labels = self.test
         parts = images.split(self._eval_batch_size)
         logits = torch.cat([adapter.forward(part).cpu() for part in parts])
-        return {"top1": 100 * topk_counts(logits, labels, 1) / len(labels)}
+        right = in_topk(logits, labels, 1)
+        self.outcomes = {"top1": right}
+        return {"top1": 100 * int(right.sum()) / len(labels)}
 
     def load(self, model: VisionModel, checkpoint: str | None) -> nn.Module:
         """Return the network at checkpoint, or the one trained on first use and cached."""

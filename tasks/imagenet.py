@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from flexround.models.base import ModelAdapter
 from flexround.models.vision import VisionModel
 from tasks import checkpoints
-from tasks.base import VisionTask, topk_counts
+from tasks.base import VisionTask, in_topk
 from tasks.images import Images, class_list, readable, stack
 from tasks.preprocessing import Preprocessing, own_preprocessing, torchvision_weights
 
@@ -119,13 +119,15 @@ class ImageNet(VisionTask):
         loader = DataLoader(
             images, self._eval_batch_size, num_workers=self._num_workers, collate_fn=stack
         )
-        top1 = top5 = 0
+        top1, top5 = [], 0
         for loaded in loader:
             batch, labels = readable(loaded)
             logits = adapter.forward(batch).cpu()
-            top1 += topk_counts(logits, labels, 1)
-            top5 += topk_counts(logits, labels, 5)
-        return {"top1": 100 * top1 / len(images), "top5": 100 * top5 / len(images)}
+            top1.append(in_topk(logits, labels, 1))
+            top5 += int(in_topk(logits, labels, 5).sum())
+        right = torch.cat(top1)
+        self.outcomes = {"top1": right}
+        return {"top1": 100 * int(right.sum()) / len(images), "top5": 100 * top5 / len(images)}
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:
         """Refuse a full-precision network that misses its known accuracy.

@@ -87,15 +87,17 @@ class LanguageModeling(TransformerTask):
         if self._windows is None:
             self._windows = self._protocol.windows(self._corpus, self._tokenizer)
             log.info("%s, %d windows of %d tokens", self._protocol.name, *self._windows.shape)
-        total = 0.0
+        losses = []
         parts = self._windows.split(self._eval_batch_size)
         found = adapter.outputs({"input_ids": part} for part in parts)
         for part, logits in zip(parts, found, strict=True):
             # By window: a batch's logits are the largest tensor of the whole run already.
             for predicted, window in zip(logits, part.to(logits.device), strict=True):
                 own = predicted[:-1].float()
-                total += nn.functional.cross_entropy(own, window[1:], reduction="sum").item()
-        return {"perplexity": math.exp(total / self._windows[:, 1:].numel())}
+                loss = nn.functional.cross_entropy(own, window[1:], reduction="sum")
+                losses.append(loss.item())
+        self.outcomes = {"perplexity": torch.tensor(losses) / (self._windows.shape[1] - 1)}
+        return {"perplexity": math.exp(sum(losses) / self._windows[:, 1:].numel())}
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:
         """Refuse a model that misses its known perplexity or predicts no better than chance.

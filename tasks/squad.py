@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flexround.models.base import ModelAdapter
 from flexround.models.language import Tokens
-from tasks.squad_answers import Question, Spans, best_span, locate, read, scores
+from tasks.squad_answers import Question, Spans, best_span, exact_match, locate, read, scores
 from tasks.transformer import TransformerTask, check_at_least, check_positions, draw, pad
 
 CHUNK = 1000  # questions that are tokenized at once
@@ -112,7 +112,13 @@ class Squad(TransformerTask):
         """Return F1 and exact match; an answer is the best one over all windows of its question."""
         questions = self._questions("validation")[: self._max_eval]
         answers = self._answers(adapter, questions)
-        return scores(answers, [question.answers for question in questions])
+        golds = [question.answers for question in questions]
+        right = [
+            any(exact_match(answer, gold) for gold in own)
+            for answer, own in zip(answers, golds, strict=True)
+        ]
+        self.outcomes = {"exact_match": torch.tensor(right)}
+        return scores(answers, golds)
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:
         """Refuse a model that misses its known F1 or whose head was never trained.

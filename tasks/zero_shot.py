@@ -133,13 +133,15 @@ class ZeroShot(TransformerTask):
                 num_fewshot=self._num_fewshot,
                 limit=self._limit,
                 bootstrap_iters=0,
-                log_samples=False,
+                log_samples=True,
                 random_seed=SEED,
                 numpy_random_seed=SEED,
                 torch_random_seed=SEED,
                 fewshot_random_seed=SEED,
             )
         values = {name: percent(found["results"][name]) for name in self._tasks}
+        logged = {name: right(found["samples"][name]) for name in self._tasks}
+        self.outcomes = {name: kept for name, kept in logged.items() if kept is not None}
         return values | {"average": sum(values.values()) / len(values)}
 
     def _index(self) -> Any:
@@ -189,6 +191,17 @@ def percent(scores: Mapping[str, Any]) -> float:
     """Return the first of METRICS that the harness's scores "METRIC,FILTER" hold, in percent."""
     by_metric = {key.partition(",")[0]: value for key, value in scores.items()}
     return 100 * float(next(by_metric[metric] for metric in METRICS if metric in by_metric))
+
+
+def right(samples: Sequence[Mapping[str, Any]]) -> Tensor | None:
+    """Return [items] of the harness's log of a task, by the first of METRICS, in the data's order.
+
+    None where an item counts other than as 0 or 1.
+    """
+    metric = next(metric for metric in METRICS if metric in samples[0]["metrics"])
+    own = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+    scores = [sample[metric] for sample in sorted(own, key=lambda sample: sample["doc_id"])]
+    return torch.tensor(scores).bool() if set(scores) <= {0, 1} else None
 
 
 def _no_training(name: str) -> ValueError:

@@ -36,6 +36,8 @@ def test_a_run_writes_its_record(cli, results_dir):
     assert record.model == "efficientnet_lite0"
     assert record.value == record.metrics["top1"]
     assert record.fp_value > 90
+    right = Store(results_dir).outcomes(record)["top1"]
+    assert (len(right), 100 * right.mean()) == (364, pytest.approx(record.value))
     assert record.settings["recon"]["iters"] == 10
     assert record.blocks[0]["layers"] == {"conv_stem": 8}
     for block in record.blocks:
@@ -55,8 +57,11 @@ def test_the_same_command_again_computes_nothing(cli, results_dir):
     assert again.status == 0
     assert "already recorded" in again.err
     assert path.stat().st_mtime_ns == before
+    kept = Store(results_dir).outcomes_path(path.stem)
+    kept.unlink()
     assert cli(*args, "rerun=true").status == 0
     assert path.stat().st_mtime_ns > before
+    assert kept.exists()
 
 
 def test_a_record_keeps_the_command_that_remakes_it(cli, results_dir):

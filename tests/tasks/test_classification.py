@@ -169,6 +169,8 @@ def test_tiny_bert_learns_the_topics_and_is_quantized(cli, results_dir):
     rtn, flexround = sorted(Store(results_dir).load(), key=lambda record: record.quant != "rtn")
     assert rtn.fp_metrics["accuracy"] > 2 * 100 / 6, "better than chance by far"
     assert rtn.fp_metrics == flexround.fp_metrics
+    right = Store(results_dir).outcomes(flexround)["accuracy"]
+    assert 100 * right.mean() == pytest.approx(flexround.value)
     blocks = zip(rtn.blocks, flexround.blocks, strict=True)
     assert all(f["error_after"] < r["error_after"] for r, f in blocks)
     assert len(flexround.blocks[0]["layers"]) == 6, "query, key, value, output, and two more"

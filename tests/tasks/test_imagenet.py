@@ -63,6 +63,7 @@ def test_evaluation_counts_right_answers(root):
     assert task.evaluate(adapter) == {"top1": 0.0, "top5": 50.0}
     adapter.model.classifier.bias.data[998] = 2000
     assert task.evaluate(adapter) == {"top1": 50.0, "top5": 100.0}
+    assert task.outcomes["top1"].tolist() == [False, False, True, True]
 
 
 def test_calibration_is_seeded_also_when_augmented(root):

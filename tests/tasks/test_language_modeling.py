@@ -130,6 +130,7 @@ def test_perplexity_is_that_of_transformers_own_loss(cache_dir):
     with torch.no_grad():
         losses = [network(input_ids=w[None], labels=w[None]).loss.item() for w in task._windows]
     assert value == pytest.approx(math.exp(sum(losses) / 6), rel=1e-5)
+    assert task.outcomes["perplexity"].tolist() == pytest.approx(losses, rel=1e-5)
     assert value < 300, "the tiny model has learned something"
     task.check_full_precision({"perplexity": value})
     with pytest.raises(ValueError, match="a uniform guess over the 1024 tokens"):

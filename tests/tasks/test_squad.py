@@ -243,6 +243,8 @@ def test_an_adapter_of_a_real_network_is_scored(cache_dir, folder):
     metrics = task.evaluate(adapter)
     assert set(metrics) == {"f1", "exact_match"}
     assert 0 <= metrics["exact_match"] <= metrics["f1"] < 100
+    right = task.outcomes["exact_match"].double()
+    assert 100 * right.mean().item() == pytest.approx(metrics["exact_match"])
 
 
 def test_full_precision_that_is_off_or_untrained_is_refused(cache_dir):

@@ -113,6 +113,9 @@ def test_numbers_are_those_of_the_harness_on_the_saved_model(folder, cache_dir, 
         "line_ends_acc": 100 * plain,
         "average": (100 * norm + 100 * plain) / 2,
     }
+    assert set(task.outcomes) == set(tasks)
+    for name, right in task.outcomes.items():
+        assert 100 * right.double().mean().item() == pytest.approx(ours[name])
     assert task.evaluate(adapter) == ours, "the same network has the same number"
 
 
