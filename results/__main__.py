@@ -2,7 +2,9 @@
 
 `python -m results html` writes it as a page with the runs behind it, `plan` tells what a sweep
 would run, `status` what has become of its runs, `table02` sets ours beside the paper's Table 2, and
-`wandb` logs the leaderboard as a wandb table; `plot KIND` draws the records.
+`wandb` logs the leaderboard as a wandb table; `plot KIND` draws the records. `compare FIRST SECOND`
+sets two methods against each other on the same seeds and samples, `ablation SETTING` the values of
+one setting side by side.
 """
 
 from __future__ import annotations
@@ -12,19 +14,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from results.leaderboard import FORMATS, leaderboard, render, select
+from results.leaderboard import FORMATS, facts, leaderboard, nearest, render, select
 from results.record import Record
 from results.store import Store
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 DEFAULT, SWEEPS = OUTPUTS / "results", OUTPUTS / "sweeps"
+TEXTS = ("markdown", "csv", "latex")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the leaderboard; return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        views = {"html": _html, "plan": _plan, "plot": _plot, "status": _status, "wandb": _wandb}
+        views = {
+            "ablation": _ablation, "compare": _compare, "html": _html, "plan": _plan,
+            "plot": _plot, "status": _status, "wandb": _wandb,
+        }  # fmt: skip
         view = views[args.pop(0)] if args and args[0] in views else _table
         if args and not args[0].startswith("-") and view is _table:
             view = _published
@@ -91,6 +97,32 @@ def _wandb(argv: Sequence[str]) -> str:
     return push(leaderboard(_chosen(args), args.by), args.project, args.mode, args.dir)
 
 
+def _compare(argv: Sequence[str]) -> str:
+    from results.compare import compare, render
+
+    parser = _selection()
+    parser.prog += " compare"
+    parser.description = "Set one method against another on the same seeds and samples."
+    parser.add_argument("first", help="a method, such as flexround")
+    parser.add_argument("second", help="the method that it is compared with")
+    parser.add_argument("--format", choices=TEXTS, default="markdown")
+    args = parser.parse_args(argv)
+    outcomes = Store(args.results_dir).outcomes
+    return render(compare(_chosen(args), outcomes, args.first, args.second, args.by), args.format)
+
+
+def _ablation(argv: Sequence[str]) -> str:
+    from results.ablation import ablation, render
+
+    parser = _selection()
+    parser.prog += " ablation"
+    parser.description = "Vary one setting and hold all others."
+    parser.add_argument("setting", help="by its dotted name, such as recon.iters, quant")
+    parser.add_argument("--format", choices=TEXTS, default="markdown")
+    args = parser.parse_args(argv)
+    return render(ablation(_chosen(args), args.setting, args.by), args.setting, args.format)
+
+
 def _html(argv: Sequence[str]) -> str:
     from results.page import write
 
@@ -126,16 +158,19 @@ def _table(argv: Sequence[str]) -> str:
 
 
 def _published(argv: Sequence[str]) -> str:
-    from results.join import frame, join, text
+    from results.formats import latex
+    from results.join import frame, join, shown, text
     from results.paper import published
 
     parser = _selection()
     parser.add_argument("table", help="one of the paper's, such as table02 or figure07")
-    parser.add_argument("--format", choices=("markdown", "csv"), default="markdown")
+    parser.add_argument("--format", choices=TEXTS, default="markdown")
     args = parser.parse_args(argv)
     published(args.table)  # a name that is none is told before records are looked for
     joined = frame(join(args.table, _chosen(args)))
-    return joined.to_csv(index=False) if args.format == "csv" else text(joined)
+    if args.format == "csv":
+        return joined.to_csv(index=False).rstrip("\n")
+    return latex(shown(joined)) if args.format == "latex" else text(joined)
 
 
 def _chosen(args: argparse.Namespace) -> list[Record]:
@@ -151,8 +186,19 @@ def _chosen(args: argparse.Namespace) -> list[Record]:
         raise ValueError(f"no records in {args.results_dir}; python run.py writes them")
     chosen = select(records, where)
     if not chosen:
-        raise ValueError(f"none of the {len(records)} records has {where}")
+        raise ValueError(_none(records, where))
     return chosen
+
+
+def _none(records: Sequence[Record], where: dict[str, str]) -> str:
+    """Return which part of where no record has, with the values most like it."""
+    for name, value in where.items():
+        if not select(records, {name: value}):
+            values = {str(facts(r)[name]) for r in records if name in facts(r)}
+            told = f"{name}={value}{nearest(value, values)}"
+            return f"none of the {len(records)} records has {told}"
+    told = " and ".join(f"{name}={value}" for name, value in where.items())
+    return f"none of the {len(records)} records has {told} together"
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite, nan
 from statistics import median, stdev
 
 import pandas as pd
 
+from results.formats import markdown
 from results.paper import Cell, published
 from results.record import Record
 
@@ -48,8 +50,16 @@ def join(table: str, records: Sequence[Record]) -> list[Joined]:
     cells = [cell for cell in published(table) if "." not in cell.metric]
     if not cells:
         raise ValueError(f"{table} lists settings, not results; they are in conf/tuned/")
-    done = [record for record in records if record.status == "ok"]
+    done = newest_version([record for record in records if record.status == "ok"])
     return [Joined(cell, _values(cell, done)) for cell in cells]
+
+
+def newest_version(records: Sequence[Record]) -> list[Record]:
+    """Return the records of each task's newest version, which others do not compare with."""
+    newest: dict[str, int] = {}
+    for record in records:
+        newest[record.task] = max(newest.get(record.task, 0), record.task_version or 0)
+    return [record for record in records if record.task_version == newest[record.task]]
 
 
 def _values(cell: Cell, records: Sequence[Record]) -> list[float]:
@@ -61,7 +71,7 @@ def _values(cell: Cell, records: Sequence[Record]) -> list[float]:
             found = [r for r in found if _equalized(r) == ("equalize" in words)]
         values = {r.fp_metrics[cell.metric] for r in found if cell.metric in r.fp_metrics}
         return sorted(values)[:1] if len(values) == 1 else []
-    found = [r for r in records if _is(r, cell) and cell.metric in r.metrics]
+    found = [r for r in records if _is(r, cell) and isfinite(r.metrics.get(cell.metric, nan))]
     seeds = [r.seed for r in found]
     if len(set(seeds)) < len(seeds):
         raise ValueError(
@@ -141,9 +151,9 @@ def frame(joined: Sequence[Joined]) -> pd.DataFrame:
     return table
 
 
-def text(table: pd.DataFrame) -> str:
-    """Return the join in Markdown, with how many orders agree."""
-    shown = pd.DataFrame(
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the join's cells as text."""
+    return pd.DataFrame(
         {
             **{name: table[name] for name in ("model", "task", "method", "setting", "bits")},
             "metric": table["metric"],
@@ -157,7 +167,11 @@ def text(table: pd.DataFrame) -> str:
             "note": table["note"],
         }
     )
-    lines = [shown.to_markdown(index=False, disable_numparse=True)]
+
+
+def text(table: pd.DataFrame) -> str:
+    """Return the join in Markdown, with how many orders agree."""
+    lines = [markdown(shown(table))]
     if "rank_ours" in table:
         column = ["model", "task", "setting", "bits", "metric"]
         ranked = table.dropna(subset=["rank_ours"]).groupby(column, sort=False)

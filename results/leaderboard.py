@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 import pandas as pd
 
+from results.formats import PLUS_MINUS, latex, markdown
 from results.record import Record
 
 CELL = ["task", "model", "quant"]
@@ -16,10 +18,9 @@ SEEDS = ("seed", "quant.seed")  # what runs of one cell may differ in
 # Settings that become a column by themselves where runs of one cell differ in them.
 TOLD_APART = (
     "recon.steps", "act_stem_bits", "kv_bits", "granularity._target_", "group_size",
-    "symmetric", "recon.unit", "checkpoint",
+    "symmetric", "recon.unit", "checkpoint", "task_version", "metric",
 )  # fmt: skip
 FORMATS = ("markdown", "csv", "latex", "html")
-PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -42,13 +43,23 @@ def select(records: Sequence[Record], where: dict[str, str]) -> list[Record]:
     chosen = list(records)
     for key, text in where.items():
         _check_known(records, key, f"--where {key}={text}")
-        chosen = [r for r in chosen if _facts(r).get(key) in _readings(text)]
+        chosen = [r for r in chosen if facts(r).get(key) in _readings(text)]
     return chosen
 
 
 def _check_known(records: Sequence[Record], key: str, option: str) -> None:
-    if not any(key in _facts(record) for record in records):
-        raise ValueError(f"{option}: no record has a setting {key}")
+    known = {name for record in records for name in facts(record)}
+    if key not in known:
+        raise ValueError(f"{option}: no record has a setting {key}{nearest(key, known)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?" with the names most like name, or nothing."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3)
+    # lr for recon.lr: what is written for short is not close.
+    near = [*dict.fromkeys([*(k for k in known if k.endswith(f".{name}")), *near])][:3]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _readings(text: str) -> list[Any]:
@@ -62,21 +73,23 @@ def _readings(text: str) -> list[Any]:
     return readings
 
 
-def _facts(record: Record) -> dict[str, Any]:
+def facts(record: Record) -> dict[str, Any]:
+    """Return what a record can be chosen by: its settings by dotted name, and what it is of."""
     names = {
         "model": record.model,
         "task": record.task,
         "quant": record.quant,
         "task_version": record.task_version,
+        "metric": record.metric,
     }
     return flatten(record.settings) | names
 
 
 def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFrame:
-    """Return one row a cell: its names, by, bits, act_bits, mean, std, n, fp, delta, failed.
+    """Return one row a cell: its names, by, bits, act_bits, metric, what `numbers` says.
 
     The settings of TOLD_APART join by where runs of one cell differ in them. std is over seeds and
-    missing for fewer than two; delta is mean - fp. Tasks, models and methods stand in the order of
+    missing for fewer than two. Tasks, models and methods stand in the order of
     their first runs.
 
     Raises:
@@ -102,12 +115,15 @@ def rows_and_runs(
     first = [{part: i for i, part in enumerate(dict.fromkeys(p))} for p in zip(*cells, strict=True)]
     places = len(CELL) + len(by)
     keys = sorted(cells, key=lambda key: [first[i][key[i]] for i in range(places)])
-    rows = [dict(zip(names, key, strict=True)) | _numbers(cells[key]) for key in keys]
+    rows = [dict(zip(names, key, strict=True)) | numbers(cells[key]) for key in keys]
     return pd.DataFrame(rows).astype({"act_bits": float}), [cells[key] for key in keys]
 
 
-def _numbers(members: Sequence[Record]) -> dict[str, Any]:
-    """Return what a cell's runs have found together."""
+def numbers(members: Sequence[Record]) -> dict[str, Any]:
+    """Return what runs that differ in their seed have found: metric, mean, median, std, n, fp, ...
+
+    delta is mean - fp; failed counts the runs that failed.
+    """
     values = [r.value for r in members if r.value is not None]
     fps = [r.fp_value for r in members if r.fp_value is not None]
     mean = fmean(values) if values else None
@@ -115,6 +131,7 @@ def _numbers(members: Sequence[Record]) -> dict[str, Any]:
     return {
         "metric": next((r.metric for r in members if r.metric), None),
         "mean": mean,
+        "median": median(values) if values else None,
         "std": stdev(values) if len(values) > 1 else None,
         "n": len(values),
         "fp": fp,
@@ -132,9 +149,9 @@ def _cells(records: Sequence[Record], by: Sequence[str]) -> tuple[list[str], Cel
     while True:
         cells: Cells = {}
         for record in records:
-            facts = _facts(record)
-            told = (str(facts.get(k, "-")) for k in names)
-            key = (*(facts[k] for k in CELL), *told, record.bits, facts.get("act_bits"))
+            own = facts(record)
+            told = (str(own.get(k, "-")) for k in names)
+            key = (*(own[k] for k in CELL), *told, record.bits, own.get("act_bits"))
             cells.setdefault(key, []).append(record)
         for key, members in cells.items():
             done = [r for r in members if r.status == "ok"]
@@ -163,13 +180,15 @@ def _but_seeds(record: Record) -> dict[str, Any]:
 
 def _differing(members: Sequence[Record]) -> dict[str, list[str]]:
     """Return what the members of a cell differ in but their seed, with the values."""
-    flats = [flatten(r.settings) | {"task_version": r.task_version} for r in members]
+    early = ("task_version", "metric")  # which a run that failed early does not know
+    flats = [flatten(r.settings) | {k: facts(r)[k] for k in early} for r in members]
     names = dict.fromkeys(name for flat in flats for name in flat if name not in SEEDS)
     differing = {}
     for name in names:
         values = list(dict.fromkeys(str(flat.get(name)) for flat in flats))
-        # A run that failed early does not know its task's version.
-        if len(values) > 1 and not (name == "task_version" and "None" in values):
+        if name in early:
+            values = [value for value in values if value != "None"]
+        if len(values) > 1:
             differing[name] = values
     return differing
 
@@ -227,8 +246,8 @@ def text_table(cells: pd.DataFrame) -> pd.DataFrame:
 def caption(cells: pd.DataFrame) -> str:
     """Return what the numbers of the table are."""
     metrics = ", ".join(
-        f"{task}: {metric}"
-        for task, metric in cells.dropna(subset="metric").groupby("task")["metric"].first().items()
+        f"{task}: {' or '.join(names.unique())}"
+        for task, names in cells.dropna(subset="metric").groupby("task")["metric"]
     )
     return (
         f"{metrics}; mean {PLUS_MINUS} standard deviation over seeds where there are several "
@@ -243,24 +262,11 @@ def render(cells: pd.DataFrame, form: str) -> str:
         ValueError: for another format.
     """
     makers: dict[str, Callable[[], str]] = {
-        "markdown": lambda: _markdown(cells),
+        "markdown": lambda: f"{markdown(text_table(cells))}\n\n{caption(cells)}",
         "csv": lambda: cells.to_csv(index=False).rstrip("\n"),
-        "latex": lambda: _latex(cells),
+        "latex": lambda: latex(text_table(cells)),
         "html": lambda: text_table(cells).to_html(index=False),
     }
     if form not in makers:
         raise ValueError(f"--format {form}: give one of {', '.join(makers)}")
     return makers[form]()
-
-
-def _markdown(cells: pd.DataFrame) -> str:
-    # Numbers are text already; tabulate would strip their zeros.
-    return (
-        f"{text_table(cells).to_markdown(index=False, disable_numparse=True)}\n\n{caption(cells)}"
-    )
-
-
-def _latex(cells: pd.DataFrame) -> str:
-    style = text_table(cells).style.hide(axis="index").format(escape="latex")
-    style = style.format_index(escape="latex", axis=1)
-    return style.to_latex(hrules=True).replace(PLUS_MINUS, r"$\pm$").rstrip("\n")

@@ -24,7 +24,8 @@ from markupsafe import Markup
 
 from flexround.files import write_whole
 from results.chart import Chart, charts
-from results.leaderboard import CELL, PLUS_MINUS, mean_text, rows_and_runs, width
+from results.formats import PLUS_MINUS
+from results.leaderboard import CELL, mean_text, rows_and_runs, width
 from results.record import Record
 
 HERE = Path(__file__).resolve().parent

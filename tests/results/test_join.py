@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from results.__main__ import main
@@ -112,6 +114,15 @@ def test_two_configurations_of_one_cell_are_refused():
         join("table02", records)
 
 
+def test_a_value_that_is_none_and_an_old_version_of_the_task_are_not_joined():
+    better = replace(run("flexround", 71.0, 1), task_version=2)
+    found = cell(join("table02", [run("flexround", 70.0), better]), "flexround", "W4A32")
+    assert found.ours == [71.0]
+    nothing = replace(run("flexround", 70.0), metrics={"top1": 70.0, "top5": float("nan")})
+    found = cell(join("table02", [nothing]), "flexround", "W4A32", metric="top5")
+    assert (found.ours, found.value, found.noise) == ([], None, False)
+
+
 def test_a_table_of_settings_has_nothing_to_join():
     assert published("table13")
     with pytest.raises(ValueError, match="table13 lists settings, not results"):
@@ -128,5 +139,9 @@ def test_from_the_command_line(tmp_path, capsys):
     assert [word.strip() for word in line.split("|")[1:10]] == [
         "mobilenet_v2", "imagenet", "flexround", "B", "W4A32", "top1", "70.00", "1", "70.82",
     ]  # fmt: skip
+    assert main(["table02", *where, "--format", "latex"]) == 0
+    out = capsys.readouterr().out
+    assert r"\toprule" in out
+    assert r"mobilenet\_v2 & imagenet & flexround & B & W4A32 & top1 & 70.00" in out
     assert main(["table2", *where]) == 1
     assert "did you mean table02?" in capsys.readouterr().err
