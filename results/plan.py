@@ -24,12 +24,13 @@ EXPERIMENTS = ROOT / "conf" / "experiment"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a sweep: its choices, its configuration, and its record if there is one."""
+    """One run of a sweep: its choices, configuration and name, and its record if there is one."""
 
     model: str
     task: str
     quant: str
     cfg: DictConfig
+    run_id: str
     record: Record | None
 
 
@@ -65,8 +66,9 @@ def plan(overrides: Sequence[str]) -> list[PlannedRun]:
         model, task, quant = (str(choices[group]) for group in ("model", "task", "quant"))
         with open_dict(cfg):
             del cfg["hydra"]
-        record = Store(cfg.results_dir).look(run_id(identity(cfg)))  # type: ignore[arg-type]
-        found.append(PlannedRun(model, task, quant, cfg, record))
+        name = run_id(identity(cfg))  # type: ignore[arg-type]
+        record = Store(cfg.results_dir).look(name)
+        found.append(PlannedRun(model, task, quant, cfg, name, record))
     return found
 
 
