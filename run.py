@@ -48,7 +48,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
         task.check_full_precision(draft.fp_metrics)
 
         with bar:
-            recon(
+            integers = recon(
                 adapter,
                 calibration,
                 quantizer=quantizer,
@@ -62,6 +62,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
                 streams=streams,
             )
         draft.metrics, draft.outcomes = task.evaluate(adapter), task.outcomes
+        draft.save = job.saving(task, adapter, integers, shared.model)
     checkpoints.clear()
     return draft.record
 

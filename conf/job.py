@@ -7,9 +7,10 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from conf.errors import missing_package
 from conf.schema import FULL_STREAMS, check_idle, check_values, identity, run_id
+from results.provenance import check_free, is_of
 from results.record import Record
 from results.recorder import Draft, commit, recording
 from results.store import Store
@@ -28,15 +30,18 @@ from results.sweep import OUTCOME, asked
 if TYPE_CHECKING:
     import torch
 
+    from flexround.grid import QuantizedTensor
+    from flexround.models.base import ModelAdapter
     from flexround.resume import FileCheckpoints
     from flexround.streams import Streams
     from results.cache import Cache
+    from tasks.base import Task
 
 log = logging.getLogger("run")
 
 # What a command line says of its run's surroundings, which whoever repeats it has others of.
 SURROUNDINGS = (
-    "logger", "results_dir", "cache_dir", "cache_gib", "progress", "compile", "rerun",
+    "logger", "results_dir", "cache_dir", "cache_gib", "progress", "compile", "save", "rerun",
     "retry_failed", "stream_gib", "offload", "spill_dir",
 )  # fmt: skip
 
@@ -68,6 +73,8 @@ class Job:
             return None
         if record.status == "ok":
             log.info("already recorded as %s", record.run_id)
+            if self.cfg.save and not is_of(self.store.artifact(self.run_id), record):
+                log.warning("it has no artifact; rerun=true computes it again and saves one")
             return record
         if self.cfg.retry_failed:
             return None
@@ -131,6 +138,24 @@ class Job:
             spill.check()
         return Streams(dtype, math.inf if limit is None else limit, spill)
 
+    def saving(
+        self,
+        task: Task,
+        adapter: ModelAdapter,
+        integers: Mapping[str, QuantizedTensor],
+        source: str,
+    ) -> Callable[[Record], Path] | None:
+        """Return what writes the run's artifact once there is its record; None unless save=true.
+
+        source is the digest of the full-precision network.
+        """
+        if not self.cfg.save:
+            return None
+        from results.saved import save
+
+        folder = self.store.artifact(self.run_id)
+        return partial(save, folder, task, adapter, integers, source)
+
     def recording(self) -> AbstractContextManager[Draft]:
         """Return a context that drafts the run's record and writes it whatever happens."""
         base = dict(
@@ -183,7 +208,8 @@ def current_job(cfg: DictConfig) -> Job:
     """Return the job that Hydra has composed, checked as far as that needs no heavy import.
 
     Raises:
-        ValueError: for settings that do not go together, or a results folder that can't be written.
+        ValueError: for settings that do not go together, a results folder that can't be written, or
+            something else where the artifact is to lie.
     """
     check_values(cfg)
     own = HydraConfig.get().overrides.task
@@ -193,6 +219,8 @@ def current_job(cfg: DictConfig) -> Job:
     settings = identity(cfg)
     store = Store(cfg.results_dir)
     store.check_writable()
+    if cfg.save:
+        check_free(store.artifact(run_id(settings)), run_id(settings))
     return Job(cfg, settings, names, store)
 
 

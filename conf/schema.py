@@ -18,7 +18,7 @@ from conf import launchers
 ROOT = Path(__file__).resolve().parent.parent
 # Settings that say where and how a run works, not what it computes.
 NOT_IDENTITY = (
-    "idle", "scale", "logger", "device", "results_dir", "cache_dir", "checkpoints_dir",
+    "idle", "scale", "save", "logger", "device", "results_dir", "cache_dir", "checkpoints_dir",
     "recipe", "compile", "recon.compile", "rerun", "retry_failed", "cache_gib", "progress",
     "expected_fp", "task.cache_dir", "task.checkpoints_dir", "task.num_workers", "task.expected",
     "task.tolerance", "stream_gib", "offload", "spill_dir",
@@ -73,6 +73,7 @@ class RunConfig:
     expected_fp: float | None = MISSING
     device: str = MISSING
     compile: bool = MISSING
+    save: bool = MISSING
     rerun: bool = MISSING
     retry_failed: bool = MISSING
     progress: bool = MISSING

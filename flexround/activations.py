@@ -59,6 +59,10 @@ class Activations:
         """Return the quantizers of a block by its name, in the order of its sites."""
         return self._by_block[block]
 
+    def quantizers(self) -> list[ActivationQuantizer]:
+        """Return all quantizers, block by block."""
+        return [quantizer for block in self._by_block.values() for quantizer in block]
+
     @torch.no_grad()
     def start(
         self, block: str, run: Callable[[Tensor], object], samples: int

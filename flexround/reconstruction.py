@@ -179,6 +179,7 @@ class Reconstruction:
             learn_steps(job, blocks, teachers, calibration, targets, streams)
         if activations is not None:
             activations.leave_on()
+            adapter.activations = activations
         return quantized
 
     def check(

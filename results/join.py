@@ -62,6 +62,12 @@ def newest_version(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if record.task_version == newest[record.task]]
 
 
+def beside(record: Record) -> list[Joined]:
+    """Return the published cells that record is a run of, each with its value."""
+    cells = [cell for cell in published() if "." not in cell.metric]
+    return [Joined(cell, ours) for cell in cells if (ours := _values(cell, [record]))]
+
+
 def _values(cell: Cell, records: Sequence[Record]) -> list[float]:
     if cell.method == "fp":
         found = [r for r in records if (r.model, r.task) == (cell.model, _task(cell))]

@@ -43,12 +43,17 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     # The sweep's own parameters stand in an experiment, which only a plain value can name.
     plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-    params = _compose(plain).hydra.sweeper.get("params") or {}
+    params = composed(plain).hydra.sweeper.get("params") or {}
     given = [f"{key}={value}" for key, value in params.items()]
     return jobs_of([*given, *overrides])
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration of one job, with Hydra's own under hydra.
+
+    Raises:
+        ValueError: when the overrides do not compose.
+    """
     register()
     try:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -61,7 +66,7 @@ def plan(overrides: Sequence[str]) -> list[PlannedRun]:
     """Return the runs of a sweep, each with its record."""
     found = []
     for job in jobs(overrides):
-        cfg = _compose(job)
+        cfg = composed(job)
         choices = cfg.hydra.runtime.choices
         model, task, quant = (str(choices[group]) for group in ("model", "task", "quant"))
         with open_dict(cfg):

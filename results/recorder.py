@@ -9,7 +9,7 @@ import logging
 import math
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +36,10 @@ class Logger(Protocol):
         """Open the mirror of a run, or go on with it."""
         ...
 
+    def keep(self, record: Record, folder: Path) -> None:
+        """Take the artifact in folder along."""
+        ...
+
     def finish(self, record: Record) -> None:
         """Close it with the record."""
         ...
@@ -54,6 +58,7 @@ class Draft:
     metrics: dict[str, float] = field(default_factory=dict)
     outcomes: Mapping[str, Any] = field(default_factory=dict)  # of each evaluation sample
     device: str = ""
+    save: Callable[[Record], Path] | None = None  # writes the artifact that goes with the record
     record: Record | None = None
 
     def watch(self, task: TaskFacts, reports: Any, logger: Logger | None) -> None:
@@ -104,15 +109,19 @@ def recording(store: Store, base: dict[str, Any]) -> Iterator[Draft]:
             **base,
         )
 
+    folder = None
     try:
         yield draft
         _check(draft)
+        done = record(None)
+        if draft.save is not None:  # first, so that no record is without what it promises
+            folder = draft.save(done)
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         _close(store, draft, record(f"{kind}{text}"))
         raise
-    _close(store, draft, record(None))
+    _close(store, draft, done, folder)
 
 
 def _digits(moment: str) -> str:
@@ -126,13 +135,15 @@ def _check(draft: Draft) -> None:
         raise ValueError(f"the evaluation gave {draft.task.metric}={value}, which is no result")
 
 
-def _close(store: Store, draft: Draft, record: Record) -> None:
+def _close(store: Store, draft: Draft, record: Record, folder: Path | None = None) -> None:
     if record.status == "failed" and store.replaced(record.run_id) is not None:
         log.warning("the record %s of an earlier, finished run is kept", record.run_id)
     else:
         store.write(record, draft.outcomes)
     draft.record = record
     if draft.logger is not None:
+        if folder is not None:
+            draft.logger.keep(record, folder)
         draft.logger.finish(record)
 
 

@@ -34,7 +34,11 @@ class Task(Protocol):
 
 
 class Shared:
-    """The shared part of a run, made before anything is quantized."""
+    """The shared part of a run, made before anything is quantized.
+
+    Attributes:
+        model: the digest of the full-precision network as quantization meets it.
+    """
 
     def __init__(
         self,
@@ -47,7 +51,7 @@ class Shared:
         self._cache, self._adapter, self._calibration = cache, adapter, calibration
         # What else decides the last bits of a block's outputs.
         self._sums = [batch_size] if stream_dtype == "float32" else [batch_size, stream_dtype]
-        self._model = digest_of_model(adapter.model, adapter.state())
+        self.model = digest_of_model(adapter.model, adapter.state())
         self._machine = {
             "device": adapter.device.type,
             "threads": torch.get_num_threads(),
@@ -57,7 +61,7 @@ class Shared:
     def full_precision(self, task: Task, settings: dict[str, Any]) -> dict[str, float]:
         """Return the metrics of the unquantized model under settings."""
         parts = {name: settings.get(name) for name in EVALUATION}
-        key = _key("metrics", self._model, parts, task.version, self._machine)
+        key = _key("metrics", self.model, parts, task.version, self._machine)
 
         def make() -> bytes:
             return json.dumps(task.evaluate(self._adapter)).encode()
@@ -71,7 +75,7 @@ class Shared:
         for leaf in tree_leaves(list(self._calibration)):
             samples.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
         blocks = len(self._adapter.blocks())
-        key = _key("targets", self._model, samples.hexdigest(), self._sums, self._machine, blocks)
+        key = _key("targets", self.model, samples.hexdigest(), self._sums, self._machine, blocks)
         return SharedTargets(self._cache, key, blocks)
 
 

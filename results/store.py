@@ -81,6 +81,10 @@ class Store:
         """Return the folder of the checkpoints of a run."""
         return self.root / "unfinished" / run_id
 
+    def artifact(self, run_id: str) -> Path:
+        """Return the folder of the integers that a run with save=true has found."""
+        return self.root / "artifacts" / run_id
+
     def look(self, run_id: str) -> Record | None:
         """Return the record of run_id as find does, and touch nothing."""
         path = self.path(run_id)

@@ -100,6 +100,16 @@ class WandbLogger:
             }
         )
 
+    def keep(self, record: Record, folder: Path) -> None:
+        """Log the artifact in folder, named by the record, as a wandb artifact."""
+        import wandb
+
+        facts = {"value": record.value, "metric": record.metric, "quant": record.quant}
+        facts |= {"model": record.model, "task": record.task, "bits": record.bits}
+        artifact = wandb.Artifact(f"quantized-{record.run_id}", "model", metadata=facts)
+        artifact.add_dir(str(folder))
+        self._run.log_artifact(artifact)
+
     def finish(self, record: Record) -> None:
         """Write the final metrics and close the wandb run."""
         summary = {"status": record.status, "seconds": record.seconds, "error": record.error}

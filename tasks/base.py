@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -43,6 +44,17 @@ class Task(ABC):
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
         """Return the metrics by name, in percent where they are shares."""
 
+    @abstractmethod
+    def write_architecture(self, network: nn.Module, folder: Path) -> None:
+        """Write what `bare` needs of network besides the model's settings into folder."""
+
+    @abstractmethod
+    def bare(self, model: Any, checkpoint: str | None, folder: Path) -> nn.Module:
+        """Return the network that `load` gives, its weights without meaning.
+
+        Nothing is read but what `write_architecture` left in folder.
+        """
+
 
 class VisionTask(Task):
     """Classification of images; it also knows the checkpoint that its networks start from."""
@@ -59,6 +71,16 @@ class VisionTask(Task):
     @abstractmethod
     def example(self) -> Tensor:
         """Return two images [2, 3, height, width] of the size that the task feeds."""
+
+    def write_architecture(self, network: nn.Module, folder: Path) -> None:
+        """Write nothing: the model's settings name the architecture."""
+
+    def bare(self, model: VisionModel, checkpoint: str | None, folder: Path) -> nn.Module:
+        """Return the architecture of checkpoint's network, all zeros."""
+        network = model.build(self.num_classes)
+        for parameter in network.parameters():
+            parameter.data.zero_()  # random ones may grow beyond all bounds on the way through
+        return network
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:
         """Refuse a full-precision network that is not what it should be.

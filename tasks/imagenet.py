@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,12 +68,7 @@ class ImageNet(VisionTask):
 
     def load(self, model: VisionModel, checkpoint: str | None) -> nn.Module:
         """Return the network and settle its preprocessing and expected accuracy."""
-        source = checkpoint or model.weights
-        if source is None:
-            raise ValueError(f"{model.name} has no default ImageNet weights; give checkpoint=PATH")
-        named = torchvision_weights(model, source)
-        self._preprocessing = self._preprocessing.completed_by(own_preprocessing(model, named))
-        log.info("checkpoint %s, images: %s", source, self._preprocessing)
+        source, named = self._settle(model, checkpoint)
         if named is None:
             return checkpoints.load_into(model.build(self.num_classes), source, model)
         if self._expected is None and self._val_size == VAL_IMAGES:
@@ -87,6 +83,21 @@ class ImageNet(VisionTask):
             ) from error
         network.load_state_dict(state)
         return network.eval()
+
+    def bare(self, model: VisionModel, checkpoint: str | None, folder: Path) -> nn.Module:
+        """Return the architecture of checkpoint's network, and settle its preprocessing."""
+        self._settle(model, checkpoint)
+        return super().bare(model, checkpoint, folder)
+
+    def _settle(self, model: VisionModel, checkpoint: str | None) -> tuple[str, Any]:
+        """Return where the weights come from, and torchvision's entry of them or None."""
+        source = checkpoint or model.weights
+        if source is None:
+            raise ValueError(f"{model.name} has no default ImageNet weights; give checkpoint=PATH")
+        named = torchvision_weights(model, source)
+        self._preprocessing = self._preprocessing.completed_by(own_preprocessing(model, named))
+        log.info("checkpoint %s, images: %s", source, self._preprocessing)
+        return source, named
 
     def example(self) -> Tensor:
         """Return two images [2, 3, crop, crop] from val."""

@@ -135,6 +135,25 @@ def outline(auto: Any, source: str) -> tuple[nn.Module, Any, Shards]:
     return network, tokenizer, shards
 
 
+def bare(auto: Any, folder: Path) -> tuple[nn.Module, Any]:
+    """Return (network with weights that mean nothing, tokenizer) of a folder without weights.
+
+    Raises:
+        ValueError: when the folder does not describe a network that auto can make.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    try:
+        with torch.random.fork_rng():
+            network = auto.from_config(AutoConfig.from_pretrained(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} describes no network: {_first_line(error)}") from error
+    return network.eval(), tokenizer
+
+
 def save(network: Any, tokenizer: Any, folder: Path, facts: dict[str, Any] | None = None) -> None:
     """Write network, tokenizer and facts (finetune.json) as folder, whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)

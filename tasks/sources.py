@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 PACKAGE = "package:"
+BARE = "bare:"  # a folder with an architecture, no weights: an artifact's
 
 
 def path_of(source: str) -> Path:

@@ -14,6 +14,7 @@ from flexround.models.language import LanguageModel, Tokens
 from flexround.shards import Shards
 from tasks import pretrained, tiny
 from tasks.base import Task
+from tasks.sources import BARE
 
 FINETUNED = "finetuned"
 
@@ -86,6 +87,16 @@ class TransformerTask(Task):
             checkpoint = str(self._finetuned(model))
         return checkpoint or model.source
 
+    def write_architecture(self, network: nn.Module, folder: Path) -> None:
+        """Write the configuration of network and its tokenizer into folder."""
+        config: Any = network.config
+        config.save_pretrained(folder)
+        self._tokenizer.save_pretrained(folder)
+
+    def bare(self, model: LanguageModel, checkpoint: str | None, folder: Path) -> nn.Module:
+        """Return the network that folder describes; keep its tokenizer."""
+        return self.load(model, f"{BARE}{folder}")
+
     def fresh(self, model: LanguageModel, checkpoint: str | None, seed: int) -> nn.Module:
         """Return the network to fine-tune, a missing head drawn by seed; keep its tokenizer."""
         with torch.random.fork_rng():
@@ -99,6 +110,8 @@ class TransformerTask(Task):
         import transformers
 
         auto = getattr(transformers, self.auto)
+        if source.startswith(BARE):
+            return pretrained.bare(auto, Path(source.removeprefix(BARE)))
         if source.startswith(tiny.PREFIX):
             return tiny.load(source, self._cache_dir, auto, head)
         return pretrained.load(auto, source, head)

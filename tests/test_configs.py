@@ -111,7 +111,7 @@ def test_streams_out_of_range_are_refused(option):
     "change",
     ["logger=wandb", "device=cpu", "results_dir=elsewhere", "cache_dir=elsewhere", "rerun=true",
      "progress=false", "group_size=64", "imagenet_dir=x", "stream_gib=1", "offload=true",
-     "spill_dir=elsewhere"],
+     "spill_dir=elsewhere", "save=true"],
 )  # fmt: skip
 def test_nothing_else_changes_the_run_id(change):
     assert run_id(identity(composed(change))) == run_id(identity(composed()))

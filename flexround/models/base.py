@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from flexround.blocks import Block, Calls, capture
 from flexround.grid import QuantizedTensor
 from flexround.memory import explained
 from flexround.streams import Streams
+
+if TYPE_CHECKING:
+    from flexround.activations import Activations
 
 
 def check_kind(model: str, task: Sequence[str]) -> None:
@@ -37,12 +40,14 @@ class ModelAdapter(ABC):
         device: where blocks run.
         home: where they lie when they do not.
         channel_dim: the axis of a block's output that the reconstruction loss sums over.
+        activations: the quantizers that the model's activations pass, None where there are none.
     """
 
     model: nn.Module
     device: torch.device
     home: torch.device
     channel_dim: int
+    activations: Activations | None = None
 
     @abstractmethod
     def blocks(self) -> list[Block]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +38,10 @@ class LanguageSource(Protocol):
 
     def outline(self, model: LanguageModel, checkpoint: str | None) -> tuple[nn.Module, Shards]:
         """Return the same network without its weights, and the files that they are in."""
+        ...
+
+    def bare(self, model: LanguageModel, checkpoint: str | None, folder: Path) -> nn.Module:
+        """Return the same network, its weights without meaning, from what folder describes."""
         ...
 
     def example(self) -> Tokens:
@@ -79,6 +84,14 @@ class LanguageModel:
 
         network, shards = source.outline(self, checkpoint)
         return OffloadedAdapter(network, source.example(), device, shards, offload)
+
+    def bare_adapter(
+        self, source: LanguageSource, checkpoint: str | None, folder: Path, device: torch.device
+    ) -> LanguageAdapter:
+        """Return the adapter that an artifact in folder is restored to."""
+        check_kind(self.kind, source.kinds)
+        network = source.bare(self, checkpoint, folder)
+        return LanguageAdapter(network, source.example(), device)
 
 
 def chain_of(model: nn.Module) -> dict[str, nn.Module]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Protocol
 
 import torch
@@ -43,6 +44,10 @@ class VisionSource(Protocol):
 
     def load(self, model: VisionModel, checkpoint: str | None) -> nn.Module:
         """Return model's full-precision network for the task."""
+        ...
+
+    def bare(self, model: VisionModel, checkpoint: str | None, folder: Path) -> nn.Module:
+        """Return the same network, its weights without meaning."""
         ...
 
     def example(self) -> Tensor:
@@ -117,6 +122,19 @@ class VisionModel:
             equalize(network, source.example(), statistics)
             if self.absorb_biases:
                 absorb_biases(network, source.example(), statistics)
+        return VisionAdapter(network, source.example(), self.first_last_bits, device)
+
+    def bare_adapter(
+        self, source: VisionSource, checkpoint: str | None, folder: Path, device: torch.device
+    ) -> VisionAdapter:
+        """Return the adapter that an artifact in folder is restored to.
+
+        Of equalisation only the activation functions count: its weights are in the artifact.
+        """
+        check_kind(self.kind, source.kinds)
+        network = source.bare(self, checkpoint, folder)
+        if self.equalize:
+            replace_relu6(network)
         return VisionAdapter(network, source.example(), self.first_last_bits, device)
 
 

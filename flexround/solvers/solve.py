@@ -129,6 +129,7 @@ class Solve:
                     calls = calls.with_inputs(adapter.advance(index, outputs, streams))
         if activations is not None:
             activations.leave_on()
+            adapter.activations = activations
         return quantized
 
     def _block(

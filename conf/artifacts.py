@@ -1,0 +1,168 @@
+"""`python -m flexround.artifact`: measure an artifact again, list it, or write it for others."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from conf.build import build, validate
+from conf.errors import missing_package
+from conf.job import device_of
+from flexround.artifact import Artifact, size_of
+from flexround.models.base import ModelAdapter
+from flexround.storage import read
+from results.card import words
+from results.plan import composed
+from results.provenance import record_of
+
+# By the format's name: the module whose `export` writes it.
+FORMATS = {
+    "compressed-tensors": "flexround.exports.compressed_tensors",
+    "gptq": "flexround.exports.gptq",
+}
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """An artifact, its model restored, and the task that it was quantized for."""
+
+    artifact: Artifact
+    adapter: ModelAdapter
+    task: Any
+
+
+def rebuild(path: str | Path, overrides: Sequence[str] = ()) -> Rebuilt:
+    """Return the model of the artifact at path; overrides follow those of its run.
+
+    Raises:
+        ValueError: when the artifact is damaged, or its settings do not build its model any more.
+    """
+    record = record_of(path)
+    artifact = read(path)
+    path = Path(path)
+    cfg = composed([*(record["overrides"] or []), *overrides])
+    validate(cfg)
+    task, model = build(cfg.task), build(cfg.model)
+    folder = path if path.is_dir() else path.parent
+    adapter = model.bare_adapter(task, cfg.checkpoint, folder, device_of(cfg.device))
+    artifact.restore(adapter)
+    return Rebuilt(artifact, adapter, task)
+
+
+def evaluate(path: str, overrides: Sequence[str]) -> str:
+    """Return the model's metrics, measured now, once they are those of the record.
+
+    Raises:
+        ValueError: when the main metric is another one.
+    """
+    record = record_of(path)
+    threads = read(path).facts["threads"]  # they decide the last bits of a sum
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rebuilt = rebuild(path, overrides)
+        metrics = rebuilt.task.evaluate(rebuilt.adapter)
+    finally:
+        torch.set_num_threads(before)
+    name, value = record["metric"], metrics[record["metric"]]
+    if value != record["value"]:
+        raise ValueError(
+            f"{name} is {value!r}, its record {record['run_id']} has {record['value']!r}: other "
+            f"data, another device than {record['device']}, or torch {record['versions']['torch']}"
+        )
+    told = ", ".join(f"{name} {value}" for name, value in metrics.items())
+    return f"{told}: as recorded in {record['run_id']}"
+
+
+def inspect(path: str) -> str:
+    """Return a table of the layers, and what they take together."""
+    artifact = read(path)
+    sizes = {name: size_of(layer) for name, layer in artifact.layers.items()}
+    total = reduce(add, sizes.values())
+    rows = [
+        {
+            "layer": name,
+            "shape": "x".join(map(str, layer.codes.shape)),
+            "bits": layer.grid.bits,
+            "grid": "symmetric" if layer.grid.symmetric else "asymmetric",
+            "granularity": words(layer.grid.granularity),
+            "bytes": sizes[name].bytes,
+            "bits a weight": f"{sizes[name].bits:.3f}",
+            "of half": f"{sizes[name].share:.3f}",
+        }
+        for name, layer in artifact.layers.items()
+    ]
+    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    plain = sum(tensor.nbytes for tensor in artifact.plain.values())
+    static = sum(site.static for site in artifact.sites.values())
+    lines = [
+        table,
+        f"{len(sizes)} quantized layers: {total.weights} weights in {total.bytes} bytes, "
+        f"{total.bits:.3f} bits a weight, {total.share:.4f} of half precision",
+        f"{len(artifact.sites)} activations quantized, {static} of them with a static step",
+        f"{len(artifact.plain)} tensors that are not quantized: {plain} bytes",
+    ]
+    return "\n".join(lines)
+
+
+def export(path: str, name: str, out: Path, overrides: Sequence[str]) -> str:
+    """Write the artifact at path for another program and return where.
+
+    Raises:
+        ValueError: when the format can't express it, or out is there already.
+    """
+    if out.exists():
+        raise ValueError(f"--out {out} exists; give another folder, or move it away")
+    rebuilt = rebuild(path, overrides)
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    importlib.import_module(FORMATS[name]).export(rebuilt.artifact, rebuilt.adapter, folder, out)
+    return str(out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m flexround.artifact", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    helps = {
+        "eval": "measure it again; the record's own metric, or an error",
+        "inspect": "its layers, bits and bytes",
+        "export": "write it for another program",
+    }
+    for name, help in helps.items():
+        command = commands.add_parser(name, help=help)
+        command.add_argument("path", help="the artifact's folder")
+        if name != "inspect":
+            command.add_argument(
+                "overrides", nargs="*", help="run.py's, such as data_dir=PATH on another machine"
+            )
+    command.add_argument("--to", choices=FORMATS, required=True, dest="format")
+    command.add_argument("--out", type=Path, required=True, help="folder to write, not there yet")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; return the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.command == "eval":
+            print(evaluate(args.path, args.overrides))
+        elif args.command == "inspect":
+            print(inspect(args.path))
+        else:
+            print(export(args.path, args.format, args.out, args.overrides))
+    except ModuleNotFoundError as error:
+        print(f"error: {missing_package(error)}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

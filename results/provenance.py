@@ -1,0 +1,50 @@
+"""Whose an artifact is: told from its header alone, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flexround.header import locate, read_header
+from results.record import Record
+
+
+def record_of(path: str | Path) -> dict[str, Any]:
+    """Return the record, without its blocks, that the artifact at path was made with.
+
+    Raises:
+        ValueError: when there is no artifact, or one without a record.
+    """
+    file = locate(path)
+    header, _ = read_header(file)
+    try:
+        record: dict[str, Any] = header["facts"]["record"]
+        record["run_id"], record["started"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"artifact {file} names no record") from error
+    return record
+
+
+def is_of(path: Path, record: Record) -> bool:
+    """Return whether the artifact at path is there and of this very attempt."""
+    try:
+        held = record_of(path)
+    except ValueError:
+        return False
+    return (held["run_id"], held["started"]) == (record.run_id, record.started)
+
+
+def check_free(path: Path, run_id: str) -> None:
+    """Check that at path lies nothing, or an artifact of run_id, which a new one may replace.
+
+    Raises:
+        ValueError: when something else does.
+    """
+    if not path.exists():
+        return
+    try:
+        owner = record_of(path)["run_id"]
+    except ValueError as error:
+        raise ValueError(f"save=true writes to {path}, and that exists: {error}") from error
+    if owner != run_id:
+        raise ValueError(f"save=true writes to {path}, which holds the artifact of run {owner}")
