@@ -82,7 +82,10 @@ class Artifact:
         layers = {layer.name: layer for block in adapter.blocks() for layer in block.layers}
         _same("layer", {n: list(q.codes.shape) for n, q in self.layers.items()},
               {n: list(_weight(layer).shape) for n, layer in layers.items()})  # fmt: skip
+        stored = adapter.model.state_dict()
         plain = _plain(adapter.model, layers)
+        # What the network makes by itself may differ between versions of its library.
+        plain = {n: tensor for n, tensor in plain.items() if n in stored or n in self.plain}
         _same("tensor", {n: list(t.shape) for n, t in self.plain.items()},
               {n: list(t.shape) for n, t in plain.items()})  # fmt: skip
         for name, layer in layers.items():
@@ -93,9 +96,9 @@ class Artifact:
             tensor.data = self.plain[name].to(tensor.device)
         if self.sites:
             places = [site for block in adapter.blocks() for site in block.sites]
-            stored = StoredActivation.on(self.sites, places, adapter.device)
+            activation = StoredActivation.on(self.sites, places, adapter.device)
             draws = torch.Generator(adapter.device)
-            adapter.activations = Activations(adapter.blocks(), stored, MinMax(), draws)
+            adapter.activations = Activations(adapter.blocks(), activation, MinMax(), draws)
             adapter.activations.leave_on()
 
 

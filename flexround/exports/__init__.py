@@ -1,1 +1,1 @@
-"""Quantized models in the formats of other programs."""
+"""Quantized models in the formats of other programs: one file a format, each with `export`."""
