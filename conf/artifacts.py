@@ -23,7 +23,7 @@ from flexround.models.base import ModelAdapter
 from flexround.storage import read
 from results.card import words
 from results.plan import composed
-from results.provenance import record_of
+from results.provenance import facts_of, record_of
 
 # By the format's name: the module whose `export` writes it.
 FORMATS = {
@@ -65,10 +65,10 @@ def evaluate(path: str, overrides: Sequence[str]) -> str:
     Raises:
         ValueError: when the main metric is another one.
     """
-    record = record_of(path)
-    threads = read(path).facts["threads"]  # they decide the last bits of a sum
+    facts = facts_of(path)
+    record = facts["record"]
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(facts["threads"])  # they decide the last bits of a sum
     try:
         rebuilt = rebuild(path, overrides)
         metrics = rebuilt.task.evaluate(rebuilt.adapter)

@@ -74,7 +74,7 @@ class Job:
         if record.status == "ok":
             log.info("already recorded as %s", record.run_id)
             if self.cfg.save and not is_of(self.store.artifact(self.run_id), record):
-                log.warning("it has no artifact; rerun=true computes it again and saves one")
+                log.warning("it has no artifact of its own; rerun=true makes one, and a new record")
             return record
         if self.cfg.retry_failed:
             return None

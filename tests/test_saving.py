@@ -158,7 +158,7 @@ def test_a_run_recorded_without_its_artifact_says_how_to_get_one(cli, results_di
     before = path.read_bytes()
     asked = cli(*VISION, "save=true")
     assert asked.status == 0
-    assert "it has no artifact; rerun=true computes it again and saves one" in asked.err
+    assert "it has no artifact of its own; rerun=true makes one" in asked.err
     assert path.read_bytes() == before
     assert cli(*VISION, "save=true", "rerun=true").status == 0
     record, folder = saved(cli, results_dir, *VISION)
