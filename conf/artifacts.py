@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -19,17 +18,12 @@ from conf.build import build, validate
 from conf.errors import missing_package
 from conf.job import device_of
 from flexround.artifact import Artifact, size_of
+from flexround.files import written_folder
 from flexround.models.base import ModelAdapter
 from flexround.storage import read
 from results.card import words
 from results.plan import composed
 from results.provenance import facts_of, record_of
-
-# By the format's name: the module whose `export` writes it.
-FORMATS = {
-    "compressed-tensors": "flexround.exports.compressed_tensors",
-    "gptq": "flexround.exports.gptq",
-}
 
 
 @dataclass(frozen=True)
@@ -39,6 +33,34 @@ class Rebuilt:
     artifact: Artifact
     adapter: ModelAdapter
     task: Any
+
+
+def _compressed_tensors(rebuilt: Rebuilt, folder: Path, out: Path) -> None:
+    from flexround.exports.compressed_tensors import export
+
+    export(rebuilt.artifact, rebuilt.adapter, folder, out)
+
+
+def _gptq(rebuilt: Rebuilt, folder: Path, out: Path) -> None:
+    from flexround.exports.gptq import export
+
+    export(rebuilt.artifact, rebuilt.adapter, folder, out)
+
+
+def _onnx(rebuilt: Rebuilt, folder: Path, out: Path) -> None:
+    from flexround.exports.onnx import export
+
+    with written_folder(out) as place:
+        batch = rebuilt.task.example()
+        export(rebuilt.adapter, rebuilt.artifact.layers, batch, place / "model.onnx")
+
+
+# What writes an artifact's folder for another program, each importing what its format needs.
+FORMATS: dict[str, Callable[[Rebuilt, Path, Path], None]] = {
+    "compressed-tensors": _compressed_tensors,
+    "gptq": _gptq,
+    "onnx": _onnx,
+}
 
 
 def rebuild(path: str | Path, overrides: Sequence[str] = ()) -> Rebuilt:
@@ -125,7 +147,7 @@ def export(path: str, name: str, out: Path, overrides: Sequence[str]) -> str:
         raise ValueError(f"--out {out} exists; give another folder, or move it away")
     rebuilt = rebuild(path, overrides)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    importlib.import_module(FORMATS[name]).export(rebuilt.artifact, rebuilt.adapter, folder, out)
+    FORMATS[name](rebuilt, folder, out)
     return str(out)
 
 
