@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flexround.blocks import Block, Calls, Reached, returning, until_reached
 from flexround.grid import QuantizedTensor
+from flexround.memory import give_back
 from flexround.models.language import LanguageAdapter, Tokens, chain_of
 from flexround.shards import Shards
 from flexround.spill import Spill
@@ -76,6 +77,7 @@ class OffloadedAdapter(LanguageAdapter):
             yield
         finally:
             self.rest(module)
+            give_back()
 
     def _current(
         self, name: str, module: nn.Module, keys: Iterable[str]
