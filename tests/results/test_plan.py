@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from omegaconf import OmegaConf
 
 from results.__main__ import main
 from results.plan import EXPERIMENTS, jobs, plan
 from tests.conftest import TINY
 
+ABLATIONS = sorted(path.stem for path in EXPERIMENTS.glob("ablation_*.yaml"))
 PAPER = sorted(path.stem for path in (EXPERIMENTS / "paper").glob("*.yaml"))
 # Models x methods x bits x settings x seeds, as the paper's tables have them.
 RUNS = {
@@ -45,6 +47,20 @@ def test_runs_of_an_experiment_compose_under_both_scales(name, scale):
     for job in asked[:: max(1, len(asked) // 2)]:  # composing all of them takes minutes
         (run,) = plan(job)
         assert (run.cfg.recon.iters == 2) == (scale == "smoke")
+
+
+@pytest.mark.parametrize("scale", ["full", "smoke"])
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_varies_what_its_view_is_told_to(name, scale):
+    asked = jobs([f"experiment={name}", "seed=0", f"scale={scale}"])
+    setting = (
+        (EXPERIMENTS / f"{name}.yaml").read_text().rsplit("results ablation ", 1)[1].split()[0]
+    )
+    ends = [run.cfg for job in (asked[0], asked[-1]) for run in plan(job)]
+    first, last = (OmegaConf.select(cfg, setting) for cfg in ends)
+    assert first != last
+    if scale == "smoke":
+        assert len(asked) <= 8
 
 
 def test_options_narrow_an_experiment():
