@@ -85,7 +85,8 @@ def _check_methods(records: Sequence[Record], first: str, second: str) -> None:
     known = {record.quant for record in records}
     for method in (first, second):
         if method not in known:
-            raise ValueError(f"no record of the method {method}{nearest(method, known)}")
+            hint = nearest(method, known) or f"; there are {', '.join(sorted(known))}"
+            raise ValueError(f"no record of the method {method}{hint}")
 
 
 def _paired(
