@@ -43,7 +43,7 @@ from tasks import pretrained, tiny
 
 CPU, VOCABULARY, MIB = torch.device("cpu"), 1024, 2**20
 SHAPE = dict(
-    vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1408, num_hidden_layers=32,
+    vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1408, num_hidden_layers=48,
     num_attention_heads=8, num_key_value_heads=8, tie_word_embeddings=False,
 )  # fmt: skip
 SHORT = Reconstruction(
