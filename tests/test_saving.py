@@ -87,6 +87,22 @@ def test_an_equalised_network_comes_back_with_its_biases(cli, tool, results_dir)
     assert (status, f"top1 {record.value}" in out) == (0, True), err
 
 
+def test_export_writes_what_onnxruntime_runs(cli, tool, results_dir, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra export is not installed")
+    _, folder = saved(cli, results_dir, *VISION)
+    out = tmp_path / "onnx"
+    status, printed, err = tool("export", folder, "--to", "onnx", "--out", out)
+    assert (status, printed.strip()) == (0, str(out)), err
+    images = artifacts.rebuild(folder).task.example()
+    with torch.no_grad():
+        expected = artifacts.rebuild(folder).adapter.forward(images)
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
+    status, _, err = tool("export", folder, "--to", "onnx", "--out", out)
+    assert (status, "exists" in err) == (1, True)
+
+
 def test_another_number_is_an_error(cli, tool, results_dir):
     record, folder = saved(cli, results_dir, *VISION)
     held = load_file(folder / FILE)
