@@ -228,7 +228,7 @@ def test_an_artifact_that_can_not_be_written_leaves_no_half(cli, results_dir, mo
 
 
 def test_the_artifact_is_there_before_its_record(cli, results_dir, monkeypatch):
-    def killed(self, record):
+    def killed(self, record, outcomes=None):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Store, "write", killed)
