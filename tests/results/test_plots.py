@@ -234,7 +234,8 @@ def test_the_command_writes_both_files_and_the_same_again(kind, tmp_path, capsys
      (["bits", "--where", "bits=4"], "plot bits: every run has bits=4; sweep bits=4,3,2"),
      (["samples"], "plot samples: every run has num_samples=32; sweep num_samples="),
      (["curves", "--where", "quant=rtn"], "plot curves: none of the 2 configurations has"),
-     (["bits", "--model", "resnet19"], "none of the 6 records has model=resnet19; did you mean resnet18?"),
+     (["bits", "--model", "resnet19"],
+      "none of the 6 records has model=resnet19; did you mean resnet18?"),
      (["bits", "--out", "RECORD"], "--out")],
 )  # fmt: skip
 def test_what_can_not_be_drawn_is_told_in_one_line(args, message, tmp_path, capsys):
