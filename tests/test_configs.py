@@ -55,7 +55,6 @@ def test_every_tuned_file_is_reached_by_the_names_in_its_own(path):
     names = {"task": [f"{t}_{q}" for t in tasks for q in quants]}
     names["model"] = [f"{m}_{q}" for m in models for q in quants]
     names["pair"] = [f"{t}_{m}_{q}" for t in tasks for m in models for q in quants]
-    names["recon"] = [f"{r}_{q}" for r in names_in("recon") for q in quants]
     names["recipe"] = tasks
     names["recipe_pair"] = [f"{t}_{m}" for t in tasks for m in models]
     assert "/".join(path.parts[2:]) in names[path.parts[1]]
