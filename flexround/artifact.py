@@ -112,6 +112,7 @@ def take(
     sites = {quantizer.name: StoredSite.of(quantizer) for quantizer in found}
     assert len(sites) == len(found), "every site has a name of its own"
     plain = _plain(adapter.model, layers)
+    plain |= {name: tensor for name, tensor in adapter.state() if name in plain}  # offloaded too
     return Artifact(
         {name: _on_cpu(q) for name, q in integers.items()},
         {name: _name(_weight(layer).dtype) for name, layer in layers.items()},

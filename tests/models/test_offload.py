@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.memory import make_model, measure
 from flexround.grid import Grid, PerChannel
+from flexround.header import FILE
 from flexround.models.language import LanguageAdapter
 from flexround.models.offload import OffloadedAdapter
 from flexround.quantizers.activation import StaticPerTensor
@@ -222,17 +223,20 @@ def test_on_the_command_line_the_value_is_the_same(cli, results_dir, tmp_path):
     )  # fmt: skip
 
     def record(*more):
-        assert cli(*args, *more).status == 0
+        assert cli(*args, "save=true", *more).status == 0
         (path,) = results_dir.glob("*.json")
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
+        return found, load_file(results_dir / "artifacts" / found["run_id"] / FILE)
 
-    one = record()
+    one, artifact = record()
     spill = tmp_path / "spill"
-    other = record("offload=true", "stream_gib=0", f"spill_dir={spill}", "rerun=true")
+    other, again = record("offload=true", "stream_gib=0", f"spill_dir={spill}", "rerun=true")
     assert list(spill.iterdir()) == []
     for name in ("run_id", "value", "fp_value"):
         assert one[name] == other[name]
     assert [b["error_after"] for b in one["blocks"]] == [b["error_after"] for b in other["blocks"]]
+    assert artifact.keys() == again.keys()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in artifact.items())
 
 
 @pytest.mark.slow
