@@ -22,7 +22,7 @@ from flexround.quantizers.flexround import FlexRound
 from flexround.ranges import MinMax
 from flexround.reconstruction import Reconstruction
 from flexround.resume import NoCheckpoints
-from flexround.unit import Unit, UnitJob
+from flexround.unit import UnitJob
 
 ROUNDS, ITERS = 11, 2
 QDROP = Reconstruction(
@@ -35,7 +35,7 @@ STATIC = StaticPerTensor(8, symmetric=False, stem_bits=8, head_bits=8, kv_bits=N
 
 def iterations(case: Case, quantized: bool) -> Callable[[], None]:
     """Return a function that runs ITERS iterations of the case's block."""
-    adapter, block, calls = reached(case)
+    adapter, unit, calls = reached(case)
     setting = replace(QDROP, batch_size=case.batch_size)
     draws = torch.Generator().manual_seed(0)
     grid, ranges = Grid(4, True, PerTensor()), MinMax()
@@ -45,9 +45,8 @@ def iterations(case: Case, quantized: bool) -> Callable[[], None]:
         setting, adapter, factory, grid, ranges, torch.Generator().manual_seed(0), (), None,
         activations, draws, True, NoCheckpoints(),
     )  # fmt: skip
-    unit = Unit(block.name, block.module, block.layers, block.activation)
-    targets = unit.output(job.run_all(block.module, calls))
-    quantizers = attach(block.layers, factory, grid, ranges)
+    targets = unit.output(job.run_all(unit.module, calls))
+    quantizers = attach(unit.layers, factory, grid, ranges)
     steps = job.start(unit, calls) if quantized else []
     return lambda: job.optimise(unit, quantizers, steps, calls, calls, targets)
 

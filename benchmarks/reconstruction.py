@@ -24,7 +24,6 @@ from torch.utils.benchmark import Measurement, TaskSpec
 from benchmarks.blocks import CASES, CPU, Case, reached
 from benchmarks.formulas import FORMULAS, Plain
 from flexround.attach import attach, freeze
-from flexround.blocks import Calls
 from flexround.grid import Grid, PerChannel
 from flexround.observers import BlockReport
 from flexround.precision import Precision
@@ -36,7 +35,7 @@ from flexround.quantizers.signround import SignRound
 from flexround.ranges import MinMax
 from flexround.reconstruction import Reconstruction
 from flexround.resume import NoCheckpoints
-from flexround.unit import Unit, UnitJob, reconstruction_loss
+from flexround.unit import UnitJob, reconstruction_loss
 
 GRID, LR = Grid(4, False, PerChannel()), 1e-3
 METHODS: dict[str, QuantizerFactory] = {
@@ -74,31 +73,41 @@ class Clock:
         return (last - first) / STEPS
 
 
-def floor(case: Case) -> Run:
-    """Return what times the passes of the plain block, weights' gradients and loss included."""
-    adapter, block, calls = reached(case)
-    unit = Unit(block.name, block.module, block.layers, block.activation)
-    batch = torch.arange(case.batch_size)
-    targets = torch.zeros_like(unit.output(calls.run_all(block.module, case.batch_size, CPU)))
-    weights = [layer.module.weight for layer in block.layers]
+def timed(step: Callable[[], object]) -> Run:
+    """Return what runs step STEPS times and returns the seconds that each took."""
 
     def run() -> float:
         start = time.perf_counter()
         for _ in range(STEPS):
-            for weight in weights:
-                weight.grad = None
-            output = unit.output(calls.run(block.module, batch, CPU))
-            reconstruction_loss(output, targets[batch], adapter.channel_dim).backward()
+            step()
         return (time.perf_counter() - start) / STEPS
 
-    for parameter in block.module.parameters():
-        parameter.requires_grad_(any(parameter is weight for weight in weights))
     return run
+
+
+def floor(case: Case) -> Run:
+    """Return what times the passes of the plain block, weights' gradients and loss included."""
+    adapter, unit, calls = reached(case)
+    batch = torch.arange(case.batch_size)
+    targets = torch.zeros_like(unit.output(calls.run_all(unit.module, case.batch_size, CPU)))
+    weights = [layer.module.weight for layer in unit.layers]
+
+    unit.module.requires_grad_(False)
+    for weight in weights:
+        weight.requires_grad_(True)
+
+    def step() -> None:
+        for weight in weights:
+            weight.grad = None
+        output = unit.output(calls.run(unit.module, batch, CPU))
+        reconstruction_loss(output, targets[batch], adapter.channel_dim).backward()
+
+    return timed(step)
 
 
 def ours(case: Case, method: QuantizerFactory, precision: Precision, compile_: bool) -> Run:
     """Return what times the loop's iterations."""
-    adapter, block, calls = reached(case)
+    adapter, unit, calls = reached(case)
     recon = Reconstruction(
         unit="block", iters=STEPS + 1, lr=LR, batch_size=case.batch_size, schedule="constant",
         inputs="quant", steps="start", act_lr=1e-4, act_iters=0, keep=1.0, keep_best=False,
@@ -109,9 +118,8 @@ def ours(case: Case, method: QuantizerFactory, precision: Precision, compile_: b
         recon, adapter, method, GRID, MinMax(), draws, [clock], None, None, draws, True,
         NoCheckpoints(),
     )  # fmt: skip
-    unit = Unit(block.name, block.module, block.layers, block.activation)
-    targets = unit.output(job.run_all(block.module, calls))
-    quantizers = attach(block.layers, method, GRID, MinMax())
+    targets = unit.output(job.run_all(unit.module, calls))
+    quantizers = attach(unit.layers, method, GRID, MinMax())
 
     def run() -> float:
         job.optimise(unit, quantizers, [], calls, calls, targets)
@@ -122,37 +130,30 @@ def ours(case: Case, method: QuantizerFactory, precision: Precision, compile_: b
 
 def plain(case: Case, method: str) -> Run:
     """Return what times the method's plain formula with torch's autograd and its default Adam."""
-    adapter, block, calls = reached(case)
-    unit = Unit(block.name, block.module, block.layers, block.activation)
-    targets = unit.output(calls.run_all(block.module, case.batch_size, CPU))
+    adapter, unit, calls = reached(case)
+    targets = unit.output(calls.run_all(unit.module, case.batch_size, CPU))
     learned: list[nn.Parameter] = []
-    for layer in block.layers:
+    for layer in unit.layers:
         weight = layer.module.weight
         quantizer = METHODS[method](weight, grid=GRID, ranges=MinMax())
         learned += quantizer.parameters()
         wrapped = Plain(quantizer, FORMULAS[method])
         parametrize.register_parametrization(layer.module, "weight", wrapped)
-    block.module.requires_grad_(False)
+    unit.module.requires_grad_(False)
     for parameter in learned:
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam(learned, lr=LR)
     draws = torch.Generator().manual_seed(0)
 
-    def step(samples: Calls) -> None:
-        batch = torch.randperm(len(samples), generator=draws)[: case.batch_size]
+    def step() -> None:
+        batch = torch.randperm(len(calls), generator=draws)[: case.batch_size]
         optimizer.zero_grad()
-        output = unit.output(samples.run(block.module, batch, CPU))
+        output = unit.output(calls.run(unit.module, batch, CPU))
         loss = reconstruction_loss(output, targets[batch], adapter.channel_dim)
         loss.backward()
         optimizer.step()
 
-    def run() -> float:
-        start = time.perf_counter()
-        for _ in range(STEPS):
-            step(calls)
-        return (time.perf_counter() - start) / STEPS
-
-    return run
+    return timed(step)
 
 
 def measured(runs: dict[str, Run], rounds: int) -> dict[str, Measurement]:
@@ -166,18 +167,12 @@ def measured(runs: dict[str, Run], rounds: int) -> dict[str, Measurement]:
 
 def forward(case: Case, frozen: bool) -> Run:
     """Return what times the block's forward pass as it came, or quantized and frozen."""
-    _, block, calls = reached(case)
+    _, unit, calls = reached(case)
     if frozen:
-        attach(block.layers, METHODS["flexround"], GRID, MinMax())
-        freeze(block.layers)
+        attach(unit.layers, METHODS["flexround"], GRID, MinMax())
+        freeze(unit.layers)
 
-    def run() -> float:
-        start = time.perf_counter()
-        for _ in range(STEPS):
-            calls.run_all(block.module, case.batch_size, CPU)
-        return (time.perf_counter() - start) / STEPS
-
-    return run
+    return timed(lambda: calls.run_all(unit.module, case.batch_size, CPU))
 
 
 def table(case: Case, runs: dict[str, Run], rounds: int) -> None:
