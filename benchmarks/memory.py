@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flexround.grid import Grid, PerChannel
-from flexround.memory import STATUS, is_shortage
+from flexround.memory import STATUS, is_shortage, proc_bytes
 from flexround.models.base import ModelAdapter
 from flexround.models.language import LanguageAdapter
 from flexround.models.offload import OffloadedAdapter
@@ -85,21 +85,15 @@ def make_model(folder: Path) -> int:
     return size
 
 
-def status(name: str) -> int:
-    """Return an entry of this process's status in bytes."""
-    line = next(x for x in STATUS.read_text().splitlines() if x.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
-
-
 @contextmanager
 def peak() -> Iterator[list[int]]:
     """Yield a list that in the end holds the most anonymous memory taken on top, in bytes."""
-    before, seen, found = status("RssAnon"), [0], []
+    before, seen, found = proc_bytes(STATUS, "RssAnon"), [0], []
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(0.01):
-            seen[0] = max(seen[0], status("RssAnon") - before)
+            seen[0] = max(seen[0], proc_bytes(STATUS, "RssAnon") - before)
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -147,7 +141,7 @@ def limited(folder: str, method: str, offload: str, limit: str) -> None:
     """Quantize with limit bytes on top of what the libraries take; print what came of it."""
     AUTO.from_config(tiny.config_of("llama"))  # the last of the libraries
     if float(limit) < math.inf:
-        total = status("VmData") + int(limit)
+        total = proc_bytes(STATUS, "VmData") + int(limit)
         resource.setrlimit(resource.RLIMIT_DATA, (total, total))
     start, facts = time.perf_counter(), {}
     with peak() as found:

@@ -19,6 +19,7 @@ from conf.errors import missing_package
 from conf.job import device_of
 from flexround.artifact import Artifact, size_of
 from flexround.files import written_folder
+from flexround.header import locate
 from flexround.models.base import ModelAdapter
 from flexround.storage import read
 from results.card import words
@@ -71,11 +72,10 @@ def rebuild(path: str | Path, overrides: Sequence[str] = ()) -> Rebuilt:
     """
     record = record_of(path)
     artifact = read(path)
-    path = Path(path)
     cfg = composed([*(record["overrides"] or []), *overrides])
     validate(cfg)
     task, model = build(cfg.task), build(cfg.model)
-    folder = path if path.is_dir() else path.parent
+    folder = locate(path).parent
     adapter = model.bare_adapter(task, cfg.checkpoint, folder, device_of(cfg.device))
     artifact.restore(adapter)
     return Rebuilt(artifact, adapter, task)
@@ -145,9 +145,7 @@ def export(path: str, name: str, out: Path, overrides: Sequence[str]) -> str:
     """
     if out.exists():
         raise ValueError(f"--out {out} exists; give another folder, or move it away")
-    rebuilt = rebuild(path, overrides)
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    FORMATS[name](rebuilt, folder, out)
+    FORMATS[name](rebuild(path, overrides), locate(path).parent, out)
     return str(out)
 
 

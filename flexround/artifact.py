@@ -79,7 +79,7 @@ class Artifact:
         Raises:
             ValueError: when the model is another one.
         """
-        layers = {layer.name: layer for block in adapter.blocks() for layer in block.layers}
+        layers = adapter.layers()
         _same("layer", {n: list(q.codes.shape) for n, q in self.layers.items()},
               {n: list(_weight(layer).shape) for n, layer in layers.items()})  # fmt: skip
         stored = adapter.model.state_dict()
@@ -106,7 +106,7 @@ def take(
     adapter: ModelAdapter, integers: Mapping[str, QuantizedTensor], facts: Mapping[str, Any]
 ) -> Artifact:
     """Return adapter's quantized model with the integers that the loop returned."""
-    layers = {layer.name: layer for block in adapter.blocks() for layer in block.layers}
+    layers = adapter.layers()
     assert layers.keys() == integers.keys(), "the loop quantizes every layer"
     found = adapter.activations.quantizers() if adapter.activations is not None else []
     sites = {quantizer.name: StoredSite.of(quantizer) for quantizer in found}

@@ -96,7 +96,7 @@ class Grid:
         return self.qmin + int(2**self.bits) - 1
 
     @property
-    def codes(self) -> tuple[int, int]:
+    def bounds(self) -> tuple[int, int]:
         """The smallest and the largest code."""
         return self.qmin, self.qmax
 
@@ -124,7 +124,7 @@ class QuantizedTensor:
 
 
 def to_levels(
-    steps: Tensor, zero_point: Tensor, codes: tuple[int, int], out: Tensor | None = None
+    steps: Tensor, zero_point: Tensor, bounds: tuple[int, int], out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Round steps [groups, elements] in place; return (code - zero_point, inside).
 
@@ -134,7 +134,7 @@ def to_levels(
     at 2 bits a third of all codes lie on one. Symmetric codes, which start below 0, have zero
     point 0.
     """
-    low, high = codes
+    low, high = bounds
     unclamped = torch.round(steps, out=steps)
     if low == 0:
         unclamped.add_(zero_point)
@@ -148,13 +148,13 @@ def to_levels(
 @fused
 def _quantize(
     values: Tensor, shift: Tensor | None, scale: Tensor, zero_point: Tensor,
-    codes: tuple[int, int], inside: Tensor, out: Tensor,
+    bounds: tuple[int, int], inside: Tensor, out: Tensor,
 ) -> None:  # fmt: skip
     """Write the values on the grid to out and the clamp's mask to inside, [groups, elements]."""
     steps = torch.div(values, scale, out=inside)
     if shift is not None:
         steps.add_(shift)
-    levels, _ = to_levels(steps, zero_point, codes, out)
+    levels, _ = to_levels(steps, zero_point, bounds, out)
     levels.mul_(scale)
 
 
@@ -180,7 +180,7 @@ class FakeQuantize(torch.autograd.Function):
         for rows, columns in parts(values):
             part, scales, zeros = (rows, columns), scale[rows], zero_point[rows]
             own = None if shift is None else shift[part]
-            _quantize(values[part], own, scales, zeros, grid.codes, inside[part], out[part])
+            _quantize(values[part], own, scales, zeros, grid.bounds, inside[part], out[part])
         ctx.save_for_backward(values, scale, inside, out)
         return out
 

@@ -59,12 +59,12 @@ def free_bytes() -> int | None:
     None where the system does not tell.
     """
     try:
-        free = [_kib(MEMINFO, "MemAvailable")]
+        free = [proc_bytes(MEMINFO, "MemAvailable")]
         used = {"VmData": resource.RLIMIT_DATA, "VmSize": resource.RLIMIT_AS}
         for name, which in used.items():
             limit = resource.getrlimit(which)[0]
             if limit != resource.RLIM_INFINITY:
-                free.append(max(0, limit - _kib(STATUS, name)))
+                free.append(max(0, limit - proc_bytes(STATUS, name)))
     except (OSError, KeyError):
         return None
     return min(free)
@@ -76,7 +76,11 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _kib(path: Path, name: str) -> int:
-    """Return the entry called name of a file of /proc, in bytes."""
+def proc_bytes(path: Path, name: str) -> int:
+    """Return the entry called name of a file of /proc, STATUS or MEMINFO, in bytes.
+
+    Raises:
+        KeyError, OSError: where the system has no such entry or file.
+    """
     entries = dict(line.split(":", 1) for line in path.read_text().splitlines())
     return int(entries[name].split()[0]) * 1024

@@ -89,7 +89,7 @@ def check_integers(adapter: ModelAdapter, integers: Mapping[str, QuantizedTensor
     Raises:
         ValueError: when they are not; names the layer.
     """
-    layers = {layer.name: layer.module for block in adapter.blocks() for layer in block.layers}
+    layers = {name: layer.module for name, layer in adapter.layers().items()}
     for name in sorted(layers.keys() ^ integers.keys()):
         where = "the model" if name in layers else "the integers"
         raise ValueError(f"layer {name}: only {where} has it; give the integers of this model")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from flexround.attach import Layer
 from flexround.blocks import Block, Calls, capture
 from flexround.grid import QuantizedTensor
 from flexround.memory import explained
@@ -52,6 +53,10 @@ class ModelAdapter(ABC):
     @abstractmethod
     def blocks(self) -> list[Block]:
         """Return the units of reconstruction in execution order."""
+
+    def layers(self) -> dict[str, Layer]:
+        """Return the layers that are quantized, by name, in execution order."""
+        return {layer.name: layer for block in self.blocks() for layer in block.layers}
 
     @abstractmethod
     def forward(self, batch: Any) -> Tensor:

@@ -18,11 +18,11 @@ ZETA, GAMMA = 1.1, -0.1  # the rectified sigmoid's stretch, eq. 23
 
 @fused
 def _soften(
-    sigmoid: Tensor, values: Tensor, scale: Tensor, zero_point: Tensor, codes: tuple[int, int],
+    sigmoid: Tensor, values: Tensor, scale: Tensor, zero_point: Tensor, bounds: tuple[int, int],
     slope: Tensor, out: Tensor,
 ) -> None:  # fmt: skip
     """Write the soft-rounded values to out and their derivative by sigmoid to slope."""
-    low, high = codes
+    low, high = bounds
     up = torch.mul(sigmoid, ZETA - GAMMA, out=slope).add_(GAMMA)
     rectified = up.clamp(0, 1)
     inside = up.eq_(rectified)  # explicit and inclusive of the bounds, see to_levels
@@ -51,7 +51,7 @@ class SoftRound(torch.autograd.Function):
         out, slope = torch.empty_like(values), torch.empty_like(values)
         for part in parts(values):
             own, zeros = scale[part[0]], zero_point[part[0]]
-            _soften(sigmoid[part], values[part], own, zeros, grid.codes, slope[part], out[part])
+            _soften(sigmoid[part], values[part], own, zeros, grid.bounds, slope[part], out[part])
         ctx.save_for_backward(slope)
         return out
 

@@ -18,31 +18,42 @@ LOG2_E = math.log2(math.e)
 
 
 def _divide(
-    w: Tensor, s2: Tensor, s3: Tensor | None, s4: Tensor | None, s: Tensor, zero_point: Tensor,
-    codes: tuple[int, int], passing: Tensor, out: Tensor | None,
+    passing: Tensor | None, out: Tensor | None, w: Tensor, s2: Tensor, s3: Tensor | None,
+    s4: Tensor | None, s: Tensor, zero_point: Tensor, bounds: tuple[int, int],
 ) -> None:  # fmt: skip
     """Write W_hat to out and W / S [inside] to passing, both [out, elements] as w and s2 are.
 
-    Without out W_hat is not kept. s3 [out, 1] and s4 [1, elements] are logs to base 2 and negative,
-    s2 is the natural log: powers of two are twice as fast as powers of e.
+    Either is left out where it is None. s3 [out, 1] and s4 [1, elements] are logs to base 2 and
+    negative, s2 is the natural log: powers of two are twice as fast as powers of e.
     """
     first = s2.new_zeros(()) if s3 is None else s3
+    passing = torch.empty_like(w) if passing is None else passing
     scaled = torch.sub(first, s2, alpha=LOG2_E, out=passing)
     if s4 is not None:
         scaled.add_(s4)
     scaled.exp2_().mul_(w)
     grouped = scaled.view(len(s), -1)
     whole = None if out is None else out.view(len(s), -1)
-    levels, inside = to_levels(grouped / s, zero_point, codes, whole)
+    levels, inside = to_levels(grouped / s, zero_point, bounds, whole)
     grouped.mul_(inside)
     levels.mul_(s)
 
 
-def _slopes(
-    grad: Tensor, passing: Tensor, out: Tensor, s: Tensor,
+_forward = fused(_divide)
+
+
+@fused
+def _backward(
+    again: Any, passing: Tensor | None, grad: Tensor, out: Tensor, s: Tensor,
     by_log: Tensor, by_s1: Tensor, by_s3: Tensor | None, by_s4: Tensor | None,
 ) -> None:  # fmt: skip
-    """Write d / d log S2 to by_log [out, elements] and add to the sums that the others are."""
+    """Write d / d log S2 to by_log [out, elements] and add to the sums that the others are.
+
+    Where passing has not been kept it is worked out again, by _divide of again.
+    """
+    if passing is None:
+        passing = torch.empty_like(out)
+        _divide(passing, None, *again)
     part = torch.mul(passing, grad, out=by_log)
     # The difference first: that of two sums would lose most of its digits.
     gap = torch.addcmul(part, out, grad, value=-1).view(len(s), -1)
@@ -52,25 +63,6 @@ def _slopes(
         by_s3.add_(part.sum(dim=1, keepdim=True))
     if by_s4 is not None:
         by_s4.add_(part.sum(dim=0, keepdim=True))
-
-
-@fused
-def _forward(w: Tensor, *divide: Any) -> None:
-    """Run _divide; where passing is None it is not kept."""
-    s2, s3, s4, s, zero_point, codes, passing, out = divide
-    passing = torch.empty_like(w) if passing is None else passing
-    _divide(w, s2, s3, s4, s, zero_point, codes, passing, out)
-
-
-@fused
-def _backward(divide: tuple[Any, ...], passing: Tensor | None, *slopes: Any) -> None:
-    """Run _slopes; passing is worked out again by _divide where it has not been kept."""
-    if passing is None:
-        w, s2, s3, s4, s, zero_point, codes = divide
-        passing = torch.empty_like(w)
-        _divide(w, s2, s3, s4, s, zero_point, codes, passing, None)
-    grad, *rest = slopes
-    _slopes(grad, passing, *rest)
 
 
 class ElementwiseDivision(torch.autograd.Function):
@@ -100,7 +92,7 @@ class ElementwiseDivision(torch.autograd.Function):
         for rows, groups in _parts(out, s1):
             kept = None if passing is None else passing[rows]
             s, z = s1[groups], zero_point[groups]
-            _forward(*_operands(tensors, rows), s, z, grid.codes, kept, out[rows])
+            _forward(kept, out[rows], *_operands(tensors, rows), s, z, grid.bounds)
         ctx.save_for_backward(*tensors, s1, zero_point, passing, out)
         ctx.grid = grid
         return out.view(weight.shape)
@@ -115,15 +107,16 @@ class ElementwiseDivision(torch.autograd.Function):
         by_s3 = None if log_s3 is None else upstream.new_zeros(len(upstream), 1)
         by_s4 = None if log_s4 is None else upstream.new_zeros(1, upstream.shape[1])
         for rows, groups in _parts(upstream, s1):
-            again: tuple[Any, ...] = ()
+            s, z = s1[groups], zero_point[groups]
+            again, kept = None, None
             if passing is None:
-                s, z = s1[groups], zero_point[groups]
-                again = (*_operands(tensors, rows), s, z, ctx.grid.codes)
+                again = (*_operands(tensors, rows), s, z, ctx.grid.bounds)
+            else:
+                kept = passing[rows]
+            own = None if by_s3 is None else by_s3[rows]
             _backward(
-                again, None if passing is None else passing[rows], upstream[rows], out[rows],
-                s1[groups], by_log[rows], by_s1[groups],
-                None if by_s3 is None else by_s3[rows], by_s4,
-            )  # fmt: skip
+                again, kept, upstream[rows], out[rows], s, by_log[rows], by_s1[groups], own, by_s4
+            )
         if by_s3 is not None:
             by_s3 = by_s3.view(log_s3.shape)
         if by_s4 is not None:
