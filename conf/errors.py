@@ -40,13 +40,16 @@ def one_line_errors() -> Iterator[None]:
 def missing_package(error: ModuleNotFoundError) -> str:
     """Return what to install for the module that could not be imported."""
     module = (error.name or str(error)).partition(".")[0]
+    extras: dict[str, set[str]] = {}
     for text in metadata.requires("flexround") or []:
         requirement = Requirement(text)
-        extra = re.search(r"extra == ['\"]([\w-]+)", str(requirement.marker))
-        if extra is None or extra[1] == "dev":  # which holds several others
-            continue
-        if canonicalize_name(requirement.name) == canonicalize_name(module):
-            return f"{module} is not installed; pip install -e '.[{extra[1]}]'"
+        if extra := re.search(r"extra == ['\"]([\w-]+)", str(requirement.marker)):
+            extras.setdefault(extra[1], set()).add(canonicalize_name(requirement.name))
+    # Some extras hold others, whose packages the metadata lists again: the smallest installs least.
+    holding = [name for name, packages in extras.items() if canonicalize_name(module) in packages]
+    if holding:
+        smallest = min(holding, key=lambda name: len(extras[name]))
+        return f"{module} is not installed; pip install -e '.[{smallest}]'"
     return f"{module} is not installed; pip install {module}"
 
 

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def little_memory():
     """Leave this process 256 MiB more than it has."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    taken = memory._kib(memory.STATUS, "VmData")
+    taken = memory.proc_bytes(memory.STATUS, "VmData")
     resource.setrlimit(resource.RLIMIT_DATA, (taken + 2**28, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_DATA, before)
