@@ -34,6 +34,11 @@ class Case:
     block: int
     batch_size: int
 
+    @property
+    def vision(self) -> bool:
+        """Whether it is an image model's block."""
+        return self.name.startswith(("ResNet", "Mobile"))
+
 
 def _vision(name: str, size: int) -> tuple[ModelAdapter, Sequence[Any]]:
     import torchvision

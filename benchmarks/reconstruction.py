@@ -85,8 +85,11 @@ def timed(step: Callable[[], object]) -> Run:
     return run
 
 
-def floor(case: Case) -> Run:
-    """Return what times the passes of the plain block, weights' gradients and loss included."""
+def floor(case: Case, adam: bool = False) -> Run:
+    """Return what times the passes of the plain block, weights' gradients and loss included.
+
+    With adam the weights take Adam's steps, too.
+    """
     adapter, unit, calls = reached(case)
     batch = torch.arange(case.batch_size)
     targets = torch.zeros_like(unit.output(calls.run_all(unit.module, case.batch_size, CPU)))
@@ -95,12 +98,14 @@ def floor(case: Case) -> Run:
     unit.module.requires_grad_(False)
     for weight in weights:
         weight.requires_grad_(True)
+    optimizer = torch.optim.Adam(weights, lr=LR, fused=True)
 
     def step() -> None:
-        for weight in weights:
-            weight.grad = None
+        optimizer.zero_grad()
         output = unit.output(calls.run(unit.module, batch, CPU))
         reconstruction_loss(output, targets[batch], adapter.channel_dim).backward()
+        if adam:
+            optimizer.step()
 
     return timed(step)
 
@@ -188,10 +193,9 @@ def table(case: Case, runs: dict[str, Run], rounds: int) -> None:
 def _runs(case: Case, args: argparse.Namespace) -> dict[str, Run]:
     if args.frozen:
         return {"as it came": forward(case, False), "frozen": forward(case, True)}
-    vision = case.name.startswith(("ResNet", "Mobile"))
     runs = {"floor": floor(case)}
     for name in args.methods:
-        if name != "lrq" or not vision:
+        if name != "lrq" or not case.vision:
             runs[name] = ours(case, METHODS[name], args.precision, args.compile)
     if "flexround" in args.methods:
         runs["flexround, plain"] = plain(case, "flexround")

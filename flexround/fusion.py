@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 # Elements worked on at a time, so that the many passes over them stay in the processor's cache.
-CHUNK = 1 << 17
+CHUNK = 1 << 18
 
 # Not a context variable: autograd runs backward passes on a GPU in threads of its own.
 _compiling = False

@@ -136,13 +136,12 @@ def to_levels(
     """
     low, high = bounds
     unclamped = torch.round(steps, out=steps)
-    if low == 0:
-        unclamped.add_(zero_point)
-    levels = torch.clamp(unclamped, low, high, out=out)
-    inside = unclamped.eq_(levels)
-    if low == 0:
-        levels.sub_(zero_point)
-    return levels, inside
+    if low:
+        levels = torch.clamp(unclamped, low, high, out=out)
+    else:  # a pass less than to add the zero point and to take it off again
+        levels = torch.maximum(unclamped, low - zero_point, out=out)
+        torch.minimum(levels, high - zero_point, out=levels)
+    return levels, unclamped.eq_(levels)
 
 
 @fused

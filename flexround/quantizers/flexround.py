@@ -44,25 +44,23 @@ _forward = fused(_divide)
 
 @fused
 def _backward(
-    again: Any, passing: Tensor | None, grad: Tensor, out: Tensor, s: Tensor,
+    again: Any, grad: Tensor, out: Tensor, s: Tensor,
     by_log: Tensor, by_s1: Tensor, by_s3: Tensor | None, by_s4: Tensor | None,
 ) -> None:  # fmt: skip
     """Write d / d log S2 to by_log [out, elements] and add to the sums that the others are.
 
-    Where passing has not been kept it is worked out again, by _divide of again.
+    by_log holds _divide's passing; where it has not been kept, _divide of again works it out.
     """
-    if passing is None:
-        passing = torch.empty_like(out)
-        _divide(passing, None, *again)
-    part = torch.mul(passing, grad, out=by_log)
-    # The difference first: that of two sums would lose most of its digits.
-    gap = torch.addcmul(part, out, grad, value=-1).view(len(s), -1)
-    by_s1.sub_(gap.sum(dim=1, keepdim=True).div_(s))
-    part.neg_()
+    if again is not None:
+        _divide(by_log, None, *again)
+    torch.addcmul(by_log.new_zeros(()), by_log, grad, value=-1, out=by_log)
+    # The sum first: that of two sums would lose most of its digits.
+    gap = torch.addcmul(by_log, out, grad).view(len(s), -1)
+    by_s1.add_(gap.sum(dim=1, keepdim=True).div_(s))
     if by_s3 is not None:
-        by_s3.add_(part.sum(dim=1, keepdim=True))
+        by_s3.add_(by_log.sum(dim=1, keepdim=True))
     if by_s4 is not None:
-        by_s4.add_(part.sum(dim=0, keepdim=True))
+        by_s4.add_(by_log.sum(dim=0, keepdim=True))
 
 
 class ElementwiseDivision(torch.autograd.Function):
@@ -103,20 +101,18 @@ class ElementwiseDivision(torch.autograd.Function):
         *tensors, s1, zero_point, passing, out = ctx.saved_tensors
         _, _, log_s3, log_s4 = tensors
         upstream = grad.contiguous().flatten(1)
-        by_log, by_s1 = torch.empty_like(upstream), torch.zeros_like(s1)
+        # What was kept is written over: a second backward pass would need it, and is refused.
+        by_log = torch.empty_like(upstream) if passing is None else passing
+        by_s1 = torch.zeros_like(s1)
         by_s3 = None if log_s3 is None else upstream.new_zeros(len(upstream), 1)
         by_s4 = None if log_s4 is None else upstream.new_zeros(1, upstream.shape[1])
         for rows, groups in _parts(upstream, s1):
             s, z = s1[groups], zero_point[groups]
-            again, kept = None, None
+            again = None
             if passing is None:
                 again = (*_operands(tensors, rows), s, z, ctx.grid.bounds)
-            else:
-                kept = passing[rows]
             own = None if by_s3 is None else by_s3[rows]
-            _backward(
-                again, kept, upstream[rows], out[rows], s, by_log[rows], by_s1[groups], own, by_s4
-            )
+            _backward(again, upstream[rows], out[rows], s, by_log[rows], by_s1[groups], own, by_s4)
         if by_s3 is not None:
             by_s3 = by_s3.view(log_s3.shape)
         if by_s4 is not None:
