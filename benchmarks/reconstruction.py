@@ -110,14 +110,19 @@ def floor(case: Case, adam: bool = False) -> Run:
     return timed(step)
 
 
-def ours(case: Case, method: QuantizerFactory, precision: Precision, compile_: bool) -> Run:
-    """Return what times the loop's iterations."""
-    adapter, unit, calls = reached(case)
-    recon = Reconstruction(
-        unit="block", iters=STEPS + 1, lr=LR, batch_size=case.batch_size, schedule="constant",
+def loop(iters: int, batch_size: int, precision: Precision, compile_: bool) -> Reconstruction:
+    """Return the loop as it is measured."""
+    return Reconstruction(
+        unit="block", iters=iters, lr=LR, batch_size=batch_size, schedule="constant",
         inputs="quant", steps="start", act_lr=1e-4, act_iters=0, keep=1.0, keep_best=False,
         precision=precision, compile=compile_,
     )  # fmt: skip
+
+
+def ours(case: Case, method: QuantizerFactory, precision: Precision, compile_: bool) -> Run:
+    """Return what times the loop's iterations."""
+    adapter, unit, calls = reached(case)
+    recon = loop(STEPS + 1, case.batch_size, precision, compile_)
     clock, draws = Clock(), torch.Generator().manual_seed(0)
     job = UnitJob(
         recon, adapter, method, GRID, MinMax(), draws, [clock], None, None, draws, True,

@@ -14,8 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from results.leaderboard import FORMATS, facts, leaderboard, nearest, render, select
+from results.leaderboard import FORMATS, leaderboard, render
 from results.record import Record
+from results.selection import facts, nearest, select
 from results.store import Store
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"

@@ -17,16 +17,9 @@ import pandas as pd
 
 from results.follow import below, followers
 from results.formats import PLUS_MINUS, latex, markdown
-from results.leaderboard import (
-    CELL,
-    SEEDS,
-    TOLD_APART,
-    facts,
-    mean_text,
-    nearest,
-    numbers,
-)
+from results.leaderboard import CELL, SEEDS, TOLD_APART, mean_text, numbers
 from results.record import Record
+from results.selection import facts, nearest
 
 ABSENT = object()
 Held = tuple[tuple[str, str], ...]

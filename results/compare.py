@@ -14,10 +14,11 @@ from typing import Any
 import pandas as pd
 
 from results.formats import latex, markdown
-from results.leaderboard import SEEDS, facts, nearest, rows_and_runs, width
+from results.leaderboard import SEEDS, rows_and_runs, width
 from results.outcomes import Outcomes
 from results.paired import mcnemar, mean_interval, metric_interval, metric_of
 from results.record import Record
+from results.selection import facts, nearest
 
 NUMBERS = ("first", "second", "difference", "low", "high", "b", "c", "p")
 ALL = "all"  # stands for the seeds in the row of their mean

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from statistics import fmean, median, stdev
 from typing import Any
 
@@ -12,6 +10,7 @@ import pandas as pd
 
 from results.formats import PLUS_MINUS, latex, markdown
 from results.record import Record
+from results.selection import check_known, facts, flatten
 
 CELL = ["task", "model", "quant"]
 SEEDS = ("seed", "quant.seed")  # what runs of one cell may differ in
@@ -21,68 +20,6 @@ TOLD_APART = (
     "symmetric", "recon.unit", "checkpoint", "task_version", "metric",
 )  # fmt: skip
 FORMATS = ("markdown", "csv", "latex", "html")
-
-
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as one level of dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def select(records: Sequence[Record], where: dict[str, str]) -> list[Record]:
-    """Return the records whose settings, by dotted name, have the values of where.
-
-    Raises:
-        ValueError: when no record has a setting of that name.
-    """
-    chosen = list(records)
-    for key, text in where.items():
-        _check_known(records, key, f"--where {key}={text}")
-        chosen = [r for r in chosen if facts(r).get(key) in _readings(text)]
-    return chosen
-
-
-def _check_known(records: Sequence[Record], key: str, option: str) -> None:
-    known = {name for record in records for name in facts(record)}
-    if key not in known:
-        raise ValueError(f"{option}: no record has a setting {key}{nearest(key, known)}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean ...?" with the names most like name, or nothing."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3)
-    # lr for recon.lr: what is written for short is not close.
-    near = [*dict.fromkeys([*(k for k in known if k.endswith(f".{name}")), *near])][:3]
-    return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
-def _readings(text: str) -> list[Any]:
-    """Return what text may stand for: itself, a number, Hydra's true, false or null."""
-    words: dict[str, Any] = {"true": True, "false": False, "null": None}
-    readings: list[Any] = [text]
-    if text.lower() in words:
-        readings.append(words[text.lower()])
-    with suppress(ValueError):
-        readings.append(float(text))
-    return readings
-
-
-def facts(record: Record) -> dict[str, Any]:
-    """Return what a record can be chosen by: its settings by dotted name, and what it is of."""
-    names = {
-        "model": record.model,
-        "task": record.task,
-        "quant": record.quant,
-        "task_version": record.task_version,
-        "metric": record.metric,
-    }
-    return flatten(record.settings) | names
 
 
 def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFrame:
@@ -108,7 +45,7 @@ def rows_and_runs(
         ValueError: as leaderboard does.
     """
     for name in by:
-        _check_known(records, name, f"--by {name}")
+        check_known(records, name, f"--by {name}")
     by, cells = _cells(records, by)
     names = [*CELL, *by, "bits", "act_bits"]
     # Together what belongs together, each in the order of its first run.

@@ -7,7 +7,7 @@ import torch
 
 from flexround.grid import Grid, PerTensor, fake_quantize
 from flexround.quantizers.adaround import GAMMA, ZETA
-from flexround.ranges import LpSearch
+from flexround.ranges import LpSearch, MinMax
 from tests.quantizers.methods import (
     ADAROUND,
     METHODS,
@@ -85,6 +85,16 @@ def test_flexround_gradients(make, granularity, symmetric):
         torch.testing.assert_close(q.log_s4.grad, by_log.sum(keep_in, keepdim=True))
     else:
         assert q.log_s4 is None
+
+
+def test_a_second_backward_pass_is_refused():
+    """The first has written its gradient over what the forward pass kept."""
+    weight = torch.randn(4, 4)
+    q = METHODS["flexround"](weight, grid=Grid(BITS, True, PerTensor()), ranges=MinMax())
+    out = q(weight).sum()
+    out.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
 
 
 def test_flexround_gradient_grows_with_the_weight():

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from results.__main__ import main
-from results.leaderboard import leaderboard, render, select
+from results.leaderboard import leaderboard, render
+from results.selection import select
 from results.store import Store
 from tests.results.test_store import record
 
