@@ -8,9 +8,9 @@ backward pass with gradients of its weights, and above the same with Adam on the
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Callable
 
-from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.blocks import CASES, Case, reached
@@ -21,23 +21,21 @@ MEASURED = "measured"
 
 def peak_bytes(make: Callable[[], Run]) -> int:
     """Return the bytes held at the peak of a run of what make returns, what make took included."""
+    gc.collect()  # what is freed inside would count as less than nothing
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run = make()
         run()
         with record_function(MEASURED):
             run()
-    events = sorted(profiler.events(), key=lambda event: float(event.time_range.start))
-    begin = next(event for event in events if event.name == MEASURED).time_range.start
+    results = profiler.profiler.kineto_results  # events() gives memory to operations, not to times
+    events = sorted(results.events(), key=lambda event: event.start_ns())
+    begin = next(event.start_ns() for event in events if event.name() == MEASURED)
     held = peak = 0
     for event in events:
-        held += _allocated(event)
-        if event.time_range.start >= begin:
+        held += event.nbytes() if event.name() == "[memory]" else 0
+        if event.start_ns() >= begin:
             peak = max(peak, held)
-    return peak
-
-
-def _allocated(event: FunctionEvent) -> int:
-    return int(event.cpu_memory_usage) if event.name == "[memory]" else 0
+    return int(peak)
 
 
 def table(case: Case, compile_: bool) -> None:
