@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from results.plots.cells import Cell, panels
-from results.plots.style import legend, styles, wrapped
+from results.plots.style import few_ticks, legend, styles, wrapped
 
 COLUMNS = 6
 MARKED = 8  # points of a line that have a marker
@@ -47,13 +45,13 @@ def curves(cells: list[Cell]) -> dict[str, Figure]:
                     ax.plot(iterations, losses, **look)
             ax.set_title(unit, loc="left", fontsize=7)
             ax.set_yscale("log", nonpositive="mask")
-            _few_ticks(ax)
+            few_ticks(ax.yaxis)
         for ax in axes[-COLUMNS:]:  # also where the row below is not full
             ax.tick_params(labelbottom=True)
             ax.set_xlabel("iteration")
         part = f", {len(shown)} of {len(units)} units" if len(shown) < len(units) else ""
         figure.suptitle(", ".join(names) + part, fontsize=8)
-        figure.supylabel("loss of a mini-batch (lower is better, log scale)", fontsize=8)
+        figure.supylabel("loss of a mini-batch\n(lower is better, log scale)", fontsize=8)
         legend(figure)
         drawn["-".join(["curves", *names]).replace("/", "_")] = figure
     return drawn
@@ -70,17 +68,6 @@ def _curves(cell: Cell) -> Curves:
         unit: [[points[0][0], fmean(p[1] for p in points)] for points in zip(*runs, strict=True)]
         for unit, runs in found.items()
     }
-
-
-def _few_ticks(ax: Axes) -> None:
-    """Label powers of ten, and numbers between them where the axis holds few powers."""
-    low, high = ax.get_ylim()
-    for span, between in ((5, (1, 1.5, 2, 3, 5, 7)), (100, (1, 2, 5))):
-        if high / low < span:
-            ax.yaxis.set_major_locator(LogLocator(subs=between))
-            ax.yaxis.set_major_formatter("{x:g}")
-            break
-    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _spaced(units: Sequence[str]) -> list[str]:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from results.plots.cells import Cell
 
@@ -108,4 +110,16 @@ def log_if_wide(ax: Axes, which: str, values: Sequence[float]) -> bool:
     if not values or min(values) <= 0 or max(values) / min(values) < LOG_FROM:
         return False
     ax.set(**{f"{which}scale": "log"})
+    few_ticks(ax.xaxis if which == "x" else ax.yaxis)
     return True
+
+
+def few_ticks(axis: Axis) -> None:
+    """Label powers of ten, and numbers between them where a logarithmic axis holds few powers."""
+    low, high = axis.get_view_interval()
+    for span, between in ((5, (1, 1.5, 2, 3, 5, 7)), (100, (1, 2, 5))):
+        if high / low < span:
+            axis.set_major_locator(LogLocator(subs=between))
+            axis.set_major_formatter("{x:g}")
+            break
+    axis.set_minor_formatter(NullFormatter())
