@@ -169,6 +169,12 @@ def _published(argv: Sequence[str]) -> str:
     args = parser.parse_args(argv)
     published(args.table)  # a name that is none is told before records are looked for
     joined = frame(join(args.table, _chosen(args)))
+    for column, name in (("model", args.model), ("task", args.task)):
+        if name is None:
+            continue
+        if name not in (known := list(dict.fromkeys(joined[column]))):
+            raise ValueError(f"{args.table} has no {column} {name}; it has {', '.join(known)}")
+        joined = joined[joined[column] == name]
     if args.format == "csv":
         return joined.to_csv(index=False).rstrip("\n")
     return latex(shown(joined)) if args.format == "latex" else text(joined)

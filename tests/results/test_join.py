@@ -145,3 +145,15 @@ def test_from_the_command_line(tmp_path, capsys):
     assert r"mobilenet\_v2 & imagenet & flexround & B & W4A32 & top1 & 70.00" in out
     assert main(["table2", *where]) == 1
     assert "did you mean table02?" in capsys.readouterr().err
+
+
+def test_one_model_shows_its_rows_of_the_paper_alone(tmp_path, capsys):
+    Store(tmp_path).root.mkdir(exist_ok=True)
+    Store(tmp_path).write(run("flexround", 70.0))
+    where = ["--results-dir", str(tmp_path), "--model", "mobilenet_v2"]
+    assert main(["table02", *where]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if " imagenet " in line]
+    assert len(rows) == (1 + 3 * 3) * 2  # fp, 3 methods at W4, W3, W2; top-1 and top-5
+    assert all(row.startswith("| mobilenet_v2 ") for row in rows)
+    assert main(["table04", *where]) == 1
+    assert "table04 has no model mobilenet_v2; it has " in capsys.readouterr().err
