@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from conf.errors import missing_package
-from conf.schema import FULL_STREAMS, check_idle, check_values, identity, run_id
+from conf.schema import FULL_STREAMS, check_idle, check_preset, check_values, identity, run_id
 from results.provenance import check_free, is_of
 from results.record import Record
 from results.recorder import Draft, commit, recording
@@ -216,6 +216,7 @@ def current_job(cfg: DictConfig) -> Job:
     check_idle(cfg, own, _sweep_overrides() or own)
     choices = HydraConfig.get().runtime.choices
     names = {group: choices[group] for group in ("model", "task", "quant")}
+    check_preset(choices["recon"], names["quant"])
     settings = identity(cfg)
     store = Store(cfg.results_dir)
     store.check_writable()

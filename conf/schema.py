@@ -175,6 +175,21 @@ def check_idle(cfg: RunConfig, own: Sequence[str], sweep: Sequence[str]) -> None
                     )
 
 
+def check_preset(recon: str, quant: str) -> None:
+    """Check that recon, where it is a preset with settings for some methods, has them for quant.
+
+    Raises:
+        ValueError: names the methods that it has settings for.
+    """
+    files = Path(__file__).parent.joinpath("tuned", "recon").glob(f"{recon}_*.yaml")
+    methods = sorted(path.stem.removeprefix(f"{recon}_") for path in files)
+    if methods and quant not in methods:
+        raise ValueError(
+            f"recon={recon} has settings for quant={', '.join(methods)}, not for {quant}; "
+            "give recon=block, with recon.iters= and recon.lr="
+        )
+
+
 def identity(cfg: RunConfig) -> dict[str, Any]:
     """Return the settings that can change the run's value, as plain values."""
     settings: Any = OmegaConf.to_container(cast(DictConfig, cfg), resolve=True)

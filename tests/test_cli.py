@@ -140,6 +140,10 @@ EARLY = {
     "group_idle": (["group_size=64"], ["group_size=64 does nothing with the chosen granularity"]),
     "recon_idle": (["quant=rtn", "recon.iters=9"], ["recon.iters=9 does nothing", "quant"]),
     "lr_idle": (["quant=adaquant", "recon.lr=1"], ["recon.lr=1 does nothing", "quant"]),
+    "preset": (
+        ["recon=fast", "quant=adaround"],
+        ["recon=fast has settings for quant=flexround, not for adaround", "recon=block"],
+    ),
     "images_idle": (["imagenet_dir=x"], ["imagenet_dir=x does nothing with the chosen task"]),
     "other_method": (["quant=rtn", "quant.learn_s1=true"], ["learn_s1"]),
 }

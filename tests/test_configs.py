@@ -55,9 +55,17 @@ def test_every_tuned_file_is_reached_by_the_names_in_its_own(path):
     names = {"task": [f"{t}_{q}" for t in tasks for q in quants]}
     names["model"] = [f"{m}_{q}" for m in models for q in quants]
     names["pair"] = [f"{t}_{m}_{q}" for t in tasks for m in models for q in quants]
+    names["recon"] = [f"{r}_{q}" for r in names_in("recon") for q in quants]
     names["recipe"] = tasks
     names["recipe_pair"] = [f"{t}_{m}" for t in tasks for m in models]
     assert "/".join(path.parts[2:]) in names[path.parts[1]]
+
+
+def test_a_preset_wins_over_the_tuned_files_and_the_command_line_over_it():
+    cfg = composed("recon=fast", "model=bert_base", "task=digits")
+    assert cfg.recon.iters == 500, "not the task's 100, not the model's 20,000"
+    assert composed("recon=fast", "recon.iters=7").recon.iters == 7
+    assert composed("recon=block").recon.iters == 100
 
 
 @pytest.mark.parametrize("path", [p for p in TUNED if p.parts[1] == "recipe_pair"], ids=str)
