@@ -216,7 +216,8 @@ def current_job(cfg: DictConfig) -> Job:
     check_idle(cfg, own, _sweep_overrides() or own)
     choices = HydraConfig.get().runtime.choices
     names = {group: choices[group] for group in ("model", "task", "quant")}
-    check_preset(choices["recon"], names["quant"])
+    if "recon" not in cfg.idle.get("quant", ()):  # round-to-nearest is the same in every setting
+        check_preset(choices["recon"], names["quant"])
     settings = identity(cfg)
     store = Store(cfg.results_dir)
     store.check_writable()

@@ -147,6 +147,16 @@ EARLY = {
     "images_idle": (["imagenet_dir=x"], ["imagenet_dir=x does nothing with the chosen task"]),
     "other_method": (["quant=rtn", "quant.learn_s1=true"], ["learn_s1"]),
 }
+
+
+def test_round_to_nearest_goes_along_in_a_presets_sweep(cli):
+    outcome = cli(
+        "-m", "model=tiny_llama", "quant=rtn,flexround", "recon=fast", "recon.iters=2",
+        "recon.batch_size=4", "num_samples=8", "task.seq_len=16",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+
+
 # Refused before a weight is loaded.
 BUILD = {
     "appended": (["+quant.rank=4"], ["quant.rank: FlexRound has no such option", "learn_s1"]),
