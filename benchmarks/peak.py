@@ -14,7 +14,7 @@ from collections.abc import Callable
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.blocks import CASES, Case, reached
-from benchmarks.reconstruction import METHODS, Run, floor, ours, plain
+from benchmarks.reconstruction import Run, floor, methods_of, ours, plain
 
 MEASURED = "measured"
 
@@ -45,8 +45,7 @@ def table(case: Case, compile_: bool) -> None:
     adam = peak_bytes(lambda: floor(case, adam=True))
     makes: dict[str, Callable[[], Run]] = {
         name: lambda method=method: ours(case, method, "float32", compile_)  # type: ignore[misc]
-        for name, method in METHODS.items()
-        if name != "lrq" or not case.vision
+        for name, method in methods_of(case).items()
     }
     makes["flexround, plain"] = lambda: plain(case, "flexround")
     print(f"| {case.name} | floor | {passes / 2**20:.1f} | | |", flush=True)

@@ -166,13 +166,22 @@ def plain(case: Case, method: str) -> Run:
     return timed(step)
 
 
+def methods_of(case: Case) -> dict[str, QuantizerFactory]:
+    """Return the methods that the case's layers allow: LRQ is for linear ones."""
+    return {name: m for name, m in METHODS.items() if name != "lrq" or not case.vision}
+
+
+def summary(seconds: Sequence[float]) -> Measurement:
+    """Return times of the same thing with their median and quartiles."""
+    return Measurement(1, list(seconds), TaskSpec("", "", num_threads=torch.get_num_threads()))
+
+
 def measured(runs: dict[str, Run], rounds: int) -> dict[str, Measurement]:
     """Return the times of an iteration of each of runs, taken in turns after one to warm up."""
     for run in runs.values():
         run()
     turns = [{name: run() for name, run in runs.items()} for _ in range(rounds)]
-    task = TaskSpec("iteration", "", num_threads=torch.get_num_threads())
-    return {name: Measurement(1, [turn[name] for turn in turns], task) for name in runs}
+    return {name: summary([turn[name] for turn in turns]) for name in runs}
 
 
 def forward(case: Case, frozen: bool) -> Run:
@@ -199,9 +208,9 @@ def _runs(case: Case, args: argparse.Namespace) -> dict[str, Run]:
     if args.frozen:
         return {"as it came": forward(case, False), "frozen": forward(case, True)}
     runs = {"floor": floor(case)}
-    for name in args.methods:
-        if name != "lrq" or not case.vision:
-            runs[name] = ours(case, METHODS[name], args.precision, args.compile)
+    for name, method in methods_of(case).items():
+        if name in args.methods:
+            runs[name] = ours(case, method, args.precision, args.compile)
     if "flexround" in args.methods:
         runs["flexround, plain"] = plain(case, "flexround")
     return runs

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch.utils.benchmark import Measurement, TaskSpec
 
 from benchmarks.blocks import CASES, Case
-from benchmarks.reconstruction import GRID, METHODS, floor, loop
+from benchmarks.reconstruction import GRID, METHODS, floor, loop, summary
 from flexround.observers import BlockReport
 from flexround.ranges import LpSearch
 
@@ -62,8 +61,7 @@ def table(case: Case, iters: int, rounds: int) -> None:
     turns = [
         (sum(block() for block in blocks) * iters, *run(case, iters)) for _ in range(rounds + 1)
     ][1:]  # after one to warm up
-    task = TaskSpec("run", "", num_threads=torch.get_num_threads())
-    passes, whole, inside = (Measurement(1, list(t), task).median for t in zip(*turns, strict=True))
+    passes, whole, inside = (summary(times).median for times in zip(*turns, strict=True))
     network = case.name.split(",")[0].removesuffix(" layer")
     print(
         f"| {network} | {passes:.1f} | {inside:.1f} | {whole:.1f} | {whole / passes - 1:.3f} |",
