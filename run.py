@@ -41,6 +41,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
         streams = job.streams()
         adapter = model.adapter(task, cfg.checkpoint, device, streams if cfg.offload else None)
         calibration = task.calibration(cfg.num_samples, cfg.seed)
+        job.check_unchanged()
         recon.check(adapter, calibration, grid, quantizer, activation)
 
         shared = Shared(job.cache(), adapter, calibration, recon.batch_size, cfg.stream_dtype)
@@ -62,6 +63,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
                 streams=streams,
             )
         draft.metrics, draft.outcomes = task.evaluate(adapter), task.outcomes
+        job.check_unchanged()
         draft.save = job.saving(task, adapter, integers, shared.model)
     checkpoints.clear()
     return draft.record

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from conf.errors import missing_package
-from conf.schema import FULL_STREAMS, check_idle, check_preset, check_values, identity, run_id
+from conf.schema import check_idle, check_preset, check_values
+from experiment.conditions import changes, conditions
+from experiment.identity import FULL_STREAMS, identity, places, run_id
 from results.provenance import check_free, is_of
 from results.record import Record
 from results.recorder import Draft, commit, recording
+from results.selection import flatten
 from results.store import Store
 from results.sweep import OUTCOME, asked
 
@@ -78,7 +81,30 @@ class Job:
             return record
         if self.cfg.retry_failed:
             return None
+        if changed := changes(record.conditions, self.conditions):
+            log.info("failed before: %s; tried again with another %s", record.error, changed)
+            return None
         raise ValueError(f"failed before: {record.error}; give retry_failed=true to try it again")
+
+    @cached_property
+    def conditions(self) -> dict[str, str]:
+        """What the run may fail for besides its settings."""
+        return conditions(self.cfg)
+
+    def check_unchanged(self) -> None:
+        """Check that the files and folders that the run was named by are still the same.
+
+        Raises:
+            ValueError: when one has changed since the run began; names it.
+        """
+        now = identity(self.cfg)
+        if now != self.settings:
+            before, after = flatten(self.settings), flatten(now)
+            names = [n for n in after.keys() | before.keys() if after.get(n) != before.get(n)]
+            raise ValueError(
+                f"{', '.join(sorted(names))} changed while the run was at work; run the same "
+                "command again"
+            )
 
     @contextmanager
     def claimed(self) -> Iterator[bool]:
@@ -164,9 +190,10 @@ class Job:
             seed=self.cfg.seed,
             settings=self.settings,
             overrides=_told(HydraConfig.get().overrides.task),
+            places=places(self.cfg),
             **self.names,
         )
-        return recording(self.store, base)
+        return recording(self.store, base, self.conditions)
 
     def device(self) -> torch.device:
         """Return the device to compute on.
@@ -221,8 +248,10 @@ def current_job(cfg: DictConfig) -> Job:
     settings = identity(cfg)
     store = Store(cfg.results_dir)
     store.check_writable()
+    store.check_schema()
     if cfg.save:
-        check_free(store.artifact(run_id(settings)), run_id(settings))
+        name = run_id(settings)
+        check_free(store.artifact(name), store.names(name))
     return Job(cfg, settings, names, store)
 
 

@@ -1,31 +1,20 @@
-"""The typed schema of a run, its identity, and the checks that need no heavy import."""
+"""The typed schema of a run, and the checks that need no heavy import."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from conf import launchers
+from experiment.identity import FULL_STREAMS
 
 ROOT = Path(__file__).resolve().parent.parent
-# Settings that say where and how a run works, not what it computes.
-NOT_IDENTITY = (
-    "idle", "scale", "save", "logger", "device", "results_dir", "cache_dir", "checkpoints_dir",
-    "recipe", "compile", "recon.compile", "rerun", "retry_failed", "cache_gib", "progress",
-    "expected_fp", "task.cache_dir", "task.checkpoints_dir", "task.num_workers", "task.expected",
-    "task.tolerance", "stream_gib", "offload", "spill_dir",
-)  # fmt: skip
-
-
-FULL_STREAMS = "float32"
 STREAM_DTYPES = (FULL_STREAMS, "bfloat16", "float16")
 
 
@@ -188,43 +177,3 @@ def check_preset(recon: str, quant: str) -> None:
             f"recon={recon} has settings for quant={', '.join(methods)}, not for {quant}; "
             "give recon=block, with recon.iters= and recon.lr="
         )
-
-
-def identity(cfg: RunConfig) -> dict[str, Any]:
-    """Return the settings that can change the run's value, as plain values."""
-    settings: Any = OmegaConf.to_container(cast(DictConfig, cfg), resolve=True)
-    if settings["finetuned"] or settings["checkpoint"] == "finetuned":
-        settings["finetuned"] = _finetuned(settings)
-    idle = [option for options in settings["idle"].values() for option in options]
-    for path in (*NOT_IDENTITY, *idle):
-        *parents, last = path.split(".")
-        node = settings
-        for key in parents:
-            node = node.get(key) or {}
-        node.pop(last, None)
-    if settings["stream_dtype"] == FULL_STREAMS:
-        del settings["stream_dtype"]  # as in records from before there was a choice
-    return dict(_canonical(settings))
-
-
-def _finetuned(settings: dict[str, Any]) -> str | None:
-    """Return the digest of how the fine-tuned network was made, None where there is none."""
-    if settings["finetuned"] and settings["checkpoint"] not in (None, "finetuned"):
-        return None  # another checkpoint is given
-    folder = Path(settings["checkpoints_dir"], settings["task"]["name"], settings["model"]["name"])
-    facts = folder / "finetune.json"
-    return hashlib.sha256(facts.read_bytes()).hexdigest()[:16] if facts.is_file() else None
-
-
-def _canonical(value: Any) -> Any:
-    """Return value with 20.0 written as 20: the same number is the same setting."""
-    if isinstance(value, dict):
-        return {key: _canonical(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_canonical(entry) for entry in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def run_id(settings: dict[str, Any]) -> str:
-    """Return the name of a run: a hash of its settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,15 +1,15 @@
 """`python -m results`: the leaderboard of a folder of records.
 
-`python -m results html` writes it as a page with the runs behind it, `plan` tells what a sweep
-would run, `status` what has become of its runs, `table02` sets ours beside the paper's Table 2, and
-`wandb` logs the leaderboard as a wandb table; `plot KIND` draws the records. `compare FIRST SECOND`
-sets two methods against each other on the same seeds and samples, `ablation SETTING` the values of
-one setting side by side.
+`python -m results html` writes it as a page with the runs behind it, `table02` sets ours beside the
+paper's Table 2, and `wandb` logs the leaderboard as a wandb table; `plot KIND` draws the records.
+`compare FIRST SECOND` sets two methods against each other on the same seeds and samples, `ablation
+SETTING` the values of one setting side by side. `rekey` names the records of an older version anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,18 +19,22 @@ from results.record import Record
 from results.selection import facts, nearest, select
 from results.store import Store
 
-OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
-DEFAULT, SWEEPS = OUTPUTS / "results", OUTPUTS / "sweeps"
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUTS = ROOT / "outputs"
+DEFAULT = OUTPUTS / "results"
+MOVED = ("plan", "rekey", "status")  # commands of python -m experiment
 TEXTS = ("markdown", "csv", "latex")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the leaderboard; return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if args and args[0] in MOVED:
+        return _by_experiment(args[0], args[1:])
     try:
         views = {
-            "ablation": _ablation, "compare": _compare, "html": _html, "plan": _plan,
-            "plot": _plot, "status": _status, "wandb": _wandb,
+            "ablation": _ablation, "compare": _compare, "html": _html, "plot": _plot,
+            "wandb": _wandb,
         }  # fmt: skip
         view = views[args.pop(0)] if args and args[0] in views else _table
         if args and not args[0].startswith("-") and view is _table:
@@ -59,32 +63,11 @@ def _selection() -> argparse.ArgumentParser:
     return parser
 
 
-def _status(argv: Sequence[str]) -> str:
-    from conf.schema import register
-    from results.status import Sweep, newest, report
-
-    parser = argparse.ArgumentParser(
-        prog="python -m results status",
-        description="What has become of each run of a sweep, and the command that finishes it.",
-    )
-    parser.add_argument("folder", type=Path, nargs="?", help="the sweep's; the newest by default")
-    folder = parser.parse_args(argv).folder
-    register()
-    return report(Sweep(folder or newest(SWEEPS)))
-
-
-def _plan(argv: Sequence[str]) -> str:
-    from results.plan import experiments, report
-
-    parser = argparse.ArgumentParser(
-        prog="python -m results plan",
-        description="What a sweep would run, what it needs, how long it may take.",
-    )
-    parser.add_argument(
-        "overrides", nargs="*", help="run.py's, such as experiment=paper/table02 bits=4"
-    )
-    overrides = parser.parse_args(argv).overrides
-    return report(overrides) if overrides else experiments()
+def _by_experiment(command: str, argv: Sequence[str]) -> int:
+    """Run a command that looks at configurations, which this package knows nothing of."""
+    if command != "rekey":
+        print(f"`python -m experiment {command}` is the new name of this command", file=sys.stderr)
+    return subprocess.run([sys.executable, "-m", "experiment", command, *argv], cwd=ROOT).returncode
 
 
 def _wandb(argv: Sequence[str]) -> str:

@@ -14,7 +14,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.schema import ROOT, identity, register, run_id
+from conf.schema import ROOT, register
+from experiment.conditions import changes, conditions
+from experiment.identity import identity, run_id
 from results.record import Record
 from results.store import Store
 from results.sweep import jobs_of
@@ -71,8 +73,10 @@ def plan(overrides: Sequence[str]) -> list[PlannedRun]:
         model, task, quant = (str(choices[group]) for group in ("model", "task", "quant"))
         with open_dict(cfg):
             del cfg["hydra"]
-        name = run_id(identity(cfg))  # type: ignore[arg-type]
+        name = run_id(identity(cfg))
         record = Store(cfg.results_dir).look(name)
+        if record is not None and record.conditions and changes(record.conditions, conditions(cfg)):
+            record = None  # it has failed, and is tried again
         found.append(PlannedRun(model, task, quant, cfg, name, record))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,12 @@ def is_of(path: Path, record: Record) -> bool:
         held = record_of(path)
     except ValueError:
         return False
-    return (held["run_id"], held["started"]) == (record.run_id, record.started)
+    names = (record.run_id, *record.former_ids)
+    return held["run_id"] in names and held["started"] == record.started
 
 
-def check_free(path: Path, run_id: str) -> None:
-    """Check that at path lies nothing, or an artifact of run_id, which a new one may replace.
+def check_free(path: Path, names: Collection[str]) -> None:
+    """Check that at path lies nothing, or an artifact of a run called one of names.
 
     Raises:
         ValueError: when something else does.
@@ -56,5 +58,5 @@ def check_free(path: Path, run_id: str) -> None:
         owner = record_of(path)["run_id"]
     except ValueError as error:
         raise ValueError(f"save=true writes to {path}, and that exists: {error}") from error
-    if owner != run_id:
+    if owner not in names:
         raise ValueError(f"save=true writes to {path}, which holds the artifact of run {owner}")

@@ -9,12 +9,17 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-SCHEMA = 1
+SCHEMA = 2
+OLD = (1,)  # their settings have modules and paths, and so their runs other names
 STATUSES = ("ok", "failed")
 
 
 class OtherSchema(ValueError):
     """A record that another version of this program has written."""
+
+
+class OldSchema(OtherSchema):
+    """A record of a version before, which can be renamed."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,12 @@ class Record:
         seconds: wall time of the run.
         peak_memory_gib: largest of the blocks' peaks.
         device: cpu, or the GPU's name.
-        settings: the composed configuration that run_id is a hash of.
+        settings: the composed configuration that run_id is a hash of: classes by their names, files
+            and folders by the digest of what they hold.
+        places: where the files and folders were that settings have digests of, by dotted name.
+        conditions: what else a failed run may have failed for, by name: the code, the packages, the
+            options that settings leave out. Empty for a finished one.
+        former_ids: what the run was called before `python -m results rekey`.
         error: the one line that a failed run ended with.
         overrides: what the command line said, of which settings were composed; None in records
             from before it was kept.
@@ -61,6 +71,9 @@ class Record:
     started: str = ""
     error: str | None = None
     overrides: list[str] | None = None
+    places: dict[str, str] = field(default_factory=dict)
+    conditions: dict[str, str] = field(default_factory=dict)
+    former_ids: list[str] = field(default_factory=list)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -96,6 +109,8 @@ class Record:
         """
         if not isinstance(data, dict):
             raise ValueError("a record is a JSON object")
+        if data.get("schema") in OLD:
+            raise OldSchema(f"record of schema {data['schema']}, which names runs otherwise")
         if data.get("schema") != SCHEMA:
             raise OtherSchema(f"record of schema {data.get('schema')}, this version reads {SCHEMA}")
         known, needed = _names()

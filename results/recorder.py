@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from results.record import Record
@@ -72,8 +73,12 @@ class Draft:
 
 
 @contextmanager
-def recording(store: Store, base: dict[str, Any]) -> Iterator[Draft]:
+def recording(
+    store: Store, base: dict[str, Any], conditions: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Draft]:
     """Yield a draft; write it as an ok record at the end, or a failed one on any exception.
+
+    conditions are what a failed run may have failed for besides its settings.
 
     An interrupted run (Ctrl-C) leaves no record: it has neither finished nor failed.
 
@@ -106,6 +111,7 @@ def recording(store: Store, base: dict[str, Any]) -> Iterator[Draft]:
             versions=_versions(),
             commit=commit(),
             started=started,
+            conditions=dict(conditions) if error else {},
             **base,
         )
 

@@ -82,6 +82,8 @@ class Sweep:
         run_id = facts.get("run_id")
         if run_id is None:
             return "failed", facts.get("error", "")
+        if not self.store.path(run_id).exists():
+            run_id = self.store.renamed.get(run_id, run_id)
         claim = self.store.claim(run_id)
         owner = claim.owner()
         if owner is not None and claim.seems_alive() and not _ended(owner, queue):

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,15 @@ from pydantic_core import from_json
 
 from flexround.files import write_whole, written_beside
 from results.claim import Claim
-from results.record import OtherSchema, Record
+from results.record import SCHEMA, OldSchema, OtherSchema, Record
 
 if TYPE_CHECKING:
     from results.outcomes import Outcomes
 
 log = logging.getLogger(__name__)
+
+# A file that says that the folder has no records of an older version.
+MARK = ".schema"
 
 
 class Store:
@@ -88,7 +92,37 @@ class Store:
     def look(self, run_id: str) -> Record | None:
         """Return the record of run_id as find does, and touch nothing."""
         path = self.path(run_id)
-        return self._read(path) if path.exists() else None
+        try:
+            return self._read(path) if path.exists() else None
+        except OldSchema as error:
+            log.warning("record %s passed over: %s", path, error)
+            return None
+
+    def names(self, run_id: str) -> list[str]:
+        """Return what the run called run_id is called, and what it was called before."""
+        record = self.look(run_id)
+        return [run_id, *(record.former_ids if record is not None else ())]
+
+    def check_schema(self) -> None:
+        """Check that the folder's records are of this version, once for every folder.
+
+        Raises:
+            ValueError: when some are of the version before, which names runs otherwise.
+        """
+        mark = self.root / MARK
+        if mark.exists():
+            return
+        if old := sum(_is_old(path) for path in self.root.glob("*.json")):
+            raise ValueError(
+                f"{old} records in {self.root} have names of an older version, under which no run "
+                f"is found again; `python -m results rekey --results-dir {self.root}` renames them"
+            )
+        write_whole(mark, f"{SCHEMA}\n".encode())
+
+    @cached_property
+    def renamed(self) -> dict[str, str]:
+        """What runs are called now, by what they were called before."""
+        return {former: record.run_id for record in self.load() for former in record.former_ids}
 
     def replaced(self, run_id: str) -> str | None:
         """Return when the finished run began whose record a new one would replace, or None."""
@@ -137,12 +171,32 @@ class Store:
     def load(self, run_ids: Iterable[str] | None = None) -> list[Record]:
         """Return all records, or those of run_ids, oldest first."""
         paths = self.root.glob("*.json") if run_ids is None else map(self.path, run_ids)
-        found = (self._read(path) for path in sorted(set(paths)) if path.exists())
+        found: list[Record | None] = []
+        old = 0
+        for path in sorted(set(paths)):
+            try:
+                found.append(self._read(path) if path.exists() else None)
+            except OldSchema:
+                old += 1
+        if old:
+            rekey = f"`python -m results rekey --results-dir {self.root}` renames them"
+            if not any(found):
+                raise ValueError(
+                    f"all {old} records in {self.root} are of an older version; {rekey}"
+                )
+            log.warning("%d records of an older version left out; %s", old, rekey)
         return sorted((r for r in found if r is not None), key=lambda r: r.started)
 
     def _read(self, path: Path) -> Record | None:
+        """Return the record at path, None where it can't be read.
+
+        Raises:
+            OldSchema: when it is of an older version.
+        """
         try:
             return _parse(path)
+        except OldSchema:
+            raise
         except (OSError, ValueError, TypeError) as error:
             log.warning("record %s passed over: %s", path, error)
             return None
@@ -150,6 +204,16 @@ class Store:
 
 def _parse(path: Path) -> Record:
     return Record.from_json(from_json(path.read_bytes()))
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        _parse(path)
+    except OldSchema:
+        return True
+    except (OSError, ValueError, TypeError):
+        return False
+    return False
 
 
 def _stamp(path: Path) -> str:

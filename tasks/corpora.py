@@ -96,20 +96,18 @@ def load_hub(
         ) from error
 
 
-C4_TRAIN = "en/c4-train.00000-of-01024.json.gz"
-C4_VALIDATION = "en/c4-validation.00000-of-00008.json.gz"
-
-
 @dataclass(frozen=True)
 class C4:
-    """C4's English part: its first shard of train and of validation.
+    """C4's English part, a shard of train and one of validation.
 
     Attributes:
-        local: a folder that holds those two files of allenai/c4, or None for the hub.
+        local: a folder that holds those files of allenai/c4, or None for the hub.
+        files: the shard of each split; the first of a list is read.
         documents: how many documents of validation are read; GPTQ's protocol takes 1,100.
     """
 
     local: str | None
+    files: dict[str, list[str]]
     documents: int
 
     def text(self, split: str) -> str:
@@ -118,7 +116,7 @@ class C4:
 
     def rows(self, split: str) -> list[str]:
         """Return the split's documents."""
-        name = C4_TRAIN if split == "train" else C4_VALIDATION
+        name = self.files["train" if split == "train" else "validation"][0]
         if self.local is None:
             rows = load_hub("allenai/c4", None, "train", {"train": name}, [name])["text"]
         else:

@@ -16,6 +16,8 @@ from conf.build import build, validate
 from conf.errors import one_line_errors
 from conf.job import device_of, leave, outcome
 from conf.schema import check_idle, register
+from experiment.content import Contents
+from experiment.identity import network_digest, pin
 
 log = logging.getLogger("finetune")
 register()
@@ -47,6 +49,7 @@ def finetune(cfg: DictConfig) -> Path:
     from tasks.pretrained import save
 
     validate(cfg)
+    pin(cfg)
     task, model, recipe = build(cfg.task), build(cfg.model), build(cfg.recipe)
     if "vision" in task.kinds:
         raise ValueError("there is no fine-tuning for vision tasks; choose a language task=")
@@ -60,10 +63,13 @@ def finetune(cfg: DictConfig) -> Path:
     rows, collator = task.training_rows(), task.collator()
     network = recipe.train(network, rows, collator, cfg.seed, cpu=device.type == "cpu")
     metrics = task.evaluate(LanguageAdapter(network, task.example(), device))
+    contents = Contents(Path(cfg.cache_dir, "digests"))
     facts = {
         "task": task.name,
         "model": model.name,
         "source": cfg.checkpoint or model.source,
+        "model_source": model.source,
+        "model_source_digest": network_digest(model.source, contents),
         "seed": cfg.seed,
         "recipe": OmegaConf.to_container(cfg.recipe, resolve=True),
         "metrics": metrics,

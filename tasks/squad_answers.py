@@ -20,7 +20,6 @@ from torch import Tensor
 
 from tasks.corpora import load_hub
 
-FILES = {"train": "train-v1.1.json", "validation": "dev-v1.1.json"}
 NO_ANSWER = (0, 0)  # both on the first token, [CLS]
 
 Span = tuple[int, int]  # characters [first, past the last) of the context
@@ -42,25 +41,28 @@ class Question:
         return self.starts[0], self.starts[0] + len(self.answers[0])
 
 
-def read(path: str, local: str | None, split: str) -> list[Question]:
-    """Return the questions of a split of the hub's data set path, or of the folder local.
+def read(
+    path: str, local: str | None, files: Mapping[str, Sequence[str]], split: str
+) -> list[Question]:
+    """Return the questions of a split of the hub's data set path, or of its file in local.
 
     Raises:
         ValueError: when the data can't be had or are something else.
     """
+    names = [names[0] for names in files.values()]
     if local is not None:
-        return _from_file(Path(local).expanduser() / FILES[split])
+        return _from_file(Path(local).expanduser() / files[split][0], names)
     return [
         _question(row["question"], row["context"], **row["answers"])
-        for row in load_hub(path, None, split, None, list(FILES.values()))
+        for row in load_hub(path, None, split, None, names)
     ]
 
 
-def _from_file(path: Path) -> list[Question]:
+def _from_file(path: Path, names: Sequence[str]) -> list[Question]:
     if not path.is_file():
         raise ValueError(
             f"data_dir={path.parent}: no {path.name} there; give a folder with "
-            f"{' and '.join(FILES.values())}, or leave data_dir out for the hub"
+            f"{' and '.join(names)}, or leave data_dir out for the hub"
         )
     try:
         articles = json.loads(path.read_text(encoding="utf-8"))["data"]

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 import run  # noqa: F401  registers the schema
 from conf.build import validate
-from conf.schema import check_values, identity, run_id
+from conf.schema import check_values
+from experiment.identity import identity, run_id
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = [path.relative_to(CONF).with_suffix("") for path in sorted(CONF.rglob("*.yaml"))]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from experiment.__main__ import main as experiment
 from results.__main__ import main as results
 from results.claim import Claim
 from results.store import Store
@@ -88,11 +89,11 @@ def test_a_damaged_record_is_named_set_aside_and_computed_again(cli, results_dir
 def test_records_of_another_version_are_not_mixed_in(cli, results_dir):
     cli(*QUICK)
     path = Store(results_dir).path(record_of(results_dir).run_id)
-    old = path.read_text().replace('"schema": 1', '"schema": 0')
+    old = path.read_text().replace('"schema": 2', '"schema": 0')
     path.write_text(old)
     outcome = cli(*QUICK)
     assert outcome.status == 1
-    assert "record of schema 0, this version reads 1; give another results_dir=" in outcome.err
+    assert "record of schema 0, this version reads 2; give another results_dir=" in outcome.err
     assert path.read_text() == old
 
 
@@ -139,7 +140,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(cli, results_dir, monkeypatch
 
 def status(capsys, folder):
     capsys.readouterr()
-    code = results(["status", str(folder)])
+    code = experiment(["status", str(folder)])
     captured = capsys.readouterr()
     return code, captured.out
 
@@ -176,7 +177,7 @@ def test_status_tells_done_failed_running_and_lost(cli, results_dir, tmp_path, c
 
 
 def test_status_of_no_sweep_is_one_line(capsys, tmp_path):
-    assert results(["status", str(tmp_path)]) == 1
+    assert experiment(["status", str(tmp_path)]) == 1
     assert "is not the folder of a sweep" in capsys.readouterr().err
 
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from results.__main__ import main
+from experiment.__main__ import main
 from results.plan import EXPERIMENTS, jobs, plan
 from tests.conftest import TINY
 

@@ -55,9 +55,13 @@ def folder(tmp_path):
     return tmp_path
 
 
+FILES = {"train": ["train-v1.1.json"], "validation": ["dev-v1.1.json"]}
+
+
 def squad(cache_dir, local, **changes):
     options = dict(
-        name="squad", version=1, path="rajpurkar/squad", local=local and str(local), max_len=96,
+        name="squad", version=1, path="rajpurkar/squad", local=local and str(local), files=FILES,
+        max_len=96,
         stride=32, n_best=20, max_answer=30, eval_batch_size=3, max_eval=None, expected=None,
         tolerance=0.1, cache_dir=str(cache_dir), checkpoints_dir=str(cache_dir / "made"),
     )  # fmt: skip

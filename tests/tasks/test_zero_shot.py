@@ -23,7 +23,7 @@ task: {name}
 dataset_path: json
 dataset_kwargs:
   data_files: {{train: {folder}/train.jsonl, test: {folder}/test.jsonl}}
-  cache_dir: {folder}/cache
+  cache_dir: {folder}/../cache
 output_type: multiple_choice
 training_split: train
 test_split: test
@@ -45,6 +45,8 @@ def write_task(folder, name, *metrics, more=""):
 
 @pytest.fixture
 def folder(tmp_path):
+    folder = tmp_path / "tasks"
+    folder.mkdir()
     """Two tasks on Python's documentation: which end, of three of unlike lengths, is a line's."""
     lines = [line.strip() for line in PythonDocs().rows("test") if len(line) > 60][:90]
     cuts = random.Random(0)
@@ -55,10 +57,10 @@ def folder(tmp_path):
                 text = lines[i + j][:30]
                 rests = [line[30 : cuts.randint(35, 60)] for line in lines[i : i + 3]]
                 rows.append(json.dumps({"text": text, "rests": rests, "label": j}))
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
-    write_task(tmp_path, "line_ends", "acc", "acc_norm")
-    write_task(tmp_path, "line_ends_acc", "acc")
-    return tmp_path
+        (folder / f"{split}.jsonl").write_text("\n".join(rows))
+    write_task(folder, "line_ends", "acc", "acc_norm")
+    write_task(folder, "line_ends_acc", "acc")
+    return folder
 
 
 def make(folder, cache_dir, **changes):

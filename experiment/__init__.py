@@ -1,0 +1,1 @@
+"""The application: how a command line becomes a run and its record."""

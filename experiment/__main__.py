@@ -1,0 +1,68 @@
+"""`python -m experiment`: `plan` a sweep, its `status`, and `rekey` a folder of old records."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+COMMANDS = ("plan", "status", "rekey")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; return the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m experiment", description=__doc__)
+    parser.add_argument("command", choices=COMMANDS)
+    commands = {"plan": _plan, "status": _status, "rekey": _rekey}
+    try:
+        print(commands[parser.parse_args(args[:1]).command](args[1:]))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _plan(argv: Sequence[str]) -> str:
+    from results.plan import experiments, report
+
+    parser = argparse.ArgumentParser(
+        prog="python -m experiment plan",
+        description="What a sweep would run, what it needs, how long it may take.",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", help="run.py's, such as experiment=paper/table02 bits=4"
+    )
+    overrides = parser.parse_args(argv).overrides
+    return report(overrides) if overrides else experiments()
+
+
+def _status(argv: Sequence[str]) -> str:
+    from conf.schema import register
+    from results.status import Sweep, newest, report
+
+    parser = argparse.ArgumentParser(
+        prog="python -m experiment status",
+        description="What has become of each run of a sweep, and the command that finishes it.",
+    )
+    parser.add_argument("folder", type=Path, nargs="?", help="the sweep's; the newest by default")
+    folder = parser.parse_args(argv).folder
+    register()
+    return report(Sweep(folder or newest(OUTPUTS / "sweeps")))
+
+
+def _rekey(argv: Sequence[str]) -> str:
+    from experiment.rekey import rekey
+
+    parser = argparse.ArgumentParser(
+        prog="python -m experiment rekey",
+        description="Give the records of an older version the names that runs have now.",
+    )
+    parser.add_argument("--results-dir", type=Path, default=OUTPUTS / "results")
+    return rekey(parser.parse_args(argv).results_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Conditions that a run may have failed for besides its settings: a change has it tried again."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping
+
+from omegaconf import DictConfig
+
+from results.recorder import commit
+
+# Options that name no run, and that one can fail for.
+OPTIONS = (
+    "device",
+    "expected_fp",
+    "offload",
+    "stream_gib",
+    "spill_dir",
+    "compile",
+    "save",
+    "logger",
+)
+
+
+def conditions(cfg: DictConfig) -> dict[str, str]:
+    """Return the conditions of a run on this machine by name."""
+    found = {name: str(cfg[name]) for name in OPTIONS}
+    for name in ("tolerance", "expected", "num_workers"):
+        if name in cfg.task:
+            found[f"task.{name}"] = str(cfg.task[name])
+    return found | {"code": str(commit()), "packages": _packages()}
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Return what differs, by name; nothing where the conditions before are not known."""
+    names = [name for name in now if before and before.get(name) != now[name]]
+    return ", ".join(sorted(names))
+
+
+@functools.cache
+def _packages() -> str:
+    """Return a digest of what is installed."""
+    there = {f"{d.name}=={d.version}" for d in importlib.metadata.distributions() if d.name}
+    return hashlib.sha256("\n".join(sorted(there)).encode()).hexdigest()[:16]

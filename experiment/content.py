@@ -1,0 +1,154 @@
+"""Digests of the files and folders that settings name: of what they hold, never of where they lie.
+
+Reading gigabytes takes seconds, so that a file's digest is kept by its path, size and times: a
+second look at it costs a stat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from flexround.files import write_whole
+
+log = logging.getLogger(__name__)
+
+PREFIX = "sha256:"
+PIECE = 1 << 22  # bytes read at a time
+SETTLED = 2.0  # seconds after which a file system's clock tells two writes of a file apart
+# Of a folder with a network: weights, configuration and tokenizer, not what was said about them.
+NETWORK = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".txt", ".model", ".jinja")
+REMARKS = ("finetune.json", "trainer_state.json")
+
+Stamp = list[int]
+
+
+class Contents:
+    """Digests of files and folders; what is kept of them lies in the folder given.
+
+    since is a time in seconds: what has changed after it has no digest (a record's own time, where
+    an old record is to be named by what its run has read).
+    """
+
+    def __init__(self, kept: Path, since: float | None = None) -> None:
+        self._kept, self._since = kept, since
+
+    def network(self, path: Path) -> str | None:
+        """Return the digest of a file of weights, or of the folder of a network; None without."""
+        if path.is_file():
+            return self.file(path)
+        files = (p for p in path.iterdir() if p.is_file()) if path.is_dir() else ()
+        own = [p for p in files if p.suffix in NETWORK and p.name not in REMARKS]
+        return self._of({p.name: p for p in own})
+
+    def data(self, path: Path, files: Mapping[str, Sequence[str]], folder: str) -> str | None:
+        """Return the digest of the data at path, a file or a folder; None where there is none.
+
+        files are by split the names of the file that is read, the first that exists, in the folder
+        or in its own folder of that name; without files all that is in the folder counts.
+        """
+        if path.is_file():
+            return self.file(path)
+        if not files:
+            # Reading a folder of lm-eval's tasks leaves compiled Python in it.
+            every = (p for p in path.rglob("*") if p.is_file() and p.suffix != ".pyc")
+            return self._of({p.relative_to(path).as_posix(): p for p in every})
+        found = {}
+        for split, names in files.items():
+            places = [place / name for place in (path, path / folder) for name in names]
+            if there := next(filter(Path.is_file, places), None):
+                found[split] = there
+        return self._of(found)
+
+    def images(self, root: Path) -> str | None:
+        """Return the digest of an ImageFolder: its class folders, and how many files each holds."""
+        folders = [p for part in ("val", "train") for p in _entries(root / part) if p.is_dir()]
+        if not folders or self._is_late(folders):
+            return None
+        known = self._read(root)
+        stamps = {p.relative_to(root).as_posix(): _stamp(p) for p in folders}
+        counts: dict[str, int] = {}
+        for name, stamp in stamps.items():
+            held = known.get(name)
+            fresh = isinstance(held, dict) and held.get("stamp") == stamp
+            counts[name] = held["count"] if fresh else len(_entries(root / name))
+        entries = {n: {"stamp": stamps[n], "count": count} for n, count in counts.items()}
+        if entries != known and all(map(_is_settled, folders)):
+            self._write(root, entries)
+        return _digest(f"{name} {count}" for name, count in sorted(counts.items()) if count)
+
+    def file(self, path: Path) -> str | None:
+        """Return the digest of a file.
+
+        Raises:
+            ValueError: when it changes while it is read.
+        """
+        if self._is_late([path]):
+            return None
+        stamp, known = _stamp(path), self._read(path)
+        if known.get("stamp") == stamp:
+            return str(known["digest"])
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while piece := file.read(PIECE):
+                digest.update(piece)
+        if _stamp(path) != stamp:
+            raise ValueError(f"{path} changes while it is read; wait until it is written whole")
+        found = PREFIX + digest.hexdigest()[:32]
+        if _is_settled(path):
+            self._write(path, {"stamp": stamp, "digest": found})
+        return found
+
+    def _of(self, files: Mapping[str, Path]) -> str | None:
+        """Return one digest of files by name; None without any, or where one is late."""
+        digests = {name: self.file(path) for name, path in files.items()}
+        if not digests or None in digests.values():
+            return None
+        return _digest(f"{name} {digest}" for name, digest in sorted(digests.items()))
+
+    def _is_late(self, paths: Iterable[Path]) -> bool:
+        if self._since is None:
+            return False
+        return any(max(p.stat().st_mtime, p.stat().st_ctime) > self._since for p in paths)
+
+    def _entry(self, path: Path) -> Path:
+        name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:32]
+        return self._kept / f"{name}.json"
+
+    def _read(self, path: Path) -> dict[str, object]:
+        try:
+            known = json.loads(self._entry(path).read_text())
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
+    def _write(self, path: Path, entry: Mapping[str, object]) -> None:
+        try:
+            self._kept.mkdir(parents=True, exist_ok=True)
+            write_whole(self._entry(path), json.dumps(entry).encode())
+        except OSError as error:  # a cache that can't be written costs time, not the run
+            log.debug("the digest of %s is not kept: %s", path, error.strerror)
+
+
+def _stamp(path: Path) -> Stamp:
+    """Return what changes when a file or folder does; no program sets ctime back."""
+    stat = path.stat()
+    return [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _is_settled(path: Path) -> bool:
+    """Return whether a later write must show in path's times."""
+    return time.time() - path.stat().st_ctime > SETTLED
+
+
+def _entries(folder: Path) -> list[Path]:
+    return [Path(entry) for entry in os.scandir(folder)] if folder.is_dir() else []
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return PREFIX + hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]

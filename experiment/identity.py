@@ -1,0 +1,195 @@
+"""The identity of a run: what decides its value, and nothing of where that lay.
+
+THE file that answers "what decides a run's id". A run is named by a hash of its settings, once
+
+- settings that say where and how it works are left out (`NOT_IDENTITY`), and those that do nothing
+  under what was chosen (`idle`);
+- a class is called by its name, not by its module, so that a file may move;
+- a file or folder is called by the digest of what it holds (`content.py`), a network of the hub by
+  its id and revision.
+
+Other weights under the same words are therefore another run, the same weights elsewhere the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from experiment.content import Contents
+from tasks.hub import pinned
+from tasks.sources import path_of
+
+# Settings that say where and how a run works, not what it computes. The folders of data stand again
+# where the task takes them, by their content.
+NOT_IDENTITY = (
+    "idle", "scale", "save", "logger", "device", "results_dir", "cache_dir", "checkpoints_dir",
+    "recipe", "compile", "recon.compile", "rerun", "retry_failed", "cache_gib", "progress",
+    "expected_fp", "task.cache_dir", "task.checkpoints_dir", "task.num_workers", "task.expected",
+    "task.tolerance", "stream_gib", "offload", "spill_dir", "data_dir", "calibration_dir",
+    "imagenet_dir",
+)  # fmt: skip
+# Keys of paths of data, wherever in the settings, and beside them which of the files are read.
+IMAGES, DATA, FILES = "root", ("local", "include_path"), ("files", "folder")
+FINETUNED = "finetuned"
+FULL_STREAMS = "float32"
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """Return the settings that can change the run's value, as plain values.
+
+    Networks of the hub are pinned in cfg.
+
+    Raises:
+        ValueError: when a file changes while it is read, or the fine-tuned network that is asked
+            for was made from another one than model.source names.
+    """
+    pin(cfg)
+    settings = plain(cfg)
+    contents = Contents(Path(settings["cache_dir"], "digests"))
+    if uses_finetuned(settings):
+        check_origin(settings, contents)
+    return reduced(settings, contents)
+
+
+def pin(cfg: DictConfig) -> None:
+    """Give the networks of the hub in cfg the revision that they have here."""
+    if "source" not in cfg.model:  # no transformer
+        return
+    kept = Path(cfg.cache_dir, "revisions")
+    with open_dict(cfg):
+        cfg.model.source = pinned(cfg.model.source, kept)
+        if cfg.checkpoint not in (None, FINETUNED):
+            cfg.checkpoint = pinned(cfg.checkpoint, kept)
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return cfg as plain values."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+
+
+def reduced(settings: dict[str, Any], contents: Contents) -> dict[str, Any]:
+    """Return plain settings as those that name a run; settings are used up."""
+    if uses_finetuned(settings):
+        found = contents.network(finetuned_folder(settings))
+        settings["checkpoint"] = found or FINETUNED
+    elif settings["checkpoint"] is not None:
+        settings["checkpoint"] = network_digest(settings["checkpoint"], contents)
+    del settings["finetuned"]
+    model = settings["model"]
+    for name in ("source", "weights"):
+        if settings["checkpoint"] is not None and name in model:
+            model[name] = None  # of another network than the one at hand
+    if model.get("source") is not None:
+        model["source"] = network_digest(model["source"], contents)
+    idle = [option for options in settings["idle"].values() for option in options]
+    for path in (*NOT_IDENTITY, *idle):
+        *parents, last = path.split(".")
+        node = settings
+        for key in parents:
+            node = node.get(key) or {}
+        node.pop(last, None)
+    if settings["stream_dtype"] == FULL_STREAMS:
+        del settings["stream_dtype"]  # as in records from before there was a choice
+    return cast(dict[str, Any], _canonical(_with_digests(settings, contents)))
+
+
+def run_id(settings: dict[str, Any]) -> str:
+    """Return the name of a run: a hash of its settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def network_digest(source: str, contents: Contents) -> str:
+    """Return the digest of the file or folder that source names; source where it names none."""
+    try:
+        path = path_of(source)
+    except ValueError:  # a package that is not installed
+        return source
+    return contents.network(path) or source
+
+
+def uses_finetuned(settings: dict[str, Any]) -> bool:
+    """Return whether the network is what fine-tuning has left for the task and model."""
+    checkpoint = settings["checkpoint"]
+    return checkpoint == FINETUNED or (bool(settings["finetuned"]) and checkpoint is None)
+
+
+def finetuned_folder(settings: dict[str, Any]) -> Path:
+    """Return where the fine-tuned network lies."""
+    return Path(settings["checkpoints_dir"], settings["task"]["name"], settings["model"]["name"])
+
+
+def check_origin(settings: dict[str, Any], contents: Contents) -> None:
+    """Check that the fine-tuned network was made for the model.source of settings.
+
+    Raises:
+        ValueError: names both sources and the ways out.
+    """
+    file = finetuned_folder(settings) / "finetune.json"
+    if not file.is_file():
+        return
+    facts, asked = json.loads(file.read_text()), settings["model"]["source"]
+    if "model_source" in facts:
+        made_from, same = facts["model_source"], network_digest(asked, contents)
+        known = facts["model_source_digest"] == same
+    else:  # of before digests were kept: there are only words
+        made_from = facts["source"]
+        known = asked.partition("@")[0] == made_from
+    if not known:
+        raise ValueError(
+            f"model.source={asked} is another network than {made_from}, from which {file.parent} "
+            "was fine-tuned; leave model.source out, give another checkpoints_dir, or fine-tune "
+            "again (finetune.py with rerun=true)"
+        )
+
+
+def places(cfg: DictConfig) -> dict[str, str]:
+    """Return what cfg calls the files and folders that its identity has by their content."""
+    settings = plain(cfg)
+    named = {
+        "checkpoint": settings["checkpoint"],
+        "model.source": settings["model"].get("source"),
+        **dict(_paths(settings)),
+    }
+    return {name: str(value) for name, value in named.items() if value is not None}
+
+
+def _paths(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _paths(value, f"{prefix}{key}.")
+        elif key in (IMAGES, *DATA) and isinstance(value, str):
+            yield prefix + key, value
+
+
+def _with_digests(node: dict[str, Any], contents: Contents) -> dict[str, Any]:
+    """Return settings with the digest of every path of data in its place."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict) and key not in FILES:
+            found[key] = _with_digests(value, contents)
+        elif key in (IMAGES, *DATA) and isinstance(value, str):
+            path = Path(value).expanduser()
+            if key == IMAGES:
+                digest = contents.images(path)
+            else:
+                digest = contents.data(path, node.get("files") or {}, node.get("folder") or "")
+            found[key] = digest or value
+        elif key not in FILES or all(node.get(name) is None for name in DATA):
+            found[key] = value
+    return found
+
+
+def _canonical(value: Any) -> Any:
+    """Return value with 20.0 written as 20 and classes by their names alone."""
+    if isinstance(value, dict):
+        named = {k: v.rpartition(".")[2] if k == "_target_" else v for k, v in value.items()}
+        return {key: _canonical(entry) for key, entry in named.items()}
+    if isinstance(value, list):
+        return [_canonical(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
