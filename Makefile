@@ -18,6 +18,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -25,7 +26,7 @@ format: $(READY)
 
 # README's tables; the runs that have no record take minutes.
 leaderboard: $(READY)
-	$(BIN)/python -m results.readme
+	$(BIN)/python -m scripts.readme_tables
 
 clean:
 	rm -rf .venv outputs

@@ -7,11 +7,13 @@ import logging
 import hydra
 from omegaconf import DictConfig
 
-from conf.build import build, validate
-from conf.errors import one_line_errors
-from conf.job import Job, current_job, device_name, leave, outcome
-from conf.schema import register
-from results.record import Record
+from experiment.build import build, validate
+from experiment.config import register
+from experiment.device import device_name
+from experiment.errors import one_line_errors
+from experiment.job import Job, current_job
+from experiment.outcome import leave, outcome
+from results.records.record import Record
 
 log = logging.getLogger("run")
 register()
@@ -21,10 +23,10 @@ def execute(cfg: DictConfig, job: Job) -> Record:
     """Compute the run from its configuration; everything heavy is imported from here on."""
     import torch
 
+    from experiment.full_precision import Shared
+    from experiment.progress import ProgressBar
     from flexround.grid import Grid
-    from flexround.observers import Reports
-    from flexround.progress import ProgressBar
-    from results.shared import Shared
+    from flexround.reconstruction.callbacks import Reports
 
     validate(cfg)
     task, model, recon = build(cfg.task), build(cfg.model), build(cfg.recon)

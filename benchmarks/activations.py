@@ -14,15 +14,15 @@ import torch
 from torch.utils.benchmark import Measurement, Timer
 
 from benchmarks.blocks import CASES, Case, reached
-from flexround.activations import Activations
+from flexround.activations.hooks import Activations
+from flexround.activations.quantizers import StaticPerTensor
 from flexround.attach import attach
 from flexround.grid import Grid, PerTensor
-from flexround.quantizers.activation import StaticPerTensor
 from flexround.quantizers.flexround import FlexRound
 from flexround.ranges import MinMax
-from flexround.reconstruction import Reconstruction
-from flexround.resume import NoCheckpoints
-from flexround.unit import UnitJob
+from flexround.reconstruction.checkpoints import NoCheckpoints
+from flexround.reconstruction.reconstruction import Reconstruction
+from flexround.reconstruction.unit import UnitJob
 
 ROUNDS, ITERS = 11, 2
 QDROP = Reconstruction(

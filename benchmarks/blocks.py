@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from flexround.blocks import Calls
+from flexround.calibration.calls import Calls
 from flexround.models.base import ModelAdapter
-from flexround.models.language import LanguageAdapter
+from flexround.models.language_adapter import LanguageAdapter
 from flexround.models.vision import VisionAdapter
-from flexround.unit import Unit
+from flexround.reconstruction.unit import Unit
 
 CPU = torch.device("cpu")
 

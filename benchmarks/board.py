@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from itertools import islice, product
 from pathlib import Path
 
-from results.record import Record
+from results.records.record import Record
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = (("digits", "top1"), ("imagenet", "top1"), ("wikitext2", "perplexity"), ("cola", "mcc"))
@@ -41,15 +41,15 @@ def _record(
     fails = draws.random() < FAILS
     value = 90 - 60 / bits**2 + draws.random()
     settings = {
-        "model": {"_target_": "flexround.models.vision.VisionModel", "name": model},
-        "task": {"_target_": f"tasks.{name}.Task", "eval_batch_size": 180, "size": 32},
-        "quant": {"_target_": f"flexround.quantizers.{quant}.Quantizer", "_partial_": True},
+        "model": {"_target_": "VisionModel", "name": model},
+        "task": {"_target_": "Task", "eval_batch_size": 180, "size": 32},
+        "quant": {"_target_": quant, "_partial_": True},
         "recon": {
-            "_target_": "flexround.reconstruction.Reconstruction", "iters": 20000, "lr": 4e-4,
+            "_target_": "Reconstruction", "iters": 20000, "lr": 4e-4,
             "batch_size": 32, "schedule": "cosine", "inputs": "quant", "unit": "block",
         },
-        "granularity": {"_target_": "flexround.grid.PerTensor"},
-        "ranges": {"_target_": "flexround.ranges.LpSearch", "candidates": 80, "p": 2.4},
+        "granularity": {"_target_": "PerTensor"},
+        "ranges": {"_target_": "LpSearch", "candidates": 80, "p": 2.4},
         "bits": bits, "seed": seed, "symmetric": True, "num_samples": 1024, "checkpoint": None,
     }  # fmt: skip
     return Record(

@@ -11,9 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from flexround.kernels.soft_round import GAMMA, ZETA
 from flexround.quantizers.adaquant import AdaQuant
 from flexround.quantizers.adaquant_flexround import AdaQuantFlexRound
-from flexround.quantizers.adaround import GAMMA, ZETA, AdaRound
+from flexround.quantizers.adaround import AdaRound
 from flexround.quantizers.base import WeightQuantizer
 from flexround.quantizers.flexround import FlexRound
 from flexround.quantizers.lrq import LRQ

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from results.store import Store
+from results.records.store import Store
 
 
 def line(objectives: Sequence[Sequence[float]]) -> str:

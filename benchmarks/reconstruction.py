@@ -25,17 +25,17 @@ from benchmarks.blocks import CASES, CPU, Case, reached
 from benchmarks.formulas import FORMULAS, Plain
 from flexround.attach import attach, freeze
 from flexround.grid import Grid, PerChannel
-from flexround.observers import BlockReport
-from flexround.precision import Precision
 from flexround.quantizers.adaround import AdaRound
 from flexround.quantizers.base import QuantizerFactory
 from flexround.quantizers.flexround import FlexRound
 from flexround.quantizers.lrq import LRQ
 from flexround.quantizers.signround import SignRound
 from flexround.ranges import MinMax
-from flexround.reconstruction import Reconstruction
-from flexround.resume import NoCheckpoints
-from flexround.unit import UnitJob, reconstruction_loss
+from flexround.reconstruction.checkpoints import NoCheckpoints
+from flexround.reconstruction.precision import Precision
+from flexround.reconstruction.reconstruction import Reconstruction
+from flexround.reconstruction.report import BlockReport
+from flexround.reconstruction.unit import UnitJob, reconstruction_loss
 
 GRID, LR = Grid(4, False, PerChannel()), 1e-3
 METHODS: dict[str, QuantizerFactory] = {

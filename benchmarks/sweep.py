@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.blocks import CASES, Case
 from benchmarks.reconstruction import GRID, METHODS, floor, loop, summary
-from flexround.observers import BlockReport
 from flexround.ranges import LpSearch
+from flexround.reconstruction.report import BlockReport
 
 
 class Iterations:

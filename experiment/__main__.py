@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+from experiment import ROOT
+
+OUTPUTS = ROOT / "outputs"
 COMMANDS = ("plan", "status", "rekey")
 
 
@@ -26,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(argv: Sequence[str]) -> str:
-    from results.plan import experiments, report
+    from experiment.sweeps.plan import experiments, report
 
     parser = argparse.ArgumentParser(
         prog="python -m experiment plan",
@@ -40,8 +42,8 @@ def _plan(argv: Sequence[str]) -> str:
 
 
 def _status(argv: Sequence[str]) -> str:
-    from conf.schema import register
-    from results.status import Sweep, newest, report
+    from experiment.config import register
+    from experiment.sweeps.status import Sweep, newest, report
 
     parser = argparse.ArgumentParser(
         prog="python -m experiment status",

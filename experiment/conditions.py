@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from omegaconf import DictConfig
 
-from results.recorder import commit
+from experiment.recorder import commit
 
 # Options that name no run, and that one can fail for.
 OPTIONS = (

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from flexround.files import write_whole
+from flexround.utils.atomic_files import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiment.content import Contents
-from tasks.hub import pinned
-from tasks.sources import path_of
+from tasks.language.hub import pinned
+from tasks.package_files import path_of
 
 # Settings that say where and how a run works, not what it computes. The folders of data stand again
 # where the task takes them, by their content.

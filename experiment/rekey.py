@@ -17,22 +17,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiment import ROOT
 from experiment.content import Contents
 from experiment.identity import DATA, FULL_STREAMS, IMAGES, finetuned_folder, reduced, run_id
-from flexround.files import write_whole
-from results.record import OLD, SCHEMA, Record
-from results.store import MARK, Store
+from flexround.utils.atomic_files import write_whole
+from results.records.record import OLD, SCHEMA, Record
+from results.records.store import MARK, Store
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parent.parent
 # Which files these classes read before the configuration named them.
 FILES = {
-    "tasks.corpora.C4": {
+    "tasks.language.corpora.C4": {
         "train": ["en/c4-train.00000-of-01024.json.gz"],
         "validation": ["en/c4-validation.00000-of-00008.json.gz"],
     },
-    "tasks.squad.Squad": {"train": ["train-v1.1.json"], "validation": ["dev-v1.1.json"]},
+    "tasks.language.squad.Squad": {"train": ["train-v1.1.json"], "validation": ["dev-v1.1.json"]},
 }
 
 

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from flexround.grid import Grid, PerChannel, PerGroup, QuantizedTensor
+from flexround.grid import Grid, QuantizedTensor
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import MinMax, Ranges
-
-QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
-# transformers' Conv1D is a Linear that stores [in, out]; known by name, to import nothing.
-TRANSPOSED = "Conv1D"
-
-
-def is_quantizable(module: nn.Module) -> bool:
-    """Return whether module's weight can be quantized."""
-    return isinstance(module, QUANTIZABLE) or type(module).__name__ == TRANSPOSED
-
-
-def output_first(module: nn.Module, weight: Tensor) -> Tensor:
-    """Return a weight of module's layout as [out, in, *kernel]."""
-    return weight.T if type(module).__name__ == TRANSPOSED else weight
+from flexround.structure import TRANSPOSED, Layer, output_first
 
 
 class Transposed(nn.Module):
@@ -40,36 +26,6 @@ class Transposed(nn.Module):
         """Return the fake-quantized weight [in, out]."""
         out: Tensor = self.quantizer(weight.T.contiguous())
         return out.T
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer whose weight is quantized.
-
-    Attributes:
-        name: where it lies in the model.
-        module: a Linear or a convolution.
-        bits: its own bits where they differ from the run's (first and last layer), or None.
-        activation: the activation function applied to nothing but its output, or None.
-    """
-
-    name: str
-    module: nn.Module
-    bits: int | None = None
-    activation: nn.Module | None = None
-
-    def grid(self, grid: Grid) -> Grid:
-        """Return the grid of this layer in a run on grid.
-
-        A layer that keeps its own bits has its groups widened to channels: the group sizes that
-        fit the inner layers seldom divide a stem's 27 or 147 weights a channel.
-        """
-        if self.bits is None:
-            return grid
-        whole = isinstance(grid.granularity, PerGroup)
-        return replace(
-            grid, bits=self.bits, granularity=PerChannel() if whole else grid.granularity
-        )
 
 
 def check(layers: Sequence[Layer], grid: Grid, quantizer: QuantizerFactory) -> bool:

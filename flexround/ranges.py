@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flexround.fusion import CHUNK
 from flexround.grid import Grid
+from flexround.kernels.chunking import CHUNK
 
 # BatchNorm folding leaves channels at zero (nine in MobileNetV2); a scale of 0 would give NaN.
 SCALE_FLOOR = 1e-8

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from results.leaderboard import FORMATS, leaderboard, render
-from results.record import Record
-from results.selection import facts, nearest, select
-from results.store import Store
+from results.records.record import Record
+from results.records.selection import facts, nearest, select
+from results.records.store import Store
+from results.tables.leaderboard import FORMATS, leaderboard, render
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUTS = ROOT / "outputs"
@@ -71,7 +71,7 @@ def _by_experiment(command: str, argv: Sequence[str]) -> int:
 
 
 def _wandb(argv: Sequence[str]) -> str:
-    from results.wandb_logger import push
+    from results.wandb_table import push
 
     parser = _selection()
     parser.add_argument("--project", default="flexround")
@@ -82,7 +82,7 @@ def _wandb(argv: Sequence[str]) -> str:
 
 
 def _compare(argv: Sequence[str]) -> str:
-    from results.compare import compare, render
+    from results.tables.compare import compare, render
 
     parser = _selection()
     parser.prog += " compare"
@@ -96,7 +96,7 @@ def _compare(argv: Sequence[str]) -> str:
 
 
 def _ablation(argv: Sequence[str]) -> str:
-    from results.ablation import ablation, render
+    from results.tables.ablation import ablation, render
 
     parser = _selection()
     parser.prog += " ablation"
@@ -108,7 +108,7 @@ def _ablation(argv: Sequence[str]) -> str:
 
 
 def _html(argv: Sequence[str]) -> str:
-    from results.page import write
+    from results.page.page import write
 
     parser = _selection()
     parser.add_argument("--out", type=Path, default=OUTPUTS / "page.html", help="the page's file")
@@ -120,7 +120,7 @@ def _plot(argv: Sequence[str]) -> str:
     try:
         from results.plots import KINDS, figures, write
     except ModuleNotFoundError as error:
-        from conf.errors import missing_package
+        from flexround.utils.packages import missing_package
 
         raise ValueError(missing_package(error)) from error
 
@@ -142,9 +142,9 @@ def _table(argv: Sequence[str]) -> str:
 
 
 def _published(argv: Sequence[str]) -> str:
-    from results.formats import latex
-    from results.join import frame, join, shown, text
-    from results.paper import published
+    from results.tables.formats import latex
+    from results.tables.paper_comparison import frame, join, shown, text
+    from results.tables.published_numbers import published
 
     parser = _selection()
     parser.add_argument("table", help="one of the paper's, such as table02 or figure07")

@@ -1,92 +1,13 @@
-"""Fine-tune a model for a task: `python -m tasks.finetune model=bert_base task=glue/mrpc`.
-
-The network is written to checkpoints_dir/TASK/MODEL, where `run.py` looks for it.
-"""
+"""The former name of `python finetune.py`, kept for a release."""
 
 from __future__ import annotations
 
-import logging
+import subprocess
+import sys
 from pathlib import Path
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
-
-from conf.build import build, validate
-from conf.errors import one_line_errors
-from conf.job import device_of, leave, outcome
-from conf.schema import check_idle, register
-from experiment.content import Contents
-from experiment.identity import network_digest, pin
-
-log = logging.getLogger("finetune")
-register()
-
-# The options of a run that mean something here; everything else that is given does nothing.
-USED = (
-    "model", "task", "recipe", "checkpoint", "data_dir", "protocol", "seed", "device", "rerun",
-    "cache_dir", "checkpoints_dir", "hydra", "expected_fp",
-)  # fmt: skip
-
-
-def check_used(cfg: DictConfig) -> None:
-    """Refuse options that only quantization has.
-
-    Raises:
-        ValueError: names the option.
-    """
-    given = HydraConfig.get().overrides.task
-    for text in given:
-        if text.lstrip("+~").partition("=")[0].partition(".")[0] not in USED:
-            raise ValueError(f"{text} does nothing in fine-tuning; leave it out")
-    check_idle(cfg, given, given)
-
-
-def finetune(cfg: DictConfig) -> Path:
-    """Return the folder of the fine-tuned network, made now unless it is there."""
-    from flexround.models.base import check_kind
-    from flexround.models.language import LanguageAdapter
-    from tasks.pretrained import save
-
-    validate(cfg)
-    pin(cfg)
-    task, model, recipe = build(cfg.task), build(cfg.model), build(cfg.recipe)
-    if "vision" in task.kinds:
-        raise ValueError("there is no fine-tuning for vision tasks; choose a language task=")
-    check_kind(model.kind, task.kinds)
-    folder: Path = task.finetuned_folder(model)
-    if (folder / "config.json").is_file() and not cfg.rerun:
-        log.info("already there: %s (rerun=true makes it again)", folder)
-        return folder
-    device = device_of(cfg.device)
-    network = task.fresh(model, cfg.checkpoint, cfg.seed)
-    rows, collator = task.training_rows(), task.collator()
-    network = recipe.train(network, rows, collator, cfg.seed, cpu=device.type == "cpu")
-    metrics = task.evaluate(LanguageAdapter(network, task.example(), device))
-    contents = Contents(Path(cfg.cache_dir, "digests"))
-    facts = {
-        "task": task.name,
-        "model": model.name,
-        "source": cfg.checkpoint or model.source,
-        "model_source": model.source,
-        "model_source_digest": network_digest(model.source, contents),
-        "seed": cfg.seed,
-        "recipe": OmegaConf.to_container(cfg.recipe, resolve=True),
-        "metrics": metrics,
-    }
-    save(network, task.tokenizer, folder, facts)
-    log.info("%s: %s", folder, ", ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
-    return folder
-
-
-@hydra.main(version_base="1.3", config_path="../conf", config_name="finetune")
-def main(cfg: DictConfig) -> None:
-    """Fine-tune once, or with -m many times."""
-    with outcome():
-        check_used(cfg)
-        leave(checkpoint=str(finetune(cfg)))
-
+DOOR = Path(__file__).resolve().parents[1] / "finetune.py"
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    print(f"`python {DOOR.name}` is the new name of this command", file=sys.stderr)
+    sys.exit(subprocess.run([sys.executable, str(DOOR), *sys.argv[1:]]).returncode)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 import run
-from conf.errors import one_line_errors
+from experiment.errors import one_line_errors
 
 # timm's own miniature networks, made of the same blocks as the real ones.
 TINY = ("model=efficientnet_lite0", "model.name=test_efficientnet")

@@ -10,7 +10,7 @@ import torch
 
 import flexround.quantizers
 from flexround.models import vision
-from results.store import Store
+from results.records.store import Store
 from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parent.parent

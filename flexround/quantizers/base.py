@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from flexround.grid import Grid, QuantizedTensor, fake_quantize
+from flexround.grid import Grid, QuantizedTensor
+from flexround.kernels.fake_quantize import fake_quantize
 from flexround.ranges import Ranges
 
 

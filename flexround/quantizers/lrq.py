@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from flexround.grid import Grid
+from flexround.kernels.elementwise_division import ElementwiseDivision
 from flexround.quantizers.base import WeightQuantizer
-from flexround.quantizers.flexround import ElementwiseDivision
 from flexround.ranges import Ranges
 
 RankRule = Literal["fixed", "code"]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexround.grid import FakeQuantize, Grid
+from flexround.grid import Grid
+from flexround.kernels.fake_quantize import FakeQuantize
 from flexround.quantizers.base import WeightQuantizer
 from flexround.ranges import SCALE_FLOOR, Ranges
 

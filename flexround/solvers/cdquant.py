@@ -12,9 +12,9 @@ from torch import Tensor
 from flexround.cost import Cost
 from flexround.grid import Grid, QuantizedTensor
 from flexround.ranges import Ranges
+from flexround.solvers.coordinate_descent import Rows, move_one, move_pair, sweep
 from flexround.solvers.gptq import GPTQ
-from flexround.solvers.moves import Rows, move_one, move_pair, sweep
-from flexround.solvers.scales import scales_of
+from flexround.solvers.weight_clipping import scales_of
 
 # Partitions into pairs that must bring nothing, one after the other, before the search ends.
 PATIENCE = 5

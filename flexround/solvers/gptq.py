@@ -12,7 +12,7 @@ from torch import Tensor
 from flexround.cost import Cost
 from flexround.grid import Grid, PerGroup, QuantizedTensor
 from flexround.ranges import Ranges
-from flexround.solvers.scales import Scales, scales_of
+from flexround.solvers.weight_clipping import Scales, scales_of
 
 DAMPINGS = 3  # tries, each with ten times the damping of the one before
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flexround.attach import Layer
+from flexround.structure import Layer
 
 
 def rows_of(module: nn.Module, inputs: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from conf.schema import register
-from hydra_plugins.flexround_launchers.lost import folder_of, lost
+from experiment.config import register
+from hydra_plugins.flexround_launchers.dead_job import folder_of, lost
 
 log = logging.getLogger(__name__)
 

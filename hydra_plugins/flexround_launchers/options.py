@@ -6,15 +6,15 @@ import re
 import shlex
 from typing import Any
 
-from conf.schema import ROOT
-from hydra_plugins.flexround_launchers import cluster
+from experiment import ROOT
+from experiment.sweeps import slurm_queue
 
 
 def parameters(options: dict[str, Any]) -> dict[str, Any]:
     """Return what submitit's executor takes."""
     gpus = options["gpus"]
     if gpus is None:
-        has_gpus = cluster.partitions()
+        has_gpus = slurm_queue.partitions()
         gpus = int(has_gpus.get(options["partition"] or next(iter(has_gpus), ""), False))
     optional = {
         "slurm_partition": options["partition"],

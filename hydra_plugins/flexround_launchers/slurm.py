@@ -17,9 +17,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from conf.errors import missing_package
-from hydra_plugins.flexround_launchers import cluster
-from hydra_plugins.flexround_launchers.lost import folder_of, lost
+from experiment.sweeps import slurm_queue
+from flexround.utils.packages import missing_package
+from hydra_plugins.flexround_launchers.dead_job import folder_of, lost
 from hydra_plugins.flexround_launchers.options import check, parameters
 from hydra_plugins.flexround_launchers.waiting import ended
 
@@ -82,7 +82,7 @@ class SlurmLauncher(Launcher):
         except ModuleNotFoundError:
             error = ModuleNotFoundError(name="hydra_submitit_launcher")
             raise ValueError(missing_package(error)) from None
-        cluster.require()
+        slurm_queue.require()
         self.config = config
         self.plugin = Plugin()
         # Callbacks of this process stay here; the job makes its own.
@@ -134,7 +134,7 @@ class SlurmLauncher(Launcher):
                     SlurmJob(self.plugin), job_overrides, numbers, states
                 )
         except FailedJobError as error:
-            message = cluster.refusal(str(error), self.options["partition"])
+            message = slurm_queue.refusal(str(error), self.options["partition"])
             raise ValueError(message) from None
         return jobs
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from hydra_plugins.flexround_launchers import cluster
+from experiment.sweeps import slurm_queue
 
 if TYPE_CHECKING:
     from submitit.core.core import Job
@@ -31,9 +31,9 @@ def ended(jobs: Mapping[int, Job[Any]]) -> Iterator[tuple[int, str | None]]:
         for number in [n for n, job in waiting.items() if _has_result(job)]:
             del waiting[number]
             yield number, None
-        if now - looked >= LOOK and (queue := cluster.queue()) is not None:
+        if now - looked >= LOOK and (queue := slurm_queue.queue()) is not None:
             looked = now
-            found = {n: queue.get(job.job_id, cluster.UNKNOWN) for n, job in waiting.items()}
+            found = {n: queue.get(job.job_id, slurm_queue.UNKNOWN) for n, job in waiting.items()}
             since = {n: since.get(n, now) for n, entry in found.items() if entry.ended}
             for number in [n for n, first in since.items() if now - first >= GRACE]:
                 del waiting[number]

@@ -14,7 +14,7 @@ from results.plots.curves import curves
 from results.plots.lines import bits, samples
 from results.plots.style import RC
 from results.plots.units import blocks
-from results.record import Record
+from results.records.record import Record
 
 KINDS: dict[str, Callable[[list[Cell]], dict[str, Figure]]] = {
     "bits": bits,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from results.leaderboard import CELL, rows_and_runs
-from results.record import Record
+from results.records.record import Record
+from results.tables.leaderboard import CELL, rows_and_runs
 
 
 @dataclass(frozen=True)

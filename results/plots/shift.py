@@ -15,7 +15,6 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from flexround.grid import QuantizedTensor
-from flexround.shifts import grid_shift
 from results.plots.style import RC, wrapped
 
 BINS = 1000  # of |W|: points that would cover each other are drawn once
@@ -60,3 +59,22 @@ def _distinct(sizes: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
     bins = (sizes / width).long().clamp(max=BINS - 1)
     pairs = torch.stack([bins, moved], 1).unique(dim=0)
     return (pairs[:, 0] + 0.5) * width, pairs[:, 1]
+
+
+def grid_shift(weight: Tensor, integers: QuantizedTensor) -> Tensor:
+    """Return codes minus those of round-to-nearest on the same scale and zero point.
+
+    weight is the full-precision one as [out, in, *kernel]; so is the result, int64.
+
+    Raises:
+        ValueError: when the shapes differ.
+    """
+    if weight.shape != integers.codes.shape:
+        raise ValueError(
+            f"weight {list(weight.shape)} and codes {list(integers.codes.shape)} are not of one "
+            "layer; both are [out, in, *kernel] (a Conv1D's weight is the transpose)"
+        )
+    grid = integers.grid
+    rows = grid.granularity.group(weight.detach().to(integers.scale))
+    nearest = grid.encode(rows, integers.scale, integers.zero_point).reshape(weight.shape)
+    return integers.codes.to(torch.int64) - nearest.to(torch.int64)

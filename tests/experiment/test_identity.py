@@ -17,8 +17,9 @@ from experiment import content
 from experiment.content import Contents
 from experiment.identity import identity, run_id
 from flexround.models.vision import VisionModel
-from results.store import Store
-from tasks import checkpoints, hub
+from results.records.store import Store
+from tasks.language import hub
+from tasks.vision import checkpoints
 from tests.conftest import TINY
 
 RTN = (*TINY, "quant=rtn", "bits=8", "num_samples=32")

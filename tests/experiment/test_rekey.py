@@ -13,14 +13,14 @@ import pytest
 
 from experiment.__main__ import main
 from experiment.rekey import rekey
-from results.leaderboard import leaderboard, render
-from results.status import Sweep
-from results.store import MARK, Store
+from experiment.sweeps.status import Sweep
+from results.records.store import MARK, Store
+from results.tables.leaderboard import leaderboard, render
 from tests.conftest import TINY
 
 RTN = (*TINY, "quant=rtn", "num_samples=32")
 MODULES = {
-    "VisionModel": "flexround.models.vision.VisionModel", "Digits": "tasks.digits.Digits",
+    "VisionModel": "flexround.models.vision.VisionModel", "Digits": "tasks.vision.digits.Digits",
     "RTN": "flexround.quantizers.rtn.RTN", "PerTensor": "flexround.grid.PerTensor",
     "LpSearch": "flexround.ranges.LpSearch",
 }  # fmt: skip

@@ -1,0 +1,54 @@
+"""What a run with save=true has left: `python artifact.py eval | inspect | export PATH`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiment.artifacts.rebuild import FORMATS, evaluate, export, inspect
+from flexround.utils.packages import missing_package
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python artifact.py", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    helps = {
+        "eval": "measure it again; the record's own metric, or an error",
+        "inspect": "its layers, bits and bytes",
+        "export": "write it for another program",
+    }
+    for name, help in helps.items():
+        command = commands.add_parser(name, help=help)
+        command.add_argument("path", help="the artifact's folder")
+        if name != "inspect":
+            command.add_argument(
+                "overrides", nargs="*", help="run.py's, such as data_dir=PATH on another machine"
+            )
+    command.add_argument("--to", choices=FORMATS, required=True, dest="format")
+    command.add_argument("--out", type=Path, required=True, help="folder to write, not there yet")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; return the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.command == "eval":
+            print(evaluate(args.path, args.overrides))
+        elif args.command == "inspect":
+            print(inspect(args.path))
+        else:
+            print(export(args.path, args.format, args.out, args.overrides))
+    except ModuleNotFoundError as error:
+        print(f"error: {missing_package(error)}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

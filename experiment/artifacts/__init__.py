@@ -1,0 +1,1 @@
+"""Artifacts of runs: written, rebuilt, measured again, and described by a card."""

@@ -1,0 +1,146 @@
+"""`python artifact.py`: measure an artifact again, list it, or write it for others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from experiment.artifacts.model_card import words
+from experiment.artifacts.provenance import facts_of, record_of
+from experiment.build import build, validate
+from experiment.config import composed
+from experiment.device import device_of
+from flexround.artifact.artifact import Artifact, size_of
+from flexround.artifact.file_format import read
+from flexround.artifact.header import locate
+from flexround.models.base import ModelAdapter
+from flexround.utils.atomic_files import written_folder
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """An artifact, its model restored, and the task that it was quantized for."""
+
+    artifact: Artifact
+    adapter: ModelAdapter
+    task: Any
+
+
+def _compressed_tensors(rebuilt: Rebuilt, folder: Path, out: Path) -> None:
+    from flexround.artifact.exports.compressed_tensors import export
+
+    export(rebuilt.artifact, rebuilt.adapter, folder, out)
+
+
+def _gptq(rebuilt: Rebuilt, folder: Path, out: Path) -> None:
+    from flexround.artifact.exports.gptq import export
+
+    export(rebuilt.artifact, rebuilt.adapter, folder, out)
+
+
+def _onnx(rebuilt: Rebuilt, folder: Path, out: Path) -> None:
+    from flexround.artifact.exports.onnx import export
+
+    with written_folder(out) as place:
+        batch = rebuilt.task.example()
+        export(rebuilt.adapter, rebuilt.artifact.layers, batch, place / "model.onnx")
+
+
+# What writes an artifact's folder for another program, each importing what its format needs.
+FORMATS: dict[str, Callable[[Rebuilt, Path, Path], None]] = {
+    "compressed-tensors": _compressed_tensors,
+    "gptq": _gptq,
+    "onnx": _onnx,
+}
+
+
+def rebuild(path: str | Path, overrides: Sequence[str] = ()) -> Rebuilt:
+    """Return the model of the artifact at path; overrides follow those of its run.
+
+    Raises:
+        ValueError: when the artifact is damaged, or its settings do not build its model any more.
+    """
+    record = record_of(path)
+    artifact = read(path)
+    cfg = composed([*(record["overrides"] or []), *overrides])
+    validate(cfg)
+    task, model = build(cfg.task), build(cfg.model)
+    folder = locate(path).parent
+    adapter = model.bare_adapter(task, cfg.checkpoint, folder, device_of(cfg.device))
+    artifact.restore(adapter)
+    return Rebuilt(artifact, adapter, task)
+
+
+def evaluate(path: str, overrides: Sequence[str]) -> str:
+    """Return the model's metrics, measured now, once they are those of the record.
+
+    Raises:
+        ValueError: when the main metric is another one.
+    """
+    facts = facts_of(path)
+    record = facts["record"]
+    before = torch.get_num_threads()
+    torch.set_num_threads(facts["threads"])  # they decide the last bits of a sum
+    try:
+        rebuilt = rebuild(path, overrides)
+        metrics = rebuilt.task.evaluate(rebuilt.adapter)
+    finally:
+        torch.set_num_threads(before)
+    name, value = record["metric"], metrics[record["metric"]]
+    if value != record["value"]:
+        raise ValueError(
+            f"{name} is {value!r}, its record {record['run_id']} has {record['value']!r}: other "
+            f"data, another device than {record['device']}, or torch {record['versions']['torch']}"
+        )
+    told = ", ".join(f"{name} {value}" for name, value in metrics.items())
+    return f"{told}: as recorded in {record['run_id']}"
+
+
+def inspect(path: str) -> str:
+    """Return a table of the layers, and what they take together."""
+    artifact = read(path)
+    sizes = {name: size_of(layer) for name, layer in artifact.layers.items()}
+    total = reduce(add, sizes.values())
+    rows = [
+        {
+            "layer": name,
+            "shape": "x".join(map(str, layer.codes.shape)),
+            "bits": layer.grid.bits,
+            "grid": "symmetric" if layer.grid.symmetric else "asymmetric",
+            "granularity": words(layer.grid.granularity),
+            "bytes": sizes[name].bytes,
+            "bits a weight": f"{sizes[name].bits:.3f}",
+            "of half": f"{sizes[name].share:.3f}",
+        }
+        for name, layer in artifact.layers.items()
+    ]
+    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    plain = sum(tensor.nbytes for tensor in artifact.plain.values())
+    static = sum(site.static for site in artifact.sites.values())
+    lines = [
+        table,
+        f"{len(sizes)} quantized layers: {total.weights} weights in {total.bytes} bytes, "
+        f"{total.bits:.3f} bits a weight, {total.share:.4f} of half precision",
+        f"{len(artifact.sites)} activations quantized, {static} of them with a static step",
+        f"{len(artifact.plain)} tensors that are not quantized: {plain} bytes",
+    ]
+    return "\n".join(lines)
+
+
+def export(path: str, name: str, out: Path, overrides: Sequence[str]) -> str:
+    """Write the artifact at path for another program and return where.
+
+    Raises:
+        ValueError: when the format can't express it, or out is there already.
+    """
+    if out.exists():
+        raise ValueError(f"--out {out} exists; give another folder, or move it away")
+    FORMATS[name](rebuild(path, overrides), locate(path).parent, out)
+    return str(out)

@@ -1,0 +1,104 @@
+"""The typed schema of a run, and the checks that need no heavy import."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiment import ROOT, launchers
+from experiment.resolvers import _brecq, _by_bits, _by_scale, _if_finetuned, _signround_lr
+
+
+@dataclass
+class PreprocessingConfig:
+    """How a checkpoint's images were prepared; None is the architecture's own."""
+
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+@dataclass
+class RunConfig:
+    """Everything that `python run.py` can be told; defaults stand in conf/config.yaml."""
+
+    model: Any = MISSING
+    task: Any = MISSING
+    protocol: Any = MISSING
+    calibration: Any = None
+    quant: Any = MISSING
+    granularity: Any = MISSING
+    ranges: Any = MISSING
+    recon: Any = MISSING
+    activation: Any = None
+    logger: Any = None
+    scale: str = MISSING
+    bits: int = MISSING
+    symmetric: bool = MISSING
+    act_bits: int = MISSING
+    act_stem_bits: int = MISSING
+    act_head_bits: int = MISSING
+    kv_bits: int | None = MISSING
+    group_size: int = MISSING
+    seed: int = MISSING
+    num_samples: int = MISSING
+    checkpoint: str | None = MISSING
+    finetuned: bool = False  # whether the task's networks are those that finetune.py makes
+    imagenet_dir: str | None = MISSING
+    data_dir: str | None = MISSING
+    calibration_dir: str | None = MISSING
+    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
+    expected_fp: float | None = MISSING
+    device: str = MISSING
+    compile: bool = MISSING
+    save: bool = MISSING
+    rerun: bool = MISSING
+    retry_failed: bool = MISSING
+    progress: bool = MISSING
+    results_dir: str = MISSING
+    cache_dir: str = MISSING
+    cache_gib: float = MISSING
+    stream_dtype: str = MISSING
+    stream_gib: float | None = MISSING
+    offload: bool = MISSING
+    spill_dir: str = MISSING
+    checkpoints_dir: str = MISSING
+    # Fine-tuning: a member of conf/recipe, which only `python finetune.py` has.
+    recipe: Any = None
+    # By config group: the options that do nothing under the chosen member of that group.
+    idle: dict[str, list[str]] = field(default_factory=dict)
+
+
+def register() -> None:
+    """Make the schema and the ${root:} resolver known to Hydra."""
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    launchers.register()
+    OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
+    OmegaConf.register_new_resolver("by_bits", _by_bits, replace=True)
+    OmegaConf.register_new_resolver("signround_lr", _signround_lr, replace=True)
+    OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
+    OmegaConf.register_new_resolver("if_finetuned", _if_finetuned, replace=True)
+    OmegaConf.register_new_resolver("brecq", _brecq, replace=True)
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration of one job, with Hydra's own under hydra.
+
+    Raises:
+        ValueError: when the overrides do not compose.
+    """
+    register()
+    try:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose("config", overrides=list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(" ".join(str(error).split())) from error

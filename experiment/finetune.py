@@ -1,0 +1,76 @@
+"""Fine-tune a model for a task: `python finetune.py model=bert_base task=glue/mrpc`.
+
+The network is written to checkpoints_dir/TASK/MODEL, where `run.py` looks for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from experiment.build import build, validate
+from experiment.checks import check_idle
+from experiment.content import Contents
+from experiment.device import device_of
+from experiment.identity import network_digest, pin
+
+log = logging.getLogger("finetune")
+
+# The options of a run that mean something here; everything else that is given does nothing.
+USED = (
+    "model", "task", "recipe", "checkpoint", "data_dir", "protocol", "seed", "device", "rerun",
+    "cache_dir", "checkpoints_dir", "hydra", "expected_fp",
+)  # fmt: skip
+
+
+def check_used(cfg: DictConfig) -> None:
+    """Refuse options that only quantization has.
+
+    Raises:
+        ValueError: names the option.
+    """
+    given = HydraConfig.get().overrides.task
+    for text in given:
+        if text.lstrip("+~").partition("=")[0].partition(".")[0] not in USED:
+            raise ValueError(f"{text} does nothing in fine-tuning; leave it out")
+    check_idle(cfg, given, given)
+
+
+def finetune(cfg: DictConfig) -> Path:
+    """Return the folder of the fine-tuned network, made now unless it is there."""
+    from flexround.models.base import check_kind
+    from flexround.models.language_adapter import LanguageAdapter
+    from tasks.language.pretrained import save
+
+    validate(cfg)
+    pin(cfg)
+    task, model, recipe = build(cfg.task), build(cfg.model), build(cfg.recipe)
+    if "vision" in task.kinds:
+        raise ValueError("there is no fine-tuning for vision tasks; choose a language task=")
+    check_kind(model.kind, task.kinds)
+    folder: Path = task.finetuned_folder(model)
+    if (folder / "config.json").is_file() and not cfg.rerun:
+        log.info("already there: %s (rerun=true makes it again)", folder)
+        return folder
+    device = device_of(cfg.device)
+    network = task.fresh(model, cfg.checkpoint, cfg.seed)
+    rows, collator = task.training_rows(), task.collator()
+    network = recipe.train(network, rows, collator, cfg.seed, cpu=device.type == "cpu")
+    metrics = task.evaluate(LanguageAdapter(network, task.example(), device))
+    contents = Contents(Path(cfg.cache_dir, "digests"))
+    facts = {
+        "task": task.name,
+        "model": model.name,
+        "source": cfg.checkpoint or model.source,
+        "model_source": model.source,
+        "model_source_digest": network_digest(model.source, contents),
+        "seed": cfg.seed,
+        "recipe": OmegaConf.to_container(cfg.recipe, resolve=True),
+        "metrics": metrics,
+    }
+    save(network, task.tokenizer, folder, facts)
+    log.info("%s: %s", folder, ", ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
+    return folder

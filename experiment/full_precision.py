@@ -1,0 +1,129 @@
+"""What all runs on one network share: its full-precision metrics, and its blocks' outputs.
+
+Entries are found by the content of what they depend on: every weight, every calibration tensor, and
+what decides the last bits of a sum (device, threads, batch size, torch).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from experiment.shared_cache import Cache
+from flexround.calibration.activation_cache import Targets
+from flexround.models.base import ModelAdapter
+
+# The settings that decide what the evaluation of a network gives.
+EVALUATION = ("task", "protocol", "preprocessing", "imagenet_dir", "data_dir")
+
+
+class Task(Protocol):
+    """What is measured."""
+
+    version: int
+
+    def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
+        """Return the metrics of adapter's model."""
+        ...
+
+
+class Shared:
+    """The shared part of a run, made before anything is quantized.
+
+    Attributes:
+        model: the digest of the full-precision network as quantization meets it.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        adapter: ModelAdapter,
+        calibration: Sequence[Any],
+        batch_size: int,
+        stream_dtype: str = "float32",
+    ) -> None:
+        self._cache, self._adapter, self._calibration = cache, adapter, calibration
+        # What else decides the last bits of a block's outputs.
+        self._sums = [batch_size] if stream_dtype == "float32" else [batch_size, stream_dtype]
+        self.model = digest_of_model(adapter.model, adapter.state())
+        self._machine = {
+            "device": adapter.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    def full_precision(self, task: Task, settings: dict[str, Any]) -> dict[str, float]:
+        """Return the metrics of the unquantized model under settings."""
+        parts = {name: settings.get(name) for name in EVALUATION}
+        key = _key("metrics", self.model, parts, task.version, self._machine)
+
+        def make() -> bytes:
+            return json.dumps(task.evaluate(self._adapter)).encode()
+
+        metrics: dict[str, float] = json.loads(self._cache.get(key, make))
+        return metrics
+
+    def targets(self) -> Targets:
+        """Return the blocks' full-precision outputs on the calibration samples."""
+        samples = hashlib.sha256()
+        for leaf in tree_leaves(list(self._calibration)):
+            samples.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
+        blocks = len(self._adapter.blocks())
+        key = _key("targets", self.model, samples.hexdigest(), self._sums, self._machine, blocks)
+        return SharedTargets(self._cache, key, blocks)
+
+
+class SharedTargets(Targets):
+    """Keeps outputs in the cache as long as those of all blocks take half of it at most."""
+
+    def __init__(self, cache: Cache, key: str, blocks: int) -> None:
+        self._cache, self._key = cache, key
+        self._most = cache.limit // (2 * blocks)
+        self._too_large = False
+
+    def of(self, block: int, compute: Callable[[], Tensor]) -> Tensor:
+        """Return the outputs [samples, ...] of the block at that place, on the CPU when found."""
+        from safetensors.torch import load, save
+
+        if self._too_large:
+            return compute()
+        made: list[Tensor] = []
+
+        def make() -> bytes:
+            made.append(compute())
+            if made[0].nbytes > self._most:
+                self._too_large = True
+                return b""  # an empty entry says the same to the others
+            return save({"outputs": made[0].contiguous().cpu()})
+
+        held = self._cache.get(_key(self._key, block), make)
+        if made:
+            return made[0]
+        if not held:
+            self._too_large = True
+            return compute()
+        return load(held)["outputs"]
+
+
+def digest_of_model(model: nn.Module, state: Iterable[tuple[str, Tensor]]) -> str:
+    """Return a hash of model's structure and of its state, all that is stored in it by name."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, tensor in state:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat)
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,238 @@
+"""One job of the command line: its identity, its record, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from experiment.artifacts.provenance import check_free, is_of
+from experiment.checks import check_idle, check_preset, check_values
+from experiment.conditions import changes, conditions
+from experiment.device import device_of
+from experiment.identity import FULL_STREAMS, identity, places, run_id
+from experiment.outcome import _in_sweep, leave
+from experiment.recorder import Draft, commit, recording
+from experiment.sweeps.jobs import asked
+from results.records.record import Record
+from results.records.selection import flatten
+from results.records.store import Store
+
+if TYPE_CHECKING:
+    import torch
+
+    from experiment.shared_cache import Cache
+    from flexround.calibration.activation_cache import Streams
+    from flexround.grid import QuantizedTensor
+    from flexround.models.base import ModelAdapter
+    from flexround.reconstruction.checkpoints import FileCheckpoints
+    from tasks.base import Task
+
+log = logging.getLogger("run")
+
+# What a command line says of its run's surroundings, which whoever repeats it has others of.
+SURROUNDINGS = (
+    "logger", "results_dir", "cache_dir", "cache_gib", "progress", "compile", "save", "rerun",
+    "retry_failed", "stream_gib", "offload", "spill_dir",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked configuration with its name and its place in the store."""
+
+    cfg: DictConfig
+    settings: dict[str, Any]
+    names: dict[str, str]
+    store: Store
+
+    @property
+    def run_id(self) -> str:
+        """The hash that names the record."""
+        return run_id(self.settings)
+
+    def recorded(self) -> Record | None:
+        """Return the finished record of this very run, unless rerun=true.
+
+        Raises:
+            ValueError: when the run has failed before, unless retry_failed=true.
+        """
+        record = self.store.find(self.run_id)
+        if record is None or self.cfg.rerun:
+            return None
+        if record.status == "ok":
+            log.info("already recorded as %s", record.run_id)
+            if self.cfg.save and not is_of(self.store.artifact(self.run_id), record):
+                log.warning("it has no artifact of its own; rerun=true makes one, and a new record")
+            return record
+        if self.cfg.retry_failed:
+            return None
+        if changed := changes(record.conditions, self.conditions):
+            log.info("failed before: %s; tried again with another %s", record.error, changed)
+            return None
+        raise ValueError(f"failed before: {record.error}; give retry_failed=true to try it again")
+
+    @cached_property
+    def conditions(self) -> dict[str, str]:
+        """What the run may fail for besides its settings."""
+        return conditions(self.cfg)
+
+    def check_unchanged(self) -> None:
+        """Check that the files and folders that the run was named by are still the same.
+
+        Raises:
+            ValueError: when one has changed since the run began; names it.
+        """
+        now = identity(self.cfg)
+        if now != self.settings:
+            before, after = flatten(self.settings), flatten(now)
+            names = [n for n in after.keys() | before.keys() if after.get(n) != before.get(n)]
+            raise ValueError(
+                f"{', '.join(sorted(names))} changed while the run was at work; run the same "
+                "command again"
+            )
+
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Yield whether this process may compute the run; False while another one does."""
+        claim = self.store.claim(self.run_id)
+        owner = claim.take()
+        if owner is not None:
+            log.info("%s is at work on %s; left alone", owner, self.run_id)
+            leave(running=str(owner))
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            claim.release()
+
+    def checkpoints(self, device: torch.device) -> FileCheckpoints:
+        """Return what keeps this run's finished units.
+
+        They serve a later attempt at the same computation: of the same record that rerun=true is
+        to replace, by the same code and torch, on the same kind of device.
+        """
+        import torch
+
+        from flexround.reconstruction.checkpoints import FileCheckpoints
+
+        key = {
+            "replaces": self.store.replaced(self.run_id),
+            "commit": commit(),
+            "torch": torch.__version__,
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+        }
+        return FileCheckpoints(self.store.unfinished(self.run_id), key)
+
+    def cache(self) -> Cache:
+        """Return the cache of what runs share."""
+        from experiment.shared_cache import Cache
+
+        return Cache(Path(self.cfg.cache_dir, "shared"), self.cfg.cache_gib)
+
+    def streams(self) -> Streams:
+        """Return how the activations of the calibration set are held.
+
+        Raises:
+            ValueError: when they are to be spilled and the folder for it can't be written.
+        """
+        import torch
+
+        from flexround.calibration.activation_cache import Streams
+        from flexround.calibration.disk_tensors import Spill
+
+        name, limit = self.cfg.stream_dtype, self.cfg.stream_gib
+        dtype = None if name == FULL_STREAMS else getattr(torch, name)
+        spill = Spill(self.cfg.spill_dir)
+        if limit is not None or self.cfg.offload:
+            spill.check()
+        return Streams(dtype, math.inf if limit is None else limit, spill)
+
+    def saving(
+        self,
+        task: Task,
+        adapter: ModelAdapter,
+        integers: Mapping[str, QuantizedTensor],
+        source: str,
+    ) -> Callable[[Record], Path] | None:
+        """Return what writes the run's artifact once there is its record; None unless save=true.
+
+        source is the digest of the full-precision network.
+        """
+        if not self.cfg.save:
+            return None
+        from experiment.artifacts.save import save
+
+        folder = self.store.artifact(self.run_id)
+        return partial(save, folder, task, adapter, integers, source)
+
+    def recording(self) -> AbstractContextManager[Draft]:
+        """Return a context that drafts the run's record and writes it whatever happens."""
+        base = dict(
+            run_id=self.run_id,
+            bits=self.cfg.bits,
+            seed=self.cfg.seed,
+            settings=self.settings,
+            overrides=_told(HydraConfig.get().overrides.task),
+            places=places(self.cfg),
+            **self.names,
+        )
+        return recording(self.store, base, self.conditions)
+
+    def device(self) -> torch.device:
+        """Return the device to compute on.
+
+        Raises:
+            ValueError: when the machine does not have it.
+        """
+        return device_of(self.cfg.device)
+
+
+def current_job(cfg: DictConfig) -> Job:
+    """Return the job that Hydra has composed, checked as far as that needs no heavy import.
+
+    Raises:
+        ValueError: for settings that do not go together, a results folder that can't be written, or
+            something else where the artifact is to lie.
+    """
+    check_values(cfg)
+    own = HydraConfig.get().overrides.task
+    check_idle(cfg, own, _sweep_overrides() or own)
+    choices = HydraConfig.get().runtime.choices
+    names = {group: choices[group] for group in ("model", "task", "quant")}
+    if "recon" not in cfg.idle.get("quant", ()):  # round-to-nearest is the same in every setting
+        check_preset(choices["recon"], names["quant"])
+    settings = identity(cfg)
+    store = Store(cfg.results_dir)
+    store.check_writable()
+    store.check_schema()
+    if cfg.save:
+        name = run_id(settings)
+        check_free(store.artifact(name), store.names(name))
+    return Job(cfg, settings, names, store)
+
+
+def _told(overrides: Sequence[str]) -> list[str]:
+    """Return those of a job's overrides that remake its record elsewhere."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    keys = [(o.key_or_group.partition(".")[0], o.input_line) for o in parsed]
+    return [str(text) for key, text in keys if key not in SURROUNDINGS]
+
+
+def _sweep_overrides() -> Sequence[str]:
+    """Return the whole sweep's overrides, which Hydra keeps in the sweep's folder."""
+    if not _in_sweep():
+        return []
+    sweep = OmegaConf.load(Path(HydraConfig.get().sweep.dir, "multirun.yaml"))
+    return asked(sweep.hydra)

@@ -1,0 +1,182 @@
+"""Write the record of a run when it ends, well or badly."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import importlib.metadata
+import logging
+import math
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from experiment import ROOT
+from results.records.record import Record
+from results.records.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class TaskFacts(Protocol):
+    """What a record takes from the task."""
+
+    metric: str
+    higher_is_better: bool
+    version: int
+
+
+class Logger(Protocol):
+    """Where a run is mirrored."""
+
+    def start(self, run_id: str, name: str, settings: dict[str, Any]) -> None:
+        """Open the mirror of a run, or go on with it."""
+        ...
+
+    def keep(self, record: Record, folder: Path) -> None:
+        """Take the artifact in folder along."""
+        ...
+
+    def finish(self, record: Record) -> None:
+        """Close it with the record."""
+        ...
+
+
+@dataclass
+class Draft:
+    """What is known of a run so far."""
+
+    base: dict[str, Any]
+    attempt: str = ""  # told apart from the run whose record this one is to replace
+    task: TaskFacts | None = None
+    reports: Any = None
+    logger: Logger | None = None
+    fp_metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    outcomes: Mapping[str, Any] = field(default_factory=dict)  # of each evaluation sample
+    device: str = ""
+    save: Callable[[Record], Path] | None = None  # writes the artifact that goes with the record
+    record: Record | None = None
+
+    def watch(self, task: TaskFacts, reports: Any, logger: Logger | None) -> None:
+        """Name the run's task, the keeper of its block reports and its logger."""
+        self.task, self.reports = task, reports
+        if logger is not None:
+            name = "{model}-{task}-{quant}-w{bits}-s{seed}".format(**self.base)
+            run_id = self.base["run_id"]
+            logger.start(run_id + self.attempt, name, self.base["settings"] | {"run_id": run_id})
+            self.logger = logger
+
+
+@contextmanager
+def recording(
+    store: Store, base: dict[str, Any], conditions: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Draft]:
+    """Yield a draft; write it as an ok record at the end, or a failed one on any exception.
+
+    conditions are what a failed run may have failed for besides its settings.
+
+    An interrupted run (Ctrl-C) leaves no record: it has neither finished nor failed.
+
+    Raises:
+        ValueError: when the metric is missing or not finite.
+    """
+    replaces = store.replaced(base["run_id"])
+    draft = Draft(base, "" if replaces is None else f"-after-{_digits(replaces)}")
+    started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    clock = time.perf_counter()
+
+    def record(error: str | None) -> Record:
+        task = draft.task
+        metric = task.metric if task else None
+        blocks = draft.reports.blocks if draft.reports else []
+        return Record(
+            status="failed" if error else "ok",
+            error=error,
+            task_version=task.version if task else None,
+            metric=metric,
+            higher_is_better=task.higher_is_better if task else None,
+            value=None if error or metric is None else draft.metrics[metric],
+            fp_value=draft.fp_metrics.get(metric) if metric else None,
+            metrics={} if error else draft.metrics,
+            fp_metrics=draft.fp_metrics,
+            blocks=[asdict(block) for block in blocks],
+            seconds=time.perf_counter() - clock,
+            peak_memory_gib=max([b.peak_memory_gib for b in blocks], default=0.0),
+            device=draft.device,
+            versions=_versions(),
+            commit=commit(),
+            started=started,
+            conditions=dict(conditions) if error else {},
+            **base,
+        )
+
+    folder = None
+    try:
+        yield draft
+        _check(draft)
+        done = record(None)
+        if draft.save is not None:  # first, so that no record is without what it promises
+            folder = draft.save(done)
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        _close(store, draft, record(f"{kind}{text}"))
+        raise
+    _close(store, draft, done, folder)
+
+
+def _digits(moment: str) -> str:
+    return "".join(c for c in moment if c.isdigit())[:14]
+
+
+def _check(draft: Draft) -> None:
+    assert draft.task is not None, "a run that ends well has named its task"
+    value = draft.metrics.get(draft.task.metric)
+    if value is None or not math.isfinite(value):
+        raise ValueError(f"the evaluation gave {draft.task.metric}={value}, which is no result")
+
+
+def _close(store: Store, draft: Draft, record: Record, folder: Path | None = None) -> None:
+    if record.status == "failed" and store.replaced(record.run_id) is not None:
+        log.warning("the record %s of an earlier, finished run is kept", record.run_id)
+    else:
+        store.write(record, draft.outcomes)
+    draft.record = record
+    if draft.logger is not None:
+        if folder is not None:
+            draft.logger.keep(record, folder)
+        draft.logger.finish(record)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "timm", "transformers", "hydra-core")
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache  # of the code that was loaded, however many runs it serves
+def commit() -> str | None:
+    """Return the commit of this checkout, with + where files differ from it; None without git."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if status.strip() else "")

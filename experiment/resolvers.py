@@ -1,0 +1,34 @@
+"""Resolvers of the configuration: ${by_bits:} and the like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+
+def _by_scale(scale: str, full: Any, smoke: Any) -> Any:
+    """Return full, or smoke under scale=smoke."""
+    return smoke if scale == "smoke" else full
+
+
+def _if_finetuned(checkpoint: str | None, yes: Any, no: Any) -> Any:
+    """Return yes for the network that finetune.py makes, no for any other."""
+    return yes if checkpoint == "finetuned" else no
+
+
+def _brecq(scale: str, folder: str, model: str) -> str | None:
+    """Return where BRECQ's checkpoint of model is looked for; None under scale=smoke."""
+    return None if scale == "smoke" else f"{folder}/brecq/{model}.pth"
+
+
+def _by_bits(bits: int, table: DictConfig) -> Any:
+    """Return table's entry for bits or its default: ${by_bits:${bits},{2: 1e-3, default: 4e-4}}."""
+    return table[bits] if bits in table else table["default"]
+
+
+def _signround_lr(iters: int, bits: int) -> float:
+    """Return the rate of auto-round's recipes: 1 / iters up to 1 / 200, doubled for few bits."""
+    if iters >= 1000 and bits <= 3:
+        return 2 / iters
+    return 1 / max(200, iters)

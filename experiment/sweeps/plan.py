@@ -1,0 +1,134 @@
+"""What a sweep would run, what of it is done, what it needs, and how long it may take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, open_dict
+
+from experiment import ROOT
+from experiment.conditions import changes, conditions
+from experiment.config import composed
+from experiment.identity import identity, run_id
+from experiment.sweeps.jobs import jobs_of
+from results.records.record import Record
+from results.records.store import Store
+
+EXPERIMENTS = ROOT / "conf" / "experiment"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep: its choices, configuration and name, and its record if there is one."""
+
+    model: str
+    task: str
+    quant: str
+    cfg: DictConfig
+    run_id: str
+    record: Record | None
+
+
+def jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of each job of the sweep that overrides ask for.
+
+    Raises:
+        ValueError: when they do not compose.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    # The sweep's own parameters stand in an experiment, which only a plain value can name.
+    plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+    params = composed(plain).hydra.sweeper.get("params") or {}
+    given = [f"{key}={value}" for key, value in params.items()]
+    return jobs_of([*given, *overrides])
+
+
+def plan(overrides: Sequence[str]) -> list[PlannedRun]:
+    """Return the runs of a sweep, each with its record."""
+    found = []
+    for job in jobs(overrides):
+        cfg = composed(job)
+        choices = cfg.hydra.runtime.choices
+        model, task, quant = (str(choices[group]) for group in ("model", "task", "quant"))
+        with open_dict(cfg):
+            del cfg["hydra"]
+        name = run_id(identity(cfg))
+        record = Store(cfg.results_dir).look(name)
+        if record is not None and record.conditions and changes(record.conditions, conditions(cfg)):
+            record = None  # it has failed, and is tried again
+        found.append(PlannedRun(model, task, quant, cfg, name, record))
+    return found
+
+
+EMBEDDED = ("digits", "python_docs", "python_topics")
+
+
+def needs(run: PlannedRun) -> Iterator[tuple[str, bool | None]]:
+    """Yield what a run reads from outside and whether it is there; None where only a try tells."""
+    cfg = run.cfg
+    if run.task == "imagenet":
+        given = cfg.imagenet_dir
+        yield "imagenet_dir=" + (given or "PATH"), bool(given) and Path(given, "val").is_dir()
+    elif cfg.data_dir is not None:
+        yield f"data_dir={cfg.data_dir}", Path(cfg.data_dir).is_dir()
+    elif run.task not in EMBEDDED:
+        yield f"the data of {run.task} from its hub, or data_dir=", None
+    source = cfg.model.get("source", f"{run.model} of {cfg.model.get('library')}")
+    if cfg.checkpoint == "finetuned" or (cfg.finetuned and cfg.checkpoint is None):
+        folder = Path(cfg.checkpoints_dir, run.task, run.model)
+        command = f"python finetune.py model={run.model} task={run.task}"
+        yield f"{folder}, made by {command}", folder.is_dir()
+    elif cfg.checkpoint is not None:
+        there = Path(cfg.checkpoint).exists() if "/" in cfg.checkpoint else None
+        yield f"checkpoint {cfg.checkpoint}", there
+    elif run.task not in EMBEDDED and not source.startswith(("tiny:", "package:")):
+        yield f"the weights {source} from their hub, or checkpoint=", None
+
+
+def report(overrides: Sequence[str]) -> str:
+    """Return the plan in words."""
+    runs = plan(overrides)
+    states = Counter("to do" if r.record is None else r.record.status for r in runs)
+    told = ", ".join(f"{states[s]} {s}" for s in ("ok", "failed", "to do") if states[s])
+    lines = [f"{len(runs)} runs: {told}".replace(" ok", " done")]
+    pairs = Counter((r.model, r.task) for r in runs)
+    lines += [f"  {count:4} of {model} on {task}" for (model, task), count in pairs.items()]
+    wanted = {what: there for run in runs for what, there in needs(run)}
+    if wanted:
+        lines.append("needs")
+        words = {True: "there", False: "MISSING", None: "not looked for"}
+        lines += [f"  {words[there]:15}{what}" for what, there in wanted.items()]
+    lines.append(_time(runs))
+    return "\n".join(lines)
+
+
+def _time(runs: Sequence[PlannedRun]) -> str:
+    """Return how long what is not done may take, from the records so far."""
+    left = [run for run in runs if run.record is None]
+    if not left:
+        return "time: nothing is left to do"
+    known: dict[tuple[str, str, str], list[float]] = {}
+    for record in Store(runs[0].cfg.results_dir).load():
+        if record.status == "ok":
+            known.setdefault((record.model, record.task, record.quant), []).append(record.seconds)
+    told = [known.get((r.model, r.task, r.quant)) for r in left]
+    sure = [fmean(seconds) for seconds in told if seconds]
+    if not sure:
+        return f"time: no record of a run like these {len(left)} yet"
+    more = f"; nothing is known of {len(left) - len(sure)}" if len(sure) < len(left) else ""
+    return f"time: about {sum(sure) / 60:.0f} minutes for {len(sure)} runs, one at a time{more}"
+
+
+def experiments() -> str:
+    """Return all experiments with what they are and how many runs they have."""
+    lines = []
+    for path in sorted(EXPERIMENTS.rglob("*.yaml")):
+        name = path.relative_to(EXPERIMENTS).with_suffix("").as_posix()
+        words = path.read_text().splitlines()[1].lstrip("# ")
+        lines.append(f"{name:18}{len(jobs([f'experiment={name}'])):5} runs  {words}")
+    return "\n".join(lines)

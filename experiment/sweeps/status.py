@@ -1,0 +1,153 @@
+"""What has become of a sweep's runs, and the command that finishes it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiment.sweeps import slurm_queue
+from experiment.sweeps.jobs import LAUNCHER, OUTCOME, asked, job_folders, jobs_of
+from results.records.claim import Claim, Owner
+from results.records.store import Store
+
+State = Literal["done", "failed", "running", "lost", "waiting"]
+STATES: tuple[State, ...] = ("done", "failed", "running", "lost", "waiting")
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One run of a sweep: its number, what it was asked, and what has become of it."""
+
+    number: int
+    overrides: Sequence[str]
+    state: State
+    word: str
+
+
+class Sweep:
+    """A folder that a sweep has left."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the sweep's own configuration.
+
+        Raises:
+            ValueError: when folder is no sweep's.
+        """
+        self.folder = folder
+        path = folder / "multirun.yaml"
+        if not path.is_file():
+            raise ValueError(f"{folder} is not the folder of a sweep: it holds no multirun.yaml")
+        config = OmegaConf.load(path)
+        assert isinstance(config, DictConfig), "Hydra writes a mapping"
+        self._config = config
+        self.store = Store(config.results_dir)
+
+    def states(self) -> list[JobState]:
+        """Return what has become of each run, in the order of the sweep."""
+        jobs = jobs_of(asked(self._config.hydra))
+        folders = {int(path.name): path for path in job_folders(self.folder)}
+        queue = queued(self._submitted())
+        launching = Claim(self.folder / LAUNCHER).seems_alive() or bool(queue)
+        return [
+            JobState(number, overrides, *self._state(folders.get(number), launching, queue))
+            for number, overrides in enumerate(jobs)
+        ]
+
+    def command(self, failed: bool) -> str:
+        """Return the command that does what is not done yet, and what has failed."""
+        hydra = self._config.hydra.overrides
+        own = [o for o in hydra.hydra if not o.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+        task = [o for o in hydra.task if o.partition("=")[0] not in ("retry_failed", "rerun")]
+        again = ["retry_failed=true"] if failed else []
+        return shlex.join(["python", "run.py", "-m", *task, *again, *own])
+
+    def _submitted(self) -> list[str]:
+        """Return the ids of the SLURM jobs that the sweep was submitted as."""
+        folder = self.folder / ".submitit"
+        return sorted({path.name.partition("_")[0] for path in folder.glob("*") if path.is_dir()})
+
+    def _state(
+        self, folder: Path | None, launching: bool, queue: set[str] | None
+    ) -> tuple[State, str]:
+        facts = {} if folder is None else _facts(folder / OUTCOME)
+        if not facts:
+            return ("waiting", "") if launching else ("lost", "it was never started")
+        run_id = facts.get("run_id")
+        if run_id is None:
+            return "failed", facts.get("error", "")
+        if not self.store.path(run_id).exists():
+            run_id = self.store.renamed.get(run_id, run_id)
+        claim = self.store.claim(run_id)
+        owner = claim.owner()
+        if owner is not None and claim.seems_alive() and not _ended(owner, queue):
+            return "running", str(owner)
+        record = self.store.look(run_id)
+        if record is not None:
+            return ("done", "") if record.status == "ok" else ("failed", record.error or "")
+        if owner is not None:  # it was at work, and has neither finished nor failed
+            return "lost", facts.get("error", f"{owner} is gone")
+        return ("failed", facts["error"]) if "error" in facts else ("lost", "no word of its end")
+
+
+def _ended(owner: Owner, queue: set[str] | None) -> bool:
+    """Return whether SLURM knows that owner's job is over, whose last beat is believed longer."""
+    return owner.job is not None and queue is not None and owner.job not in queue
+
+
+def _facts(path: Path) -> dict[str, str]:
+    try:
+        facts: dict[str, str] = json.loads(path.read_text())
+        return facts
+    except (OSError, ValueError):
+        return {}
+
+
+def queued(jobs: Sequence[str]) -> set[str] | None:
+    """Return the array tasks of SLURM's jobs that are not over; None where SLURM does not answer.
+
+    The sweep may be another user's.
+    """
+    entries = slurm_queue.queue(everyone=True) if jobs else None
+    if entries is None:
+        return None
+    return {
+        task for task, entry in entries.items()
+        if not entry.ended and task.partition("_")[0] in jobs
+    }  # fmt: skip
+
+
+def newest(root: Path) -> Path:
+    """Return the folder of the newest sweep below root.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    found = sorted(root.glob("*/*/multirun.yaml"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ValueError(f"no sweep in {root}; give the folder of one")
+    return found[-1].parent
+
+
+def report(sweep: Sweep) -> str:
+    """Return the sweep's state in words."""
+    states = sweep.states()
+    counts = Counter(job.state for job in states)
+    summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    lines = [f"{sweep.folder}: {len(states)} runs, {summary}"]
+    common = set.intersection(*(set(job.overrides) for job in states)) if len(states) > 1 else set()
+    for job in states:
+        if job.state != "done":
+            own = " ".join(o for o in job.overrides if o not in common)
+            lines.append(
+                f"  #{job.number} {job.state:8}{own}" + (f": {job.word}" if job.word else "")
+            )
+    if counts["failed"] or counts["lost"]:
+        lines += ["finish it with", f"  {sweep.command(bool(counts['failed']))}"]
+    return "\n".join(lines)

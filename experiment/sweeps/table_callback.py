@@ -1,0 +1,87 @@
+"""The end of a sweep: the table of its runs, and exit status 1 when one of them failed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from experiment.sweeps.jobs import LAUNCHER, OUTCOME, job_folders
+from results.records.claim import Claim
+from results.records.store import Store
+
+
+class SweepTable(Callback):
+    """Prints the leaderboard of the runs of this sweep once all its jobs have ended."""
+
+    def __init__(self) -> None:
+        self._claim: Claim | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Say in the sweep's folder that it is being launched."""
+        self._claim = Claim(Path(config.hydra.sweep.dir, LAUNCHER))
+        self._claim.take()
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Print the table.
+
+        Raises:
+            SystemExit: when a job failed or left nothing behind.
+        """
+        if self._claim is not None:
+            self._claim.release()
+        jobs = job_folders(Path(config.hydra.sweep.dir))
+        outcomes = [_outcome(job) for job in jobs]
+        run_ids = [o["run_id"] for o in outcomes if "run_id" in o]
+        records = Store(config.results_dir).load(run_ids)
+        if records:
+            from results.tables.leaderboard import leaderboard, render
+
+            try:
+                print(render(leaderboard(records, _by(config)), "markdown"))
+            except ValueError as error:
+                print(f"no table: {error}", file=sys.stderr)
+        for line in _remarks(outcomes):
+            print(line, file=sys.stderr)
+        errors = [o["error"] for o in outcomes if "error" in o]
+        if errors:
+            raise SystemExit(
+                f"error: {len(errors)} of {len(jobs)} runs failed, the first: {errors[0]}"
+            )
+
+
+def _remarks(outcomes: Sequence[dict[str, str]]) -> Iterator[str]:
+    """Yield what a user may not expect: work that is done elsewhere, and equal configurations."""
+    elsewhere = [o["running"] for o in outcomes if "running" in o]
+    if elsewhere:
+        yield f"{len(elsewhere)} runs are at work elsewhere, the first: {elsewhere[0]}"
+    jobs: dict[str, list[int]] = {}
+    for number, outcome in enumerate(outcomes):
+        jobs.setdefault(outcome.get("run_id", f"job {number}"), []).append(number)
+    for run_id, same in jobs.items():
+        if len(same) > 1:
+            numbers = ", ".join(f"#{number}" for number in same)
+            yield f"jobs {numbers} are the same configuration, computed once: {run_id}"
+
+
+def _by(config: DictConfig) -> list[str]:
+    """Return the swept settings that the table has no axis for."""
+    parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    swept = [o.key_or_group for o in parsed if o.is_sweep_override()]
+    swept += list(config.hydra.sweeper.get("params") or {})
+    groups = [key for key in swept if key in config.hydra.runtime.choices]
+    return [key for key in swept if key not in (*groups, "bits", "seed")]
+
+
+def _outcome(job: Path) -> dict[str, str]:
+    try:
+        outcome: dict[str, str] = json.loads((job / OUTCOME).read_text())
+        return outcome
+    except (OSError, ValueError):
+        return {"error": f"job {job.name} ended without a word; its log is in {job}"}

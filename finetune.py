@@ -1,0 +1,29 @@
+"""Fine-tune a model for a task: `python finetune.py model=bert_base task=glue/mrpc`.
+
+The network is written to checkpoints_dir/TASK/MODEL, where `run.py` looks for it.
+"""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from experiment.config import register
+from experiment.errors import one_line_errors
+from experiment.finetune import check_used, finetune
+from experiment.outcome import leave, outcome
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="finetune")
+def main(cfg: DictConfig) -> None:
+    """Fine-tune once, or with -m many times."""
+    with outcome():
+        check_used(cfg)
+        leave(checkpoint=str(finetune(cfg)))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

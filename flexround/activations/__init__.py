@@ -1,0 +1,1 @@
+"""Activation quantizers, and the hooks that put them into a model."""

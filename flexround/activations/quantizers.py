@@ -1,0 +1,254 @@
+"""Quantizers of activations: a learned step for a tensor (LSQ), or a range for each token.
+
+Sources: LSQ (arXiv 1902.08153); QDrop's random dropping of the quantization (arXiv 2203.05740);
+LRQ's per-token activations and its 8-bit keys and values (arXiv 2407.11534).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flexround.grid import Grid, PerTensor
+from flexround.kernels.fake_quantize import fake_quantize
+from flexround.kernels.qdrop import DroppedFakeQuantize
+from flexround.ranges import SCALE_FLOOR, MinMax, Ranges
+from flexround.structure import Role
+
+# What a tracer of the model sees in the place of a quantizer of tensors: one node of a graph.
+FAKE_QUANTIZE = "flexround::FakeQuantize"
+# Values that a range is searched on; more change a scale by less than a step of the search.
+SEARCHED = 1 << 18
+
+
+class ActivationQuantizer(nn.Module):
+    """Maps an activation of any shape to the fake-quantized one."""
+
+    bits: int
+
+    def __init__(self, name: str, bits: int) -> None:
+        super().__init__()
+        self.name, self.bits = name, bits
+
+    @property
+    def started(self) -> bool:
+        """Whether it has a range, or needs none."""
+        return True
+
+    def steps(self) -> list[nn.Parameter]:
+        """Return what can be learned."""
+        return []
+
+    def after_step(self) -> None:
+        """Project what is learned back to where it is allowed."""
+
+    def held(self) -> dict[str, Tensor]:
+        """Return what makes a range, by name; nothing where it comes with the tensor."""
+        return {}
+
+    def hold(self, held: dict[str, Tensor]) -> None:
+        """Take over what held() of another one gave."""
+
+
+class TensorQuantizer(ActivationQuantizer):
+    """x_hat = s * (clamp(round(x / s) + z, qmin, qmax) - z) with one s and z for the tensor.
+
+    The first tensor that it sees sets s and z. In the symmetric setting values that are never
+    negative take the unsigned codes 0 .. 2^bits - 1.
+    """
+
+    def __init__(self, name: str, bits: int, symmetric: bool, ranges: Ranges) -> None:
+        super().__init__(name, bits)
+        self.symmetric, self.ranges = symmetric, ranges
+        self.scale: nn.Parameter
+        self.zero_point: Tensor
+        self.grid: Grid | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether a tensor has set the range."""
+        return self.grid is not None
+
+    def steps(self) -> list[nn.Parameter]:
+        """Return the step size."""
+        return [self.scale]
+
+    def forward(self, x: Tensor, keep: float, draws: torch.Generator) -> Tensor:
+        """Return x fake-quantized, differentiable in x and in the step size.
+
+        Each element is quantized with probability keep, decided by draws, and else left as it is.
+        """
+        if self.grid is None:
+            self._start(x.detach())
+        assert self.grid is not None, "_start sets it"
+        if torch.compiler.is_exporting():
+            return self._node(x)
+        low, high = self.grid.qmin - self.zero_point, self.grid.qmax - self.zero_point
+        # Half precision is too coarse for 8-bit codes.
+        values = x.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))
+        out: Tensor = DroppedFakeQuantize.apply(values, self.scale, low, high, keep, draws)
+        return out.reshape(x.shape).to(x.dtype)
+
+    def after_step(self) -> None:
+        """Keep the step size positive."""
+        self.scale.data.clamp_(min=SCALE_FLOOR)
+
+    def held(self) -> dict[str, Tensor]:
+        """Return the step size, the zero point, and whether codes are around 0."""
+        if self.grid is None:
+            return {}
+        signed = torch.tensor(self.grid.symmetric)
+        return {"scale": self.scale.detach(), "zero_point": self.zero_point, "signed": signed}
+
+    def hold(self, held: dict[str, Tensor]) -> None:
+        """Take over what held() of another one gave."""
+        if held:
+            self._set(held["scale"], held["zero_point"], bool(held["signed"]))
+
+    def _node(self, x: Tensor) -> Tensor:
+        """Return x as the output of one node of the graph that is being traced."""
+        assert self.grid is not None, "forward starts it"
+        attributes: Any = {
+            "name": self.name,
+            "scale": self.scale.item(),
+            "zero_point": int(self.zero_point),
+            "qmin": self.grid.qmin,
+            "qmax": self.grid.qmax,
+        }
+        return torch.onnx.ops.symbolic(
+            FAKE_QUANTIZE, (x,), attributes, dtype=x.dtype, shape=x.shape, version=1
+        )
+
+    def _set(self, scale: Tensor, zero_point: Tensor, signed: bool) -> None:
+        self.scale = nn.Parameter(scale)
+        self.register_buffer("zero_point", zero_point)
+        self.grid = Grid(self.bits, signed, PerTensor())
+
+    @torch.no_grad()
+    def _start(self, x: Tensor) -> None:
+        if not torch.isfinite(x).all():
+            raise ValueError(f"activation {self.name}: it holds values that are not finite")
+        low, high = x.float().aminmax()
+        grid = Grid(self.bits, bool(self.symmetric and low < 0), PerTensor())
+        stride = max(1, x.numel() // SEARCHED)
+        values = torch.cat([x.reshape(-1)[::stride].float(), low[None], high[None]])
+        scale, zero_point = self.ranges(values[None], grid)
+        self._set(scale.squeeze(), zero_point.squeeze(), grid.symmetric)
+
+
+class TokenQuantizer(ActivationQuantizer):
+    """An asymmetric min-max range for each token [..., hidden], found as the token comes."""
+
+    def __init__(self, name: str, bits: int) -> None:
+        super().__init__(name, bits)
+        self.grid = Grid(bits, symmetric=False, granularity=PerTensor())
+
+    def forward(self, x: Tensor, keep: float, draws: torch.Generator) -> Tensor:
+        """Return x fake-quantized, differentiable in x, all of it whatever keep says."""
+        if torch.compiler.is_exporting():
+            raise ValueError(
+                f"activation {self.name}: its range is found for each token as it comes, which "
+                "QuantizeLinear cannot; give activation=static_per_tensor without kv_bits"
+            )
+        tokens = x.reshape(-1, x.shape[-1]).float()
+        scale, zero_point = MinMax()(tokens.detach(), self.grid)
+        return fake_quantize(tokens, scale, zero_point, self.grid).reshape(x.shape).to(x.dtype)
+
+
+class Activation(Protocol):
+    """How a run quantizes activations.
+
+    Attributes:
+        learns: whether there are step sizes to learn.
+        per_token: whether activations must be tokens [..., hidden].
+        kv_bits: bits of keys and values, or None to leave them.
+        init_samples: calibration samples that set a range, 0 where none do.
+    """
+
+    learns: ClassVar[bool]
+    per_token: ClassVar[bool]
+    kv_bits: int | None
+
+    @property
+    def init_samples(self) -> int:
+        """How many calibration samples set a range."""
+        ...
+
+    def quantizer(self, name: str, role: Role, ranges: Ranges) -> ActivationQuantizer:
+        """Return the quantizer of a site."""
+        ...
+
+
+def _check_bits(**bits: int | None) -> None:
+    for name, value in bits.items():
+        if value is not None and not 2 <= value <= 8:
+            raise ValueError(f"{name}={value}: give a whole number from 2 to 8")
+
+
+@dataclass(frozen=True)
+class StaticPerTensor:
+    """One range a tensor, set on calibration samples and then learned.
+
+    Attributes:
+        bits: of every site but those below.
+        symmetric: codes around 0, unsigned for values that are never negative.
+        stem_bits: of the first layer's output.
+        head_bits: of the last layer's input.
+        kv_bits: of keys and values, or None to leave them.
+        init_samples: calibration samples that set the ranges.
+    """
+
+    bits: int
+    symmetric: bool
+    stem_bits: int
+    head_bits: int
+    kv_bits: int | None
+    init_samples: int
+
+    learns: ClassVar[bool] = True
+    per_token: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_bits(
+            act_bits=self.bits,
+            act_stem_bits=self.stem_bits,
+            act_head_bits=self.head_bits,
+            kv_bits=self.kv_bits,
+        )
+        if self.init_samples < 1:
+            raise ValueError(f"activation.init_samples={self.init_samples}: give at least 1")
+
+    def quantizer(self, name: str, role: Role, ranges: Ranges) -> ActivationQuantizer:
+        """Return the quantizer of a site."""
+        if role == "kv":
+            assert self.kv_bits is not None, "keys and values are left otherwise"
+            return TokenQuantizer(name, self.kv_bits)
+        bits = {"inner": self.bits, "stem": self.stem_bits, "head": self.head_bits}[role]
+        return TensorQuantizer(name, bits, self.symmetric, ranges)
+
+
+@dataclass(frozen=True)
+class DynamicPerToken:
+    """A range for each token as it comes: nothing is calibrated and nothing learned.
+
+    Attributes:
+        bits: of every site.
+        kv_bits: of keys and values, or None to leave them.
+    """
+
+    bits: int
+    kv_bits: int | None
+
+    learns: ClassVar[bool] = False
+    per_token: ClassVar[bool] = True
+    init_samples: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        _check_bits(act_bits=self.bits, kv_bits=self.kv_bits)
+
+    def quantizer(self, name: str, role: Role, ranges: Ranges) -> ActivationQuantizer:
+        """Return the quantizer of a site."""
+        return TokenQuantizer(name, self.kv_bits if role == "kv" and self.kv_bits else self.bits)

@@ -1,0 +1,80 @@
+"""What the formats of the Hugging Face library's models share: the folder that is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from flexround.artifact.artifact import Artifact
+from flexround.grid import Grid
+from flexround.models.base import ModelAdapter
+from flexround.utils.atomic_files import written_folder
+
+CONFIG = "config.json"
+
+
+def check_layers(
+    artifact: Artifact, adapter: ModelAdapter, folder: Path, name: str, classes: Collection[str]
+) -> None:
+    """Check that the artifact in folder is a transformer whose layers the format name takes.
+
+    Raises:
+        ValueError: names what the format has no words for.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{name} holds transformers; {folder} has no {CONFIG}: it is none")
+    for layer in artifact.layers:
+        kind = type(adapter.model.get_submodule(layer)).__name__
+        if kind not in classes:
+            raise ValueError(f"{name} holds {' and '.join(classes)}; layer {layer} is a {kind}")
+
+
+def check_one_grid(artifact: Artifact, name: str) -> Grid:
+    """Return the grid that all layers are on.
+
+    Raises:
+        ValueError: when there are several.
+    """
+    grids = {layer.grid for layer in artifact.layers.values()}
+    if len(grids) > 1:
+        raise ValueError(f"{name} gets one grid for all layers, not {len(grids)}")
+    return grids.pop()
+
+
+def write_model(
+    out: Path,
+    artifact: Artifact,
+    adapter: ModelAdapter,
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    quantization: Mapping[str, Any],
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write out as a folder that from_pretrained takes, whole or not at all.
+
+    tensors stand for the quantized weights; folder is the artifact's, with configuration and
+    tokenizer; more are texts by the name of their file.
+    """
+    from safetensors.torch import save_file
+
+    stored = adapter.model.state_dict().keys()
+    plain = {name: tensor for name, tensor in artifact.plain.items() if name in stored}
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    config["architectures"] = [type(adapter.model).__name__]
+    config["use_cache"] = True  # only calibration can't do with a cache
+    config["quantization_config"] = quantization
+    whole = {name: tensor.contiguous() for name, tensor in (plain | dict(tensors)).items()}
+    with written_folder(out) as part:
+        for file in folder.iterdir():
+            if file.suffix in (".json", ".txt", ".model", ".jinja"):
+                shutil.copyfile(file, part / file.name)
+        (part / CONFIG).write_text(json.dumps(config, indent=2))
+        save_file(whole, part / "model.safetensors", {"format": "pt"})
+        for name, text in more.items():
+            (part / name).write_text(text)

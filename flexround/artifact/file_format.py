@@ -1,0 +1,160 @@
+"""An artifact as one safetensors file.
+
+A quantized weight NAME is NAME.codes (packed, see packing.py; symmetric codes are stored from 0),
+NAME.scale [groups, 1] and on an asymmetric grid NAME.zero_point (packed alike). A static activation
+range is SITE.act_scale and SITE.act_zero_point. Every other parameter stands under its own name, as
+it is. The header (header.py) tells bits, grid, granularity and shape of each layer, the
+activations' bits, the run's record, and a digest of everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from flexround.artifact.activation_ranges import StoredSite
+from flexround.artifact.artifact import Artifact
+from flexround.artifact.bit_packing import pack, unpack
+from flexround.artifact.header import DIGEST, FORMAT, KEY, locate, read_header
+from flexround.grid import Grid, PerChannel, PerGroup, PerTensor, QuantizedTensor
+
+GRANULARITIES: dict[str, Callable[..., Any]] = {
+    kind.__name__: kind for kind in (PerTensor, PerChannel, PerGroup)
+}
+
+
+def write(artifact: Artifact, path: Path) -> None:
+    """Write the file.
+
+    Raises:
+        ValueError: when codes or zero points are not on their grid.
+    """
+    from safetensors.torch import save_file
+
+    tensors = dict(artifact.plain)
+    for name, layer in artifact.layers.items():
+        try:
+            tensors |= {f"{name}.{part}": t for part, t in _packed(layer).items()}
+        except ValueError as error:
+            raise ValueError(f"layer {name}: {error}") from error
+    for name, site in artifact.sites.items():
+        if site.scale is not None and site.zero_point is not None:
+            tensors[f"{name}.act_scale"] = site.scale
+            tensors[f"{name}.act_zero_point"] = site.zero_point.to(torch.int32)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(_header(artifact))
+    save_file(tensors, path, {KEY: text, DIGEST: _digest(text, tensors)})
+    path.chmod(0o644)  # safetensors' is the owner's alone
+
+
+def _header(artifact: Artifact) -> dict[str, Any]:
+    layers = {
+        name: {
+            "bits": layer.grid.bits,
+            "symmetric": layer.grid.symmetric,
+            "granularity": type(layer.grid.granularity).__name__,
+            **asdict(cast(Any, layer.grid.granularity)),
+            "shape": list(layer.codes.shape),
+            "dtype": artifact.dtypes[name],
+        }
+        for name, layer in artifact.layers.items()
+    }
+    sites = {name: site.header() for name, site in artifact.sites.items()}
+    return {"format": FORMAT, "layers": layers, "sites": sites, "facts": dict(artifact.facts)}
+
+
+def read(path: str | Path) -> Artifact:
+    """Return the artifact at path, its file or its folder.
+
+    Raises:
+        ValueError: when it is damaged, its tensors are not what its header says, or it is none.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = locate(path)
+    header, digest = read_header(file)
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"artifact {file} is damaged or truncated ({error})") from error
+    if digest != _digest(json.dumps(header), tensors):
+        raise ValueError(f"artifact {file} is damaged: it is not what was written")
+    try:
+        return _parse(header, tensors)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"artifact {file}: its header has no sound {error}") from error
+    except ValueError as error:
+        raise ValueError(f"artifact {file}: {error}") from error
+
+
+def _parse(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
+    def part(name: str) -> Tensor:
+        if name not in tensors:
+            raise ValueError(f"its header names {name}, which it does not hold")
+        return tensors.pop(name)
+
+    layers = {}
+    for name, facts in header["layers"].items():
+        try:
+            layers[name] = _unpacked(name, facts, part)
+        except ValueError as error:
+            raise ValueError(f"layer {name}: {error}") from error
+    sites = {}
+    for name, facts in header["sites"].items():
+        bits, signed = facts["bits"], facts["signed"]
+        if not facts["static"]:
+            sites[name] = StoredSite(bits)
+            continue
+        sites[name] = StoredSite(
+            bits, part(f"{name}.act_scale"), part(f"{name}.act_zero_point"), signed
+        )
+    dtypes = {name: facts["dtype"] for name, facts in header["layers"].items()}
+    return Artifact(layers, dtypes, sites, tensors, header["facts"])
+
+
+def _packed(layer: QuantizedTensor) -> dict[str, Tensor]:
+    grid = layer.grid
+    parts = {"codes": pack(layer.codes - grid.qmin, grid.bits), "scale": layer.scale}
+    if not grid.symmetric:
+        parts["zero_point"] = pack(layer.zero_point, grid.bits)
+    elif layer.zero_point.any():
+        raise ValueError("a symmetric grid with a zero point")
+    return parts
+
+
+def _unpacked(
+    name: str, facts: Mapping[str, Any], part: Callable[[str], Tensor]
+) -> QuantizedTensor:
+    options = {"group_size": facts["group_size"]} if "group_size" in facts else {}
+    granularity = GRANULARITIES[facts["granularity"]](**options)
+    grid = Grid(facts["bits"], facts["symmetric"], granularity)
+    shape = torch.Size(facts["shape"])
+    groups = len(granularity.group(torch.empty(shape, device="meta")))
+    scale = part(f"{name}.scale")
+    if list(scale.shape) != [groups, 1]:
+        raise ValueError(f"scales {list(scale.shape)}, {groups} groups in its header")
+    if not (scale.isfinite() & (scale > 0)).all():
+        raise ValueError("a scale that is no positive number")
+    codes = unpack(part(f"{name}.codes"), grid.bits, shape.numel()).view(shape) + grid.qmin
+    zero_point = torch.zeros_like(scale)
+    if not grid.symmetric:
+        zero_point = unpack(part(f"{name}.zero_point"), grid.bits, groups).view(-1, 1).to(scale)
+    return QuantizedTensor(codes, scale, zero_point, grid)
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        flat: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        digest.update(memoryview(flat))
+    return digest.hexdigest()

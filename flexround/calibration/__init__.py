@@ -1,0 +1,1 @@
+"""The calibration set: recorded calls of a block, and where activations are held."""

@@ -1,0 +1,103 @@
+"""The calibration set's activations and targets: in which type they are held, and where.
+
+They are the part of a reconstruction that grows with the number of samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from flexround.calibration.disk_tensors import Spill
+
+HALF = (torch.float16, torch.bfloat16)
+# Of one size, live at once: both streams, the targets, and the outputs that are being made.
+TOGETHER = 4
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Holds activations [samples, ...] in memory, or in a file where they would take too much.
+
+    Attributes:
+        dtype: what they are rounded to, None to leave them as they are.
+        limit_gib: memory that those which are live at once may take; beyond it they go to spill.
+        spill: where to; needed where there is a limit.
+    """
+
+    dtype: torch.dtype | None = None
+    limit_gib: float = math.inf
+    spill: Spill | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, *HALF):
+            raise ValueError(f"stream_dtype={self.dtype}: give float32, bfloat16 or float16")
+        if not self.limit_gib >= 0:
+            raise ValueError(f"stream_gib={self.limit_gib}: give 0, which spills all, or more")
+        if self.limit_gib < math.inf and self.spill is None:
+            raise ValueError(f"stream_gib={self.limit_gib}: give a folder to spill to as well")
+
+    def gather(self, parts: Iterable[Tensor]) -> Tensor:
+        """Return parts joined along their first axis, [samples, ...].
+
+        Raises:
+            ValueError: when they can't be held, for want of range or of room.
+        """
+        rounded = map(self._round, parts)
+        held: list[Tensor] = []
+        most, size = self.limit_gib * 2**30 / TOGETHER, 0
+        for part in rounded:
+            held.append(part)
+            size += part.nbytes
+            if size > most:
+                assert self.spill is not None, "a limit comes with it"
+                return self.spill.put(chain(_emptied(held), rounded))
+        return torch.cat(held)
+
+    def _round(self, part: Tensor) -> Tensor:
+        if self.dtype is None or not part.is_floating_point():
+            return part
+        rounded = part.to(self.dtype)
+        if self.dtype == torch.float16 and not torch.isfinite(rounded).all():
+            largest = part.abs().max().item()
+            raise ValueError(
+                f"stream_dtype=float16 ends at 65504, an activation is {largest:.4g}; give bfloat16"
+            )
+        return rounded
+
+
+def _emptied(parts: list[Tensor]) -> Iterable[Tensor]:
+    """Yield the parts in order and let go of each."""
+    parts.reverse()
+    while parts:
+        yield parts.pop()
+
+
+def rows(values: Tensor, indices: Tensor, device: torch.device) -> Tensor:
+    """Return values [samples, ...] at indices [batch] on device, half precision as float32."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        # From page-locked memory the copy runs beside what the GPU is at.
+        staged = page_locked((len(indices), *values.shape[1:]), values.dtype)
+        picked = torch.index_select(values, 0, indices.cpu(), out=staged)
+        picked = picked.to(device, non_blocking=True)
+    else:
+        picked = values[indices].to(device)
+    return picked.float() if picked.dtype in HALF else picked
+
+
+def page_locked(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return an empty tensor that a GPU reads without a detour; torch keeps it while it does."""
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
+class Targets:
+    """Computes the outputs of each block; a subclass may find them where another run left them."""
+
+    def of(self, block: int, compute: Callable[[], Tensor]) -> Tensor:
+        """Return the outputs [samples, ...] of the block at that place, wherever they lie."""
+        return compute()

@@ -1,0 +1,207 @@
+"""Record how a model calls a block, and replay those calls on any samples."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from flexround.calibration.activation_cache import HALF, Streams, rows
+
+
+@torch.no_grad()
+def takers(
+    modules: Iterable[nn.Module], run: Callable[[], object]
+) -> tuple[list[nn.Module], list[list[nn.Module]]]:
+    """Return modules in the order that run calls them, and those that take one tensor together."""
+    taken: list[tuple[nn.Module, Tensor]] = []  # the tensors, kept so that none is reused
+    handles = [
+        module.register_forward_pre_hook(lambda m, args: taken.append((m, args[0])))
+        for module in modules
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    together: dict[int, list[nn.Module]] = {}
+    for module, tensor in taken:
+        together.setdefault(id(tensor), []).append(module)
+    return list(dict.fromkeys(module for module, _ in taken)), list(together.values())
+
+
+class Reached(Exception):
+    """Ends a forward pass once the watched module is called."""
+
+
+@contextlib.contextmanager
+def until_reached() -> Iterator[None]:
+    """Run a forward pass that ends where Reached is raised."""
+    try:
+        yield
+    except Reached as end:
+        # What the pass had computed so far would wait for the garbage collector.
+        traceback.clear_frames(end.__traceback__)
+
+
+@contextlib.contextmanager
+def returning(module: nn.Module, output: Any) -> Iterator[None]:
+    """Make module return output, whatever it is called with."""
+    module.forward = lambda *_, **__: output
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """A recorded argument with one entry a calibration sample, [samples, ...]."""
+
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Calls:
+    """All calls of one module over the calibration set.
+
+    Attributes:
+        inputs: the first argument, [samples, ...].
+        args: the other positional arguments; PerSample where they differ from sample to sample.
+        kwargs: the keyword arguments, likewise.
+        streams: how the inputs are held, and the outputs that are made of them.
+    """
+
+    inputs: Tensor
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] | None = None
+    streams: Streams = field(default_factory=Streams)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def with_inputs(self, inputs: Tensor) -> Calls:
+        """Return the same calls on other inputs [samples, ...]."""
+        return replace(self, inputs=inputs)
+
+    def to_float(self) -> Calls:
+        """Return the calls with half-precision arguments in float32; inputs widen when they run."""
+
+        def widen(leaf: Any) -> Any:
+            if isinstance(leaf, PerSample):
+                return PerSample(widen(leaf.values))
+            return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in HALF else leaf
+
+        args, kwargs = tree_map(widen, (self.args, self.kwargs))
+        return replace(self, args=args, kwargs=kwargs)
+
+    def run(
+        self,
+        module: nn.Module,
+        indices: Tensor,
+        device: torch.device,
+        inputs: Tensor | None = None,
+    ) -> Tensor:
+        """Return module's output on the samples at indices [batch], on device.
+
+        inputs [batch, ...] stand in for the first argument where they are given.
+        """
+
+        def pick(leaf: Any) -> Any:
+            if isinstance(leaf, PerSample):
+                return rows(leaf.values, indices, device)
+            return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+        args, kwargs = tree_map(pick, (self.args, self.kwargs or {}))
+        if inputs is None:
+            inputs = rows(self.inputs, indices, device)
+        out = module(inputs, *args, **kwargs)
+        result: Tensor = out[0] if isinstance(out, tuple) else out
+        return result
+
+    @torch.no_grad()
+    def each(self, module: nn.Module, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+        """Yield module's outputs batch by batch, on device."""
+        for part in torch.arange(len(self)).split(batch_size):
+            yield self.run(module, part, device)
+
+    def run_all(self, module: nn.Module, batch_size: int, device: torch.device) -> Tensor:
+        """Return module's outputs on every sample, [samples, ...], where the inputs are stored."""
+        outputs = self.each(module, batch_size, device)
+        return self.streams.gather(out.to(self.inputs.device) for out in outputs)
+
+
+@torch.no_grad()
+def capture(
+    module: nn.Module,
+    forward: Callable[[Any], Any],
+    batches: Iterable[Any],
+    streams: Streams | None = None,
+) -> Calls:
+    """Return the calls that module receives while forward runs on each batch, held by streams.
+
+    Each forward pass stops where module is called. Tensor arguments that are the same in every
+    call and carry no batch axis of their own stay as they are.
+
+    Raises:
+        ValueError: when forward never calls module, or an argument's shape varies between batches.
+    """
+    streams = streams or Streams()
+    recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    sizes: list[int] = []
+
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorded.append((args, kwargs))
+        raise Reached
+
+    def firsts() -> Iterator[Tensor]:
+        for batch in batches:
+            with until_reached():
+                forward(batch)
+            if len(recorded) == len(sizes):
+                raise ValueError("the model's forward pass does not call the block to capture")
+            (first, *others), kwargs = recorded[-1]
+            recorded[-1] = tuple(others), kwargs  # streams decide whether the first is kept
+            sizes.append(len(first))
+            yield first
+
+    handle = module.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        inputs = streams.gather(firsts())
+    finally:
+        handle.remove()
+    args, kwargs = _merge(recorded, sizes)
+    return Calls(inputs, args, kwargs, streams)
+
+
+def _merge(
+    recorded: list[tuple[tuple[Any, ...], dict[str, Any]]], sizes: list[int]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the (args, kwargs) of calls on batches of the given sizes as those of one call."""
+
+    def join(*leaves: Any) -> Any:
+        if len({isinstance(leaf, Tensor) for leaf in leaves}) > 1:
+            raise ValueError(
+                "an argument is a tensor in some calibration batches and missing in others, as a "
+                "mask of ones is; give the calibration samples as one batch"
+            )
+        if not isinstance(leaves[0], Tensor):
+            return leaves[0]
+        batched = all(
+            leaf.dim() > 0 and len(leaf) == size for leaf, size in zip(leaves, sizes, strict=True)
+        )
+        same = all(torch.equal(leaf, leaves[0]) for leaf in leaves)
+        if same and (not batched or len(leaves[0]) == 1):
+            return leaves[0]
+        if not batched:
+            raise ValueError(f"an argument of shape {list(leaves[0].shape)} has no batch axis")
+        return PerSample(torch.cat(leaves))
+
+    joined: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(join, recorded[0], *recorded[1:])
+    return joined

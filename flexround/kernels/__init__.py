@@ -1,0 +1,1 @@
+"""The methods' equations as fast passes over a weight."""

@@ -1,0 +1,1 @@
+"""The loops that quantize a model, block by block or layer by layer."""

@@ -1,0 +1,122 @@
+"""The iterations of one unit: draw a batch, take a step, tell how far it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flexround.cost import Cost, StepCounter, training_cost
+from flexround.reconstruction.callbacks import Observer
+from flexround.reconstruction.report import Curve
+
+# How often the loss is read: each reading makes a GPU wait.
+READ_EVERY = 10
+
+Schedule = Literal["constant", "cosine", "linear"]
+Scheduled = tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]
+
+
+def scheduled(optimizer: torch.optim.Optimizer, schedule: Schedule, iters: int) -> Scheduled:
+    """Return optimizer with what takes its rates down to 0 over iters, or None."""
+    if schedule == "constant":
+        return optimizer, None
+    if schedule == "linear":
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / iters)
+        return optimizer, rates
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iters)
+
+
+def step_optimizer(sizes: Sequence[torch.nn.Parameter], lr: float, iters: int) -> Scheduled:
+    """Return Adam over activations' step sizes, its rate taken down to 0 by a cosine."""
+    return scheduled(torch.optim.Adam(list(sizes), lr=lr, fused=True), "cosine", iters)
+
+
+class Best:
+    """Holds the parameters of the lowest error so far."""
+
+    def __init__(self, params: Sequence[torch.nn.Parameter]) -> None:
+        self._params, self._error = params, math.inf
+        self._held: list[Tensor] = []
+
+    def see(self, error: float) -> None:
+        """Keep the parameters as they are now when error is lower than any before."""
+        if error < self._error:
+            self._error = error
+            if not self._held:
+                self._held = [torch.empty_like(p) for p in self._params]
+            for held, param in zip(self._held, self._params, strict=True):
+                held.copy_(param.detach())
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the kept values back."""
+        for param, held in zip(self._params, self._held, strict=True):
+            param.copy_(held)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Stochastic descent over the calibration samples of the unit called name."""
+
+    name: str
+    iters: int
+    batch_size: int
+    generator: torch.Generator
+    observers: Sequence[Observer]
+
+    def run(
+        self,
+        samples: int,
+        losses: Callable[[Tensor, float], tuple[Tensor, Tensor]],
+        optimizers: Sequence[Scheduled],
+        after_step: Callable[[], None],
+        best: Best | None = None,
+    ) -> tuple[Cost, Curve]:
+        """Take all steps and return their cost and [iteration, error] as it was read.
+
+        losses gives (error, loss) of a batch of indices at a progress in [0, 1).
+
+        With best the parameters of the mini-batch with the lowest error are restored in the end.
+
+        Raises:
+            ValueError: when the loss is not finite; names the unit.
+        """
+        counter, curve = StepCounter(), Curve()
+        for iteration in range(self.iters):
+            batch = torch.randperm(samples, generator=self.generator)[: self.batch_size]
+            for optimizer, _ in optimizers:
+                optimizer.zero_grad()
+            with counter.first(iteration):
+                error, loss = losses(batch, iteration / self.iters)
+                if best is not None:
+                    best.see(error.item())
+                loss.backward()
+            for optimizer, scheduler in optimizers:
+                optimizer.step()
+                if scheduler is not None:
+                    scheduler.step()
+            after_step()
+            if iteration % READ_EVERY == 0 or iteration == self.iters - 1:
+                curve.append([iteration, self._read(iteration, loss, error)])
+        if best is not None:
+            best.restore()
+        own = [optimizer for optimizer, _ in optimizers]
+        learned = [p for optimizer in own for g in optimizer.param_groups for p in g["params"]]
+        kept = 0 if best is None else 1
+        return training_cost(learned, own, kept, counter.flops * self.iters), curve
+
+    def _read(self, iteration: int, loss: Tensor, error: Tensor) -> float:
+        if not math.isfinite(loss.item()):
+            raise ValueError(
+                f"block {self.name}: the loss is {loss.item()} at iteration {iteration}; "
+                "lower recon.lr"
+            )
+        value = error.item()
+        for observer in self.observers:
+            observer.step(self.name, iteration, value)
+        return value

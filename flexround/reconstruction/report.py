@@ -1,0 +1,102 @@
+"""Time and peak memory of one unit of reconstruction."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from flexround.cost import Cost
+
+PEAK = Path("/proc/self/clear_refs")  # man 5 proc: 5 resets the peak resident set
+
+
+class Stopwatch:
+    """Runs from its making to its report."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._start = device, time.perf_counter()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with contextlib.suppress(OSError):  # Linux alone can forget a process's peak
+                PEAK.write_text("5")
+
+    def report(
+        self,
+        name: str,
+        bits: dict[str, int],
+        error_before: float,
+        error_after: float,
+        cost: Cost,
+        objectives: dict[str, list[float]] | None = None,
+        curve: Curve | None = None,
+    ) -> BlockReport:
+        """Return what became of the unit called name; curve is thinned."""
+        return BlockReport(
+            name=name,
+            layers=bits,
+            error_before=error_before,
+            error_after=error_after,
+            seconds=time.perf_counter() - self._start,
+            peak_memory_gib=self._peak_memory_gib(),
+            cost=cost,
+            objectives=objectives or {},
+            curve=thin(curve or []),
+        )
+
+    def _peak_memory_gib(self) -> float:
+        """Return the peak since the start: the GPU's, or on the CPU the whole process's.
+
+        Where the system can't forget an earlier peak of the process, it is the peak so far.
+        """
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+T = TypeVar("T")
+
+
+Curve = list[list[float]]
+
+
+def thin(values: list[T], most: int = 33) -> list[T]:
+    """Return values, or where there are more than most that many of them, first and last kept."""
+    if len(values) <= most:
+        return values
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What became of one unit of reconstruction.
+
+    Attributes:
+        name: the block's or layer's name in the model.
+        layers: bits of every layer in it and of every activation that is quantized, by name.
+        error_before: reconstruction loss over the calibration set, quantizers as they start.
+        error_after: the same after optimisation, with the weights as they are kept.
+        seconds: wall time of the unit.
+        peak_memory_gib: peak of the GPU, or of the process on the CPU, in this unit.
+        cost: what the method itself took.
+        objectives: a solver's error of each layer: of round-to-nearest on the same scales, where
+            its search starts, in steps of it, and in the end; thinned where there are many.
+        curve: [iteration, mini-batch's reconstruction loss] pairs, thinned where there are many;
+            empty where nothing is learned by gradients. Lists, so that JSON gives back the same.
+    """
+
+    name: str
+    layers: dict[str, int]
+    error_before: float
+    error_after: float
+    seconds: float
+    peak_memory_gib: float
+    cost: Cost = field(default_factory=Cost)
+    objectives: dict[str, list[float]] = field(default_factory=dict)
+    curve: Curve = field(default_factory=list)

@@ -1,0 +1,212 @@
+"""The leaderboard as one HTML file that needs nothing else: tables, plots and the runs behind them.
+
+page.html is the template; page.css and page.js are put into it. Everything that comes from records
+is escaped by the template or set as text by the script, and the page's own policy lets no other
+script run and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from flexround.utils.atomic_files import write_whole
+from results.page.svg_chart import Chart, charts
+from results.records.record import Record
+from results.tables.formats import PLUS_MINUS
+from results.tables.leaderboard import CELL, mean_text, rows_and_runs, width
+
+HERE = Path(__file__).resolve().parent
+NUMBERS = ("mean", "delta", "fp", "n", "failed")
+# Key, heading, what it says; the settings that tell cells apart stand after the first two, and the
+# metric's name above its values.
+COLUMNS = (
+    ("model", "Model", "the network"),
+    ("quant", "Method", "how its weights were quantized"),
+    ("width", "Bits", "W: of the weights, A: of the activations"),
+    ("mean", "", f"mean {PLUS_MINUS} standard deviation over seeds"),
+    ("delta", "vs. FP", "difference to full precision"),
+    ("fp", "FP", "full precision"),
+    ("n", "Seeds", "runs that ended well"),
+    ("failed", "Failed", "runs that failed"),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a row shows in one column: its text, the number it is sorted by, whether it is bad."""
+
+    text: str
+    number: str = ""
+    bad: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A task's table and plots.
+
+    Attributes:
+        columns: (key, heading, what it says) of each column; the first is the model.
+        rows: the cells, and the place of the row's runs in the page's list.
+    """
+
+    task: str
+    metric: str
+    better: str
+    columns: Sequence[tuple[str, str, str]]
+    rows: Sequence[tuple[int, Sequence[Cell]]]
+    charts: Sequence[Chart]
+
+
+class Made:
+    """What many runs have in common, each said once: commit, versions, device."""
+
+    def __init__(self) -> None:
+        self.facts: dict[tuple[str, str, str], int] = {}
+
+    def of(self, record: Record) -> int:
+        """Return the number of what made record."""
+        versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+        facts = (record.commit or "unknown", versions or "unknown", record.device or "unknown")
+        return self.facts.setdefault(facts, len(self.facts))
+
+
+def write(records: Sequence[Record], by: Sequence[str], folder: Path, out: Path) -> str:
+    """Write the page of records, which lie in folder, to out; return what was written.
+
+    Raises:
+        ValueError: when out can't be written, or as leaderboard does.
+    """
+    text = page(records, by, os.path.relpath(folder.resolve(), out.resolve().parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, text.encode())
+    except OSError as error:
+        raise ValueError(f"--out {out}: {error.strerror}; give another") from error
+    return f"{len(records)} runs: {out}"
+
+
+def page(records: Sequence[Record], by: Sequence[str], folder: str) -> str:
+    """Return the page's HTML; folder is where it finds the records' files, as a relative path.
+
+    Raises:
+        ValueError: as leaderboard does.
+    """
+    frame, runs = rows_and_runs(records, by)
+    shown = {record.run_id for members in runs for record in members}
+    made = Made()
+    script = Markup((HERE / "page.js").read_text())
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    link = "/".join(quote(part) for part in Path(folder).parts)
+    return _environment().get_template("page.html").render(
+        tables=_tables(frame, runs),
+        options={
+            "task": list(frame["task"].unique()),
+            "model": list(frame["model"].unique()),
+            "quant": list(frame["quant"].unique()),
+            "width": _widths(frame),
+        },
+        data={
+            "folder": link,
+            "runs": [[_run(record, made) for record in members] for members in runs],
+            "made": [list(facts) for facts in made.facts],
+        },
+        numbers=("width", *NUMBERS),
+        strays=[(r, f"{link}/{quote(r.run_id)}.json") for r in records if r.run_id not in shown],
+        count=len(records),
+        newest=_moment(max(record.started for record in records)),
+        style=Markup((HERE / "page.css").read_text()),
+        script=script,
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+    )  # fmt: skip
+
+
+def command(record: Record) -> str | None:
+    """Return the line that makes record again, None where the record does not keep it."""
+    if record.overrides is None:
+        return None
+    return shlex.join(["python", "run.py", *record.overrides])
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return made
+
+
+def _run(record: Record, made: Made) -> list[str | int | None]:
+    """Return what page.js shows of a run, in the order of its `FIELDS`."""
+    value = "" if record.value is None else f"{record.value:.8g}"
+    return [
+        record.run_id, record.status, record.seed, value, f"{record.seconds:.1f}",
+        _moment(record.started), made.of(record), record.error, command(record),
+    ]  # fmt: skip
+
+
+def _moment(text: str) -> str:
+    """Return an ISO time without what nobody reads; text itself where it is none."""
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{moment:%Y-%m-%d %H:%M} {moment.tzname() or ''}".rstrip()
+
+
+def _widths(frame: pd.DataFrame) -> list[str]:
+    widest = frame.sort_values(["bits", "act_bits"], ascending=False)
+    return list(dict.fromkeys(width(row) for row in widest.itertuples()))
+
+
+def _tables(frame: pd.DataFrame, runs: Sequence[Sequence[Record]]) -> list[Table]:
+    names = list(frame.columns[: frame.columns.get_loc("bits")])
+    told = [name for name in dict.fromkeys(names) if name not in CELL]
+    styles = {quant: number for number, quant in enumerate(frame["quant"].unique())}
+    whole = frame.assign(width=[width(row) for row in frame.itertuples()], place=range(len(frame)))
+    tables = []
+    for task, part in whole.groupby("task", sort=False):
+        rows: list[dict[Any, Any]] = part.to_dict("records")
+        # A setting that no run of this task has tells none of them apart.
+        apart = [name for name in told if any(row[name] != "-" for row in rows)]
+        facts = [record for row in rows for record in runs[row["place"]]]
+        better = next((r.higher_is_better for r in facts if r.higher_is_better is not None), True)
+        metric = next((row["metric"] for row in rows if row["metric"]), "value")
+        columns = [*COLUMNS[:2], *((name, name, "a setting") for name in apart), *COLUMNS[2:]]
+        tables.append(
+            Table(
+                task=str(task),
+                metric=metric,
+                better="higher is better" if better else "lower is better",
+                columns=[(key, heading or metric, told) for key, heading, told in columns],
+                rows=[(row["place"], [_cell(row, key) for key, *_ in columns]) for row in rows],
+                charts=charts(rows, apart, styles, better),
+            )
+        )
+    return tables
+
+
+def _cell(row: dict[str, Any], key: str) -> Cell:
+    if key == "width":
+        acts = 0.0 if pd.isna(row["act_bits"]) else row["act_bits"]
+        return Cell(row["width"], f"{row['bits'] + acts / 100}")
+    value = row[key]
+    if key not in NUMBERS:
+        return Cell(str(value))
+    if pd.isna(value):
+        return Cell("failed", bad=True) if key == "mean" else Cell("-")
+    texts = {"mean": mean_text(row), "delta": f"{value:+.2f}", "fp": f"{value:.2f}"}
+    return Cell(texts.get(key, str(value)), repr(value), key == "failed" and value > 0)

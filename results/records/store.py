@@ -1,0 +1,221 @@
+"""The folder of records: one JSON file a run, written whole by an atomic rename."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json
+
+from flexround.utils.atomic_files import write_whole, written_beside
+from results.records.claim import Claim
+from results.records.record import SCHEMA, OldSchema, OtherSchema, Record
+
+if TYPE_CHECKING:
+    from results.records.outcomes import Outcomes
+
+log = logging.getLogger(__name__)
+
+# A file that says that the folder has no records of an older version.
+MARK = ".schema"
+
+
+class Store:
+    """Records under one folder, named by their run id."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def path(self, run_id: str) -> Path:
+        """Return where the record of run_id lies."""
+        return self.root / f"{run_id}.json"
+
+    def check_writable(self) -> None:
+        """Make the folder and prove that a record can be written.
+
+        Raises:
+            ValueError: when it can't be, before any work is done.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".probe-{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise ValueError(
+                f"results_dir={self.root} can't be written ({error.strerror}); "
+                "give another with results_dir=PATH"
+            ) from error
+
+    def find(self, run_id: str) -> Record | None:
+        """Return the record of run_id, or None where there is none.
+
+        One that can't be read is set aside, to be computed again.
+
+        Raises:
+            ValueError: when it is of another version of this program.
+        """
+        path = self.path(run_id)
+        try:
+            return _parse(path)
+        except FileNotFoundError:
+            return None
+        except OtherSchema as error:
+            raise ValueError(
+                f"{path}: {error}; give another results_dir=, the two do not mix"
+            ) from error
+        except (OSError, ValueError, TypeError) as error:
+            aside = path.with_suffix(".damaged")
+            path.replace(aside)
+            log.warning("record %s is damaged (%s); set aside as %s", path, error, aside.name)
+            return None
+
+    def claim(self, run_id: str) -> Claim:
+        """Return the claim on run_id, which whoever computes it holds."""
+        return Claim(self.root / "running" / f"{run_id}.json")
+
+    def unfinished(self, run_id: str) -> Path:
+        """Return the folder of the checkpoints of a run."""
+        return self.root / "unfinished" / run_id
+
+    def artifact(self, run_id: str) -> Path:
+        """Return the folder of the integers that a run with save=true has found."""
+        return self.root / "artifacts" / run_id
+
+    def look(self, run_id: str) -> Record | None:
+        """Return the record of run_id as find does, and touch nothing."""
+        path = self.path(run_id)
+        try:
+            return self._read(path) if path.exists() else None
+        except OldSchema as error:
+            log.warning("record %s passed over: %s", path, error)
+            return None
+
+    def names(self, run_id: str) -> list[str]:
+        """Return what the run called run_id is called, and what it was called before."""
+        record = self.look(run_id)
+        return [run_id, *(record.former_ids if record is not None else ())]
+
+    def check_schema(self) -> None:
+        """Check that the folder's records are of this version, once for every folder.
+
+        Raises:
+            ValueError: when some are of the version before, which names runs otherwise.
+        """
+        mark = self.root / MARK
+        if mark.exists():
+            return
+        if old := sum(_is_old(path) for path in self.root.glob("*.json")):
+            raise ValueError(
+                f"{old} records in {self.root} have names of an older version, under which no run "
+                f"is found again; `python -m results rekey --results-dir {self.root}` renames them"
+            )
+        write_whole(mark, f"{SCHEMA}\n".encode())
+
+    @cached_property
+    def renamed(self) -> dict[str, str]:
+        """What runs are called now, by what they were called before."""
+        return {former: record.run_id for record in self.load() for former in record.former_ids}
+
+    def replaced(self, run_id: str) -> str | None:
+        """Return when the finished run began whose record a new one would replace, or None."""
+        old = self.look(run_id)
+        return old.started if old is not None and old.status == "ok" else None
+
+    def outcomes_path(self, run_id: str) -> Path:
+        """Return where the outcomes of the run's evaluation samples lie."""
+        return self.root / "outcomes" / f"{run_id}.npz"
+
+    def outcomes(self, record: Record) -> Outcomes:
+        """Return the outcomes of record's evaluation samples, none where none can be read."""
+        from results.records.outcomes import unpack
+
+        path = self.outcomes_path(record.run_id)
+        try:
+            return unpack(path.read_bytes(), record.started)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            log.warning("outcomes %s passed over: %s", path, error)
+            return {}
+
+    def write(self, record: Record, outcomes: Mapping[str, Any] | None = None) -> Path:
+        """Write record; an older one of the same run goes to history/. Return its path.
+
+        The outcomes of its evaluation samples, [samples] by metric, are written before it.
+        """
+        if outcomes:
+            from results.records.outcomes import pack
+
+            kept = self.outcomes_path(record.run_id)
+            kept.parent.mkdir(exist_ok=True)
+            write_whole(kept, pack(outcomes, record.started))
+        path = self.path(record.run_id)
+        data = json.dumps(record.to_json(), indent=1, sort_keys=True).encode()
+        with written_beside(path, data) as part:
+            if path.exists():
+                old = self.root / "history" / f"{record.run_id}.{_stamp(path)}.json"
+                old.parent.mkdir(exist_ok=True)
+                with contextlib.suppress(FileExistsError):
+                    os.link(path, old)  # the next line replaces the record, which is never missing
+            part.replace(path)
+        return path
+
+    def load(self, run_ids: Iterable[str] | None = None) -> list[Record]:
+        """Return all records, or those of run_ids, oldest first."""
+        paths = self.root.glob("*.json") if run_ids is None else map(self.path, run_ids)
+        found: list[Record | None] = []
+        old = 0
+        for path in sorted(set(paths)):
+            try:
+                found.append(self._read(path) if path.exists() else None)
+            except OldSchema:
+                old += 1
+        if old:
+            rekey = f"`python -m results rekey --results-dir {self.root}` renames them"
+            if not any(found):
+                raise ValueError(
+                    f"all {old} records in {self.root} are of an older version; {rekey}"
+                )
+            log.warning("%d records of an older version left out; %s", old, rekey)
+        return sorted((r for r in found if r is not None), key=lambda r: r.started)
+
+    def _read(self, path: Path) -> Record | None:
+        """Return the record at path, None where it can't be read.
+
+        Raises:
+            OldSchema: when it is of an older version.
+        """
+        try:
+            return _parse(path)
+        except OldSchema:
+            raise
+        except (OSError, ValueError, TypeError) as error:
+            log.warning("record %s passed over: %s", path, error)
+            return None
+
+
+def _parse(path: Path) -> Record:
+    return Record.from_json(from_json(path.read_bytes()))
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        _parse(path)
+    except OldSchema:
+        return True
+    except (OSError, ValueError, TypeError):
+        return False
+    return False
+
+
+def _stamp(path: Path) -> str:
+    """Return when the file was written, as a part of a name."""
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime(path.stat().st_mtime))

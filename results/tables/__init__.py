@@ -1,0 +1,1 @@
+"""Tables made of records, and others' published numbers."""

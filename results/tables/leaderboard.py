@@ -1,0 +1,209 @@
+"""The leaderboard, a pure function of records: rows are models and methods, columns bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean, median, stdev
+from typing import Any
+
+import pandas as pd
+
+from results.records.record import Record
+from results.records.selection import check_known, facts, flatten
+from results.tables.formats import PLUS_MINUS, latex, markdown
+
+CELL = ["task", "model", "quant"]
+SEEDS = ("seed", "quant.seed")  # what runs of one cell may differ in
+# Settings that become a column by themselves where runs of one cell differ in them.
+TOLD_APART = (
+    "recon.steps", "act_stem_bits", "kv_bits", "granularity._target_", "group_size",
+    "symmetric", "recon.unit", "checkpoint", "task_version", "metric",
+)  # fmt: skip
+FORMATS = ("markdown", "csv", "latex", "html")
+
+
+def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFrame:
+    """Return one row a cell: its names, by, bits, act_bits, metric, what `numbers` says.
+
+    The settings of TOLD_APART join by where runs of one cell differ in them. std is over seeds and
+    missing for fewer than two. Tasks, models and methods stand in the order of
+    their first runs.
+
+    Raises:
+        ValueError: when runs that differ in more than their seed fall into one cell; names what
+            they differ in.
+    """
+    return rows_and_runs(records, by)[0]
+
+
+def rows_and_runs(
+    records: Sequence[Record], by: Sequence[str] = ()
+) -> tuple[pd.DataFrame, list[list[Record]]]:
+    """Return the leaderboard and, row by row, the runs that it is made of.
+
+    Raises:
+        ValueError: as leaderboard does.
+    """
+    for name in by:
+        check_known(records, name, f"--by {name}")
+    by, cells = _cells(records, by)
+    names = [*CELL, *by, "bits", "act_bits"]
+    # Together what belongs together, each in the order of its first run.
+    first = [{part: i for i, part in enumerate(dict.fromkeys(p))} for p in zip(*cells, strict=True)]
+    places = len(CELL) + len(by)
+    keys = sorted(cells, key=lambda key: [first[i][key[i]] for i in range(places)])
+    rows = [dict(zip(names, key, strict=True)) | numbers(cells[key]) for key in keys]
+    return pd.DataFrame(rows).astype({"act_bits": float}), [cells[key] for key in keys]
+
+
+def numbers(members: Sequence[Record]) -> dict[str, Any]:
+    """Return what runs that differ in their seed have found: metric, mean, median, std, n, fp, ...
+
+    delta is mean - fp; failed counts the runs that failed.
+    """
+    values = [r.value for r in members if r.value is not None]
+    fps = [r.fp_value for r in members if r.fp_value is not None]
+    mean = fmean(values) if values else None
+    fp = fmean(fps) if fps else None
+    return {
+        "metric": next((r.metric for r in members if r.metric), None),
+        "mean": mean,
+        "median": median(values) if values else None,
+        "std": stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+        "fp": fp,
+        "delta": None if mean is None or fp is None else mean - fp,
+        "failed": sum(r.status == "failed" for r in members),
+    }
+
+
+Cells = dict[tuple[Any, ...], list[Record]]
+
+
+def _cells(records: Sequence[Record], by: Sequence[str]) -> tuple[list[str], Cells]:
+    """Return by with what had to join it, and the records of each cell."""
+    names = list(by)
+    while True:
+        cells: Cells = {}
+        for record in records:
+            own = facts(record)
+            told = (str(own.get(k, "-")) for k in names)
+            key = (*(own[k] for k in CELL), *told, record.bits, own.get("act_bits"))
+            cells.setdefault(key, []).append(record)
+        for key, members in cells.items():
+            done = [r for r in members if r.status == "ok"]
+            # A failed attempt with other settings must not hide what succeeded.
+            cells[key] = done + [r for r in members if r.status == "failed" and _like(r, done)]
+        conflicts = {key: found for key, members in cells.items() if (found := _differing(members))}
+        if not conflicts:
+            return names, cells
+        joining = [
+            n for n in TOLD_APART if n not in names and any(n in c for c in conflicts.values())
+        ]
+        if not joining:
+            raise _two_in_one_cell(*next(iter(conflicts.items())))
+        names.append(joining[0])
+
+
+def _like(failed: Record, done: Sequence[Record]) -> bool:
+    """Return whether failed has the settings of the runs that are done, the seed aside."""
+    own = _but_seeds(failed)
+    return not done or any(own == _but_seeds(r) for r in done)
+
+
+def _but_seeds(record: Record) -> dict[str, Any]:
+    return {k: v for k, v in flatten(record.settings).items() if k not in SEEDS}
+
+
+def _differing(members: Sequence[Record]) -> dict[str, list[str]]:
+    """Return what the members of a cell differ in but their seed, with the values."""
+    early = ("task_version", "metric")  # which a run that failed early does not know
+    flats = [flatten(r.settings) | {k: facts(r)[k] for k in early} for r in members]
+    names = dict.fromkeys(name for flat in flats for name in flat if name not in SEEDS)
+    differing = {}
+    for name in names:
+        values = list(dict.fromkeys(str(flat.get(name)) for flat in flats))
+        if name in early:
+            values = [value for value in values if value != "None"]
+        if len(values) > 1:
+            differing[name] = values
+    return differing
+
+
+def _two_in_one_cell(key: tuple[Any, ...], differing: dict[str, list[str]]) -> ValueError:
+    told = "; ".join(f"{name} ({', '.join(values)})" for name, values in differing.items())
+    *names, bits, act_bits = key
+    cell = " ".join(map(str, names)) + f" {bits}" + (f"/{act_bits}" if act_bits else "")
+    first = next(iter(differing))
+    return ValueError(
+        f"different configurations fall into the cell {cell} bit: {told}; "
+        f"keep one with --where {first}=VALUE or tell them apart with --by {first}"
+    )
+
+
+def mean_text(row: dict[Any, Any]) -> str:
+    """Return a row's mean, with its deviation where there is one."""
+    return f"{row['mean']:.2f}" + (f" {PLUS_MINUS} {row['std']:.2f}" if row["n"] > 1 else "")
+
+
+def _cell_text(row: Any) -> str:
+    if not row.n:
+        return "failed"
+    text = mean_text(row._asdict())
+    if pd.notna(row.delta):
+        text += f" ({row.delta:+.2f})"
+    return text + (f", {row.failed} failed" if row.failed else "")
+
+
+def width(row: Any) -> str:
+    """Return a row's bits as the field writes them: W4, or W4A8."""
+    return f"W{row.bits}" + (f"A{row.act_bits:.0f}" if pd.notna(row.act_bits) else "")
+
+
+def text_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells as a table of text, bit widths as columns; absent ones are a dash."""
+    rows = [
+        c
+        for c in cells.columns[: cells.columns.get_loc("bits")]
+        if cells[c].nunique() > 1 or c != "task"
+    ]
+    texts = cells.assign(
+        text=[_cell_text(row) for row in cells.itertuples()],
+        width=[width(row) for row in cells.itertuples()],
+    )
+    order = texts[rows].drop_duplicates()
+    widths = texts.sort_values(["bits", "act_bits"], ascending=False)["width"].drop_duplicates()
+    wide = texts.pivot(index=rows, columns="width", values="text")
+    wide = wide.reindex(pd.MultiIndex.from_frame(order))[list(widths)]
+    fp = cells.groupby(rows, sort=False)["fp"].mean()
+    wide.insert(0, "FP", [f"{fp[i]:.2f}" if pd.notna(fp[i]) else "-" for i in wide.index])
+    return wide.fillna("-").reset_index()
+
+
+def caption(cells: pd.DataFrame) -> str:
+    """Return what the numbers of the table are."""
+    metrics = ", ".join(
+        f"{task}: {' or '.join(names.unique())}"
+        for task, names in cells.dropna(subset="metric").groupby("task")["metric"]
+    )
+    return (
+        f"{metrics}; mean {PLUS_MINUS} standard deviation over seeds where there are several "
+        "(difference to full precision, FP)"
+    )
+
+
+def render(cells: pd.DataFrame, form: str) -> str:
+    """Return the leaderboard as markdown, latex or html text, or the bare cells as csv.
+
+    Raises:
+        ValueError: for another format.
+    """
+    makers: dict[str, Callable[[], str]] = {
+        "markdown": lambda: f"{markdown(text_table(cells))}\n\n{caption(cells)}",
+        "csv": lambda: cells.to_csv(index=False).rstrip("\n"),
+        "latex": lambda: latex(text_table(cells)),
+        "html": lambda: text_table(cells).to_html(index=False),
+    }
+    if form not in makers:
+        raise ValueError(f"--format {form}: give one of {', '.join(makers)}")
+    return makers[form]()

@@ -1,0 +1,191 @@
+"""Our numbers beside the paper's, cell by cell: value, difference, and the order of the methods.
+
+The paper's value of an ImageNet cell is the median of five trials; ours is the median of the seeds
+that there are. A difference counts as noise (~) when it is no larger than the standard deviation of
+at least two seeds. Which checkpoint was quantized shows in the full-precision rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+from statistics import median, stdev
+
+import pandas as pd
+
+from results.records.record import Record
+from results.tables.formats import markdown
+from results.tables.published_numbers import Cell, published
+
+LOWER_IS_BETTER = ("perplexity",)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A published cell with our values of it, one a seed."""
+
+    cell: Cell
+    ours: Sequence[float]
+
+    @property
+    def value(self) -> float | None:
+        """Our median, None without a run."""
+        return median(self.ours) if self.ours else None
+
+    @property
+    def noise(self) -> bool:
+        """Whether the difference to the paper is within the seeds' spread."""
+        if self.value is None or len(self.ours) < 2:
+            return False
+        return abs(self.value - self.cell.value) <= stdev(self.ours)
+
+
+def join(table: str, records: Sequence[Record]) -> list[Joined]:
+    """Return every cell of a published table with what records have of it.
+
+    Raises:
+        ValueError: when there is no such table, or runs of one cell differ in more than the seed.
+    """
+    cells = [cell for cell in published(table) if "." not in cell.metric]
+    if not cells:
+        raise ValueError(f"{table} lists settings, not results; they are in conf/tuned/")
+    done = newest_version([record for record in records if record.status == "ok"])
+    return [Joined(cell, _values(cell, done)) for cell in cells]
+
+
+def newest_version(records: Sequence[Record]) -> list[Record]:
+    """Return the records of each task's newest version, which others do not compare with."""
+    newest: dict[str, int] = {}
+    for record in records:
+        newest[record.task] = max(newest.get(record.task, 0), record.task_version or 0)
+    return [record for record in records if record.task_version == newest[record.task]]
+
+
+def beside(record: Record) -> list[Joined]:
+    """Return the published cells that record is a run of, each with its value."""
+    cells = [cell for cell in published() if "." not in cell.metric]
+    return [Joined(cell, ours) for cell in cells if (ours := _values(cell, [record]))]
+
+
+def _values(cell: Cell, records: Sequence[Record]) -> list[float]:
+    if cell.method == "fp":
+        found = [r for r in records if (r.model, r.task) == (cell.model, _task(cell))]
+        if cell.task == "imagenet":
+            words = cell.setting.split()
+            found = [r for r in found if _torchvision(r) == ("torchvision" in words)]
+            found = [r for r in found if _equalized(r) == ("equalize" in words)]
+        values = {r.fp_metrics[cell.metric] for r in found if cell.metric in r.fp_metrics}
+        return sorted(values)[:1] if len(values) == 1 else []
+    found = [r for r in records if _is(r, cell) and isfinite(r.metrics.get(cell.metric, nan))]
+    seeds = [r.seed for r in found]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"several configurations fall into {cell.table} {cell.model} {cell.task} {cell.method} "
+            f"{cell.setting} {cell.bits}; choose with --where"
+        )
+    return [r.metrics[cell.metric] for r in found]
+
+
+def _is(record: Record, cell: Cell) -> bool:
+    """Return whether record is a run of the cell."""
+    if (record.model, record.task, record.quant) != (cell.model, _task(cell), cell.method):
+        return False
+    settings = record.settings
+    quantized = settings.get("activation") is not None
+    bits = f"W{record.bits}A{settings['act_bits']}" if quantized else f"W{record.bits}"
+    together = quantized and settings.get("recon", {}).get("steps") == "together"
+    words = cell.setting.split()
+    wanted = {word.partition("=")[0]: word.partition("=")[2] for word in words}
+    samples = wanted.get("num_samples", str(settings["num_samples"]))
+    return (
+        bits == (cell.bits if quantized else cell.bits.partition("A")[0])
+        and (quantized or cell.bits.endswith(("A16", "A32")))
+        and ("Q" if together else "B") == words[0]
+        and str(settings["num_samples"]) == samples
+        and _equalized(record) == ("equalize" in words)
+        and (cell.task != "imagenet" or _torchvision(record) == ("torchvision" in words))
+    )
+
+
+def _torchvision(record: Record) -> bool:
+    """Return whether the weights are the model's own, not given by checkpoint=."""
+    return record.settings.get("checkpoint") is None
+
+
+def _equalized(record: Record) -> bool:
+    return bool(record.settings["model"].get("equalize"))
+
+
+def _task(cell: Cell) -> str:
+    return "five_shot" if "num_fewshot=5" in cell.setting.split() else cell.task
+
+
+def frame(joined: Sequence[Joined]) -> pd.DataFrame:
+    """Return one row a cell: names, ours, n, paper, difference, noise, and both ranks.
+
+    A rank is the place among the methods of one model, task, setting, bits and metric, 1 the best,
+    and missing where any of them has no run of ours.
+    """
+    rows = [
+        {
+            "model": j.cell.model,
+            "task": j.cell.task,
+            "method": j.cell.method,
+            "setting": j.cell.setting,
+            "bits": j.cell.bits,
+            "metric": j.cell.metric,
+            "ours": j.value,
+            "n": len(j.ours),
+            "paper": j.cell.value,
+            "difference": None if j.value is None else j.value - j.cell.value,
+            "noise": j.noise,
+            "note": j.cell.note,
+        }
+        for j in joined
+    ]
+    table = pd.DataFrame(rows)
+    column = ["model", "task", "setting", "bits", "metric"]
+    for _, group in table.groupby(column, sort=False):
+        if len(group) < 2:
+            continue
+        ascending = group["metric"].iloc[0] in LOWER_IS_BETTER
+        for name in ("ours", "paper"):
+            if group["ours"].notna().all():
+                ranks = group[name].astype(float).rank(ascending=ascending, method="min")
+                table.loc[group.index, f"rank_{name}"] = ranks
+    return table
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the join's cells as text."""
+    return pd.DataFrame(
+        {
+            **{name: table[name] for name in ("model", "task", "method", "setting", "bits")},
+            "metric": table["metric"],
+            "ours": [_number(v) for v in table["ours"]],
+            "seeds": table["n"],
+            "paper": [_number(v) for v in table["paper"]],
+            "difference": [
+                _number(d, "+.2f") + (" ~" if noise else "")
+                for d, noise in zip(table["difference"], table["noise"], strict=True)
+            ],
+            "note": table["note"],
+        }
+    )
+
+
+def text(table: pd.DataFrame) -> str:
+    """Return the join in Markdown, with how many orders agree."""
+    lines = [markdown(shown(table))]
+    if "rank_ours" in table:
+        column = ["model", "task", "setting", "bits", "metric"]
+        ranked = table.dropna(subset=["rank_ours"]).groupby(column, sort=False)
+        same = [bool((g["rank_ours"] == g["rank_paper"]).all()) for _, g in ranked]
+        lines.append(f"\nmethods in the paper's order in {sum(same)} of {len(same)} columns")
+    lines.append("\n~ within the standard deviation of our seeds")
+    return "\n".join(lines)
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None or pd.isna(value) else f"{value:{form}}"

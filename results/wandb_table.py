@@ -1,0 +1,65 @@
+"""Records as a table of a wandb run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+
+Mode = Literal["offline", "online", "disabled"]
+
+
+CONNECT = 20.0  # seconds until no answer counts as no network
+
+
+def open_run(mode: Mode, dir: str, **options: Any) -> Any:
+    """Return an opened wandb run; offline where mode is online and nobody answers.
+
+    Raises:
+        ValueError: when wandb asks for a login that is not there.
+    """
+    import wandb
+
+    Path(dir).mkdir(parents=True, exist_ok=True)
+    settings = wandb.Settings(
+        console="off",
+        x_disable_stats=True,
+        disable_git=True,
+        save_code=False,
+        silent=True,
+        init_timeout=CONNECT,
+    )
+    try:
+        return wandb.init(
+            mode=mode, dir=dir, resume="allow", reinit="finish_previous", settings=settings,
+            **options,
+        )  # fmt: skip
+    except wandb.errors.CommError as error:
+        log.warning("wandb does not answer (%s); logging offline", str(error).splitlines()[0])
+        return open_run("offline", dir, **options)
+    except wandb.errors.Error as error:
+        raise ValueError(
+            f"logger.mode={mode}: {str(error).splitlines()[0]}; "
+            "log in with `wandb login`, or keep logger.mode=offline"
+        ) from error
+
+
+def push(table: pd.DataFrame, project: str, mode: Mode, dir: str) -> str:
+    """Log the leaderboard as a table of one wandb run and return where it went.
+
+    Raises:
+        ValueError: when wandb asks for a login that is not there.
+    """
+    import wandb
+
+    run = open_run(mode, dir, project=project, name="leaderboard", job_type="leaderboard")
+    run.log({"leaderboard": wandb.Table(dataframe=table.astype(object).where(table.notna(), None))})
+    where = str(run.url or run.dir)
+    run.finish()
+    return where

@@ -1,0 +1,103 @@
+"""`make leaderboard`: README's tables, made again from records by the commands beside them.
+
+A table lies between `<!-- leaderboard: ARGUMENTS OF run.py -m -->` and `<!-- end -->`. Its records
+are kept in readme.jsonl, one a line and without their blocks, so that a clone can tell whether
+README is stale: where a default has changed, the runs of the command have other names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from experiment import ROOT
+from experiment.sweeps.plan import plan
+from flexround.utils.atomic_files import write_whole
+from results.records.record import Record
+from results.tables.leaderboard import leaderboard, render
+
+README, KEPT = ROOT / "README.md", ROOT / "results" / "readme.jsonl"
+TABLE = re.compile(r"(<!-- leaderboard: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+COMMAND = "make leaderboard"
+
+
+def commands(text: str) -> list[str]:
+    """Return the arguments of each table's command in the README's text."""
+    return [match[2] for match in TABLE.finditer(text)]
+
+
+def with_tables(text: str, kept: dict[str, Record]) -> str:
+    """Return the README's text with each table as kept, records by their run's name, renders.
+
+    Raises:
+        ValueError: when a run of a table's command has no record.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        rendered = render(leaderboard(_records(match[2], kept)), "markdown")
+        return f"{match[1]}\n{rendered}\n\n{match[3]}"
+
+    return TABLE.sub(table, text)
+
+
+def _records(command: str, kept: dict[str, Record]) -> list[Record]:
+    names = [run.run_id for run in plan(shlex.split(command))]
+    if missing := [name for name in names if name not in kept]:
+        raise ValueError(
+            f"{len(missing)} of the {len(names)} runs of {command} have no record in "
+            f"{KEPT.name}; {COMMAND} computes what is not recorded"
+        )
+    return sorted((kept[name] for name in names), key=lambda record: record.started)
+
+
+def read(path: Path) -> dict[str, Record]:
+    """Return the records of a file by their run's name; none where there is no file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    records = (Record.from_json(json.loads(line)) for line in lines)
+    return {record.run_id: record for record in records}
+
+
+def slim(record: Record) -> Record:
+    """Return record without what no table shows."""
+    return replace(record, blocks=[], versions={}, peak_memory_gib=0.0)
+
+
+def written(records: Iterable[Record]) -> bytes:
+    """Return records as the bytes of a file, a line each."""
+    lines = (json.dumps(record.to_json(), sort_keys=True) for record in records)
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def update(argv: Sequence[str] = ()) -> None:
+    """Write README's tables and the records behind them; compute the runs that have none.
+
+    argv are further options of the runs, such as results_dir=PATH.
+    """
+    text = README.read_text()
+    kept, used = read(KEPT), {}
+    for command in commands(text):
+        overrides = [*shlex.split(command), *argv]
+        runs = plan(overrides)
+        if not all(run.run_id in kept or _done(run.record) for run in runs):
+            subprocess.run([sys.executable, str(ROOT / "run.py"), "-m", *overrides], check=True)
+            runs = plan(overrides)
+        for run in runs:
+            found = [r for r in (kept.get(run.run_id), run.record) if r is not None and _done(r)]
+            used[run.run_id] = slim(max(found, key=lambda record: record.started))
+    text = with_tables(text, used)
+    write_whole(KEPT, written(used.values()))
+    write_whole(README, text.encode())
+
+
+def _done(record: Record | None) -> bool:
+    return record is not None and record.status == "ok"
+
+
+if __name__ == "__main__":
+    update(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Tasks of the Hugging Face library's models."""

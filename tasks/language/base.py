@@ -1,0 +1,217 @@
+"""What all tasks of the Hugging Face library's models share: whose weights are taken, and how."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexround.models.checkpoint_shards import Shards
+from flexround.models.language import LanguageModel
+from flexround.models.language_adapter import Tokens
+from tasks.base import Task
+from tasks.language import pretrained, tiny_models
+from tasks.package_files import BARE
+
+FINETUNED = "finetuned"
+
+
+class TransformerTask(Task):
+    """A task that loads a network with its tokenizer and can fine-tune it.
+
+    Attributes:
+        auto: name of transformers' class that gives a network the head of this task.
+        blockwise: whether networks are only asked for logits, which a block at a time gives.
+        always_finetuned: whether a network means nothing here before it is fine-tuned.
+    """
+
+    auto: str
+    blockwise = False
+    always_finetuned = False
+
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        expected: float | None,
+        tolerance: float,
+        cache_dir: str,
+        checkpoints_dir: str,
+    ) -> None:
+        """Take the task's name on the command line and the folders of what it makes.
+
+        Full precision has to be within tolerance of expected, where that is known.
+        """
+        self.name, self.version = name, version
+        self._expected, self._tolerance = expected, tolerance
+        self._cache_dir, self._checkpoints_dir = Path(cache_dir), Path(checkpoints_dir)
+        self._tokenizer: Any = None
+
+    def load(self, model: LanguageModel, checkpoint: str | None) -> nn.Module:
+        """Return the network of checkpoint, or the model's own for this task.
+
+        checkpoint "finetuned" is what `python finetune.py` made for this task and model.
+
+        Raises:
+            ValueError: when it is absent (names the command that makes it) or does not fit.
+        """
+        source = self._source(model, checkpoint)
+        network, self._tokenizer = self.open(source)
+        self.check(network, source)
+        return network
+
+    def outline(self, model: LanguageModel, checkpoint: str | None) -> tuple[nn.Module, Shards]:
+        """Return the network of `load` without its weights, and the files that hold them.
+
+        Raises:
+            ValueError: when it is absent or does not fit, or the task needs the whole network.
+        """
+        if not self.blockwise:
+            raise ValueError(f"offload=true: task={self.name} needs the whole network in memory")
+        import transformers
+
+        auto, source = getattr(transformers, self.auto), self._source(model, checkpoint)
+        if source.startswith(tiny_models.PREFIX):
+            found = tiny_models.made(source, self._cache_dir, lambda f: pretrained.outline(auto, f))
+        else:
+            found = pretrained.outline(auto, source)
+        network, self._tokenizer, shards = found
+        self.check(network, source)
+        return network, shards
+
+    def _source(self, model: LanguageModel, checkpoint: str | None) -> str:
+        if checkpoint == FINETUNED or (checkpoint is None and self.always_finetuned):
+            checkpoint = str(self._finetuned(model))
+        return checkpoint or model.source
+
+    def write_architecture(self, network: nn.Module, folder: Path) -> None:
+        """Write the configuration of network and its tokenizer into folder."""
+        config: Any = network.config
+        config.save_pretrained(folder)
+        self._tokenizer.save_pretrained(folder)
+
+    def bare(self, model: LanguageModel, checkpoint: str | None, folder: Path) -> nn.Module:
+        """Return the network that folder describes; keep its tokenizer."""
+        return self.load(model, f"{BARE}{folder}")
+
+    def fresh(self, model: LanguageModel, checkpoint: str | None, seed: int) -> nn.Module:
+        """Return the network to fine-tune, a missing head drawn by seed; keep its tokenizer."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network, self._tokenizer = self.open(checkpoint or model.source, self.head())
+        self.check(network, checkpoint or model.source)
+        return network
+
+    def open(self, source: str, head: dict[str, Any] | None = None) -> tuple[nn.Module, Any]:
+        """Return (network, tokenizer) of source; head are the settings of a head to be made."""
+        import transformers
+
+        auto = getattr(transformers, self.auto)
+        if source.startswith(BARE):
+            return pretrained.bare(auto, Path(source.removeprefix(BARE)))
+        if source.startswith(tiny_models.PREFIX):
+            return tiny_models.load(source, self._cache_dir, auto, head)
+        return pretrained.load(auto, source, head)
+
+    def head(self) -> dict[str, Any]:
+        """Return the settings of transformers' config that a new head needs."""
+        return {}
+
+    def check(self, network: nn.Module, source: str) -> None:
+        """Check that the network fits the task.
+
+        Raises:
+            ValueError: names source and what does not fit.
+        """
+
+    def check_full_precision(self, metrics: dict[str, float]) -> None:
+        """Refuse a network that misses its known metric.
+
+        Raises:
+            ValueError: names what is usually wrong.
+        """
+        value, expected = metrics[self.metric], self._expected
+        if expected is not None and abs(value - expected) > self._tolerance:
+            raise ValueError(
+                f"full precision has {self.metric} {value:.3f}, expected are {expected:.3f} "
+                f"(tolerance {self._tolerance}): check checkpoint, data and protocol, "
+                "or set expected_fp"
+            )
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the network that was loaded last."""
+        return self._tokenizer
+
+    def example(self) -> Tokens:
+        """Return two short sequences."""
+        return {"input_ids": torch.arange(8).view(2, 4)}
+
+    @abstractmethod
+    def training_rows(self) -> Sequence[dict[str, Any]]:
+        """Return the train split as rows for transformers' Trainer, labels included."""
+
+    @abstractmethod
+    def collator(self) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+        """Return what makes a batch of training rows."""
+
+    def finetuned_folder(self, model: LanguageModel) -> Path:
+        """Return where the fine-tuned network of this task and model lies."""
+        return self._checkpoints_dir / self.name / model.name
+
+    def _finetuned(self, model: LanguageModel) -> Path:
+        folder = self.finetuned_folder(model)
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"there is no {model.name} fine-tuned for {self.name} in {folder}; make it with "
+                f"`python finetune.py model={model.name} task={self.name}` "
+                "or give checkpoint=PATH"
+            )
+        return folder
+
+
+def check_at_least(least: int, options: Mapping[str, int | None]) -> None:
+    """Check the numbers given to options of the task; None is no number to check.
+
+    Raises:
+        ValueError: when one is below least.
+    """
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise ValueError(f"task.{name}={value}: give a whole number of at least {least}")
+
+
+def check_positions(network: nn.Module, source: str, length: int, options: str) -> None:
+    """Check that sequences of length tokens, which options set, fit the model's positions.
+
+    Raises:
+        ValueError: when they do not.
+    """
+    config: Any = network.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise ValueError(f"{source} has {positions} positions; lower {options} ({length}) to that")
+
+
+def pad(tokenizer: Any, rows: Sequence[dict[str, Any]]) -> Tokens:
+    """Return rows as one batch [rows, longest], padded on the tokenizer's side, with its mask."""
+    batch: Tokens = dict(tokenizer.pad(list(rows), return_tensors="pt"))
+    return batch
+
+
+def draw(rows: Sequence[Any], num_samples: int, seed: int) -> list[Any]:
+    """Return num_samples rows in an order drawn by seed.
+
+    Raises:
+        ValueError: when there are fewer.
+    """
+    if num_samples > len(rows):
+        raise ValueError(
+            f"num_samples={num_samples}: the train split has {len(rows)}; lower num_samples"
+        )
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return [rows[i] for i in order[:num_samples].tolist()]

@@ -1,0 +1,70 @@
+"""Sequences of tokens to calibrate on, drawn from a corpus by seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from tasks.language.corpora import Corpus
+from tasks.language.protocols import cut, encode
+
+
+@runtime_checkable
+class Calibration(Protocol):
+    """Where a language model's calibration samples come from."""
+
+    def sequences(self, tokenizer: Any, seq_len: int, num_samples: int, seed: int) -> Tensor:
+        """Return sequences of token ids [num_samples, seq_len] of the train split.
+
+        Raises:
+            ValueError: when there are fewer.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Windows of the text as one stream, all different."""
+
+    corpus: Corpus
+
+    def sequences(self, tokenizer: Any, seq_len: int, num_samples: int, seed: int) -> Tensor:
+        """Return num_samples of the stream's consecutive windows."""
+        text = self.corpus.text("train")
+        windows = cut(encode(tokenizer, [text], special=False)[0], seq_len)
+        _check(num_samples, len(windows), seq_len)
+        order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+        return windows[order[:num_samples]]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A random window of each of num_samples random documents that are long enough (GPTQ's way)."""
+
+    corpus: Corpus
+
+    def sequences(self, tokenizer: Any, seq_len: int, num_samples: int, seed: int) -> Tensor:
+        """Return one window of each drawn document."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = self.corpus.rows("train")
+        windows: list[Tensor] = []
+        for index in torch.randperm(len(rows), generator=generator).tolist():
+            if len(windows) == num_samples:
+                break
+            ids = torch.tensor(encode(tokenizer, [rows[index]])[0])
+            if len(ids) >= seq_len:
+                start = int(torch.randint(len(ids) - seq_len + 1, (), generator=generator))
+                windows.append(ids[start : start + seq_len])
+        _check(num_samples, len(windows), seq_len)
+        return torch.stack(windows)
+
+
+def _check(num_samples: int, there: int, seq_len: int) -> None:
+    if num_samples > there:
+        raise ValueError(
+            f"num_samples={num_samples}: train has {there} sequences of {seq_len} tokens; "
+            "lower num_samples or task.seq_len"
+        )

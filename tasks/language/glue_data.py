@@ -1,0 +1,138 @@
+"""Labelled sentences and pairs of them: GLUE (arXiv 1804.07461) and passages of Python's docs."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from tasks.language.corpora import load_hub
+
+log = logging.getLogger(__name__)
+
+
+class Example(NamedTuple):
+    """One or two texts with a label: a class, or a score."""
+
+    texts: tuple[str, ...]
+    label: float
+
+
+class Sentences(Protocol):
+    """Labelled texts in splits."""
+
+    def examples(self, split: str) -> list[Example]:
+        """Return the split's examples in order.
+
+        Raises:
+            ValueError: when they can't be had.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Glue:
+    """A subset of GLUE from the hub, or from its own tab-separated files.
+
+    Attributes:
+        subset: its name on the hub.
+        local: the folder of the subset's files, or the folder of all of GLUE; None for the hub.
+        folder: what the subset's folder is called there.
+        files: by split, the names its file goes by; the first that exists is read.
+        columns: names of the text columns on the hub; text_columns and label_column say where the
+            files have them, by their header's name, or by number where the file has no header.
+        classes: the labels in the hub's order, or None for a score.
+    """
+
+    subset: str
+    local: str | None
+    folder: str
+    files: dict[str, list[str]]
+    columns: list[str]
+    text_columns: list[str | int]
+    label_column: str | int
+    classes: list[str] | None
+
+    def examples(self, split: str) -> list[Example]:
+        """Return the split's examples."""
+        if self.local is not None:
+            return self._read(self._path(split, Path(self.local).expanduser()))
+        names = [f"{self.folder}/{names[0]}" for names in self.files.values()]
+        rows = load_hub("nyu-mll/glue", self.subset, split, None, names)
+        return [Example(tuple(row[c] for c in self.columns), row["label"]) for row in rows]
+
+    def _path(self, split: str, root: Path) -> Path:
+        names = self.files[split]
+        for folder in (root, root / self.folder):
+            for name in names:
+                if (folder / name).is_file():
+                    return folder / name
+        raise ValueError(
+            f"data_dir={self.local}: neither it nor {self.folder} in it has {' or '.join(names)}"
+        )
+
+    def _read(self, path: Path) -> list[Example]:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        wanted = [*self.text_columns, self.label_column]
+        first = 0 if all(isinstance(w, int) for w in wanted) else 1
+        header = lines[0] if first and lines else []
+        missing = [w for w in wanted if isinstance(w, str) and w not in header]
+        if missing:
+            raise ValueError(
+                f"{path}: no column {', '.join(map(str, missing))} in its header "
+                f"({', '.join(header)})"
+            )
+        places = [w if isinstance(w, int) else header.index(w) for w in wanted]
+        found, short = [], 0
+        for number, line in enumerate(lines[first:], first + 1):
+            if len(line) <= max(places):
+                short += 1  # QQP's published file has a few
+                continue
+            *texts, label = (line[place] for place in places)
+            try:
+                found.append(Example(tuple(texts), self._label(label)))
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}, line {number}: {label!r} is no label of {self.subset}"
+                ) from error
+        if short:
+            log.warning("%s: left out %d lines with too few columns", path, short)
+        return found
+
+    def _label(self, text: str) -> float:
+        return float(text) if self.classes is None else self.classes.index(text)
+
+
+@dataclass(frozen=True)
+class PythonTopics:
+    """Which topic of Python's help() a passage is from: shipped with every interpreter.
+
+    Attributes:
+        topics: the topics, which are the classes.
+        words: words a passage.
+    """
+
+    topics: Sequence[str]
+    words: int
+
+    def examples(self, split: str) -> list[Example]:
+        """Return the split's passages: of every ten 8 train, 1 validation, 1 test."""
+        from pydoc_data import topics
+
+        text: dict[str, Any] = topics.topics
+        part = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}[split]
+        found = []
+        for label, topic in enumerate(self.topics):
+            words = re.findall(r"\S+", text[topic])
+            passages = [words[i : i + self.words] for i in range(0, len(words), self.words)]
+            found += [
+                Example((" ".join(passage),), label)
+                for i, passage in enumerate(passages)
+                if i % 10 in part
+            ]
+        return found

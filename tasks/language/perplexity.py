@@ -1,0 +1,114 @@
+"""Perplexity of a causal language model on a text corpus."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexround.models.base import ModelAdapter
+from flexround.models.language_adapter import Tokens
+from tasks.language.base import TransformerTask, check_positions
+from tasks.language.calibration_data import Calibration, Stream
+from tasks.language.corpora import Corpus
+from tasks.language.protocols import Protocol
+
+log = logging.getLogger(__name__)
+
+
+class LanguageModeling(TransformerTask):
+    """exp(mean negative log-likelihood of the next token) over the protocol's windows."""
+
+    kinds = ("causal",)
+    blockwise = True
+    auto = "AutoModelForCausalLM"
+    metric = "perplexity"
+    higher_is_better = False
+
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        corpus: Corpus,
+        calibration: Calibration | None,
+        protocol: Protocol,
+        seq_len: int,
+        eval_batch_size: int,
+        expected: float | None,
+        tolerance: float,
+        cache_dir: str,
+        checkpoints_dir: str,
+    ) -> None:
+        """Name the text and the protocol; seq_len is the length of a calibration sample.
+
+        calibration None is the corpus's own train split.
+        """
+        if seq_len < 2:
+            raise ValueError(f"task.seq_len={seq_len}: give at least 2 tokens")
+        super().__init__(name, version, expected, tolerance, cache_dir, checkpoints_dir)
+        self._corpus, self._protocol = corpus, protocol
+        self._calibration = calibration or Stream(corpus)
+        self._seq_len, self._eval_batch_size = seq_len, eval_batch_size
+        self._windows: Tensor | None = None
+
+    def check(self, network: nn.Module, source: str) -> None:
+        """Check that a window fits the model's positions.
+
+        Raises:
+            ValueError: when it does not.
+        """
+        longest = max(self._seq_len, self._protocol.window)
+        check_positions(network, source, longest, "task.seq_len and protocol.window")
+
+    def training_rows(self) -> Sequence[dict[str, Any]]:
+        """Return the train split in blocks as the run_clm example cuts them."""
+        blocks = Protocol("run_clm", "train", self._protocol.window, None)
+        windows = blocks.windows(self._corpus, self._tokenizer)
+        return [{"input_ids": window, "labels": window} for window in windows]
+
+    def collator(self) -> Any:
+        """Return what stacks windows: they are all of one length."""
+        from transformers import default_data_collator
+
+        return default_data_collator
+
+    def calibration(self, num_samples: int, seed: int) -> Sequence[Tokens]:
+        """Return num_samples sequences of seq_len tokens of train, drawn by seed."""
+        found = self._calibration.sequences(self._tokenizer, self._seq_len, num_samples, seed)
+        return [{"input_ids": part} for part in found.split(self._eval_batch_size)]
+
+    @torch.no_grad()
+    def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
+        """Return the perplexity; every window predicts all its tokens but the first."""
+        if self._windows is None:
+            self._windows = self._protocol.windows(self._corpus, self._tokenizer)
+            log.info("%s, %d windows of %d tokens", self._protocol.name, *self._windows.shape)
+        losses = []
+        parts = self._windows.split(self._eval_batch_size)
+        found = adapter.outputs({"input_ids": part} for part in parts)
+        for part, logits in zip(parts, found, strict=True):
+            # By window: a batch's logits are the largest tensor of the whole run already.
+            for predicted, window in zip(logits, part.to(logits.device), strict=True):
+                own = predicted[:-1].float()
+                loss = nn.functional.cross_entropy(own, window[1:], reduction="sum")
+                losses.append(loss.item())
+        self.outcomes = {"perplexity": torch.tensor(losses) / (self._windows.shape[1] - 1)}
+        return {"perplexity": math.exp(sum(losses) / self._windows[:, 1:].numel())}
+
+    def check_full_precision(self, metrics: dict[str, float]) -> None:
+        """Refuse a model that misses its known perplexity or predicts no better than chance.
+
+        Raises:
+            ValueError: names what is usually wrong.
+        """
+        super().check_full_precision(metrics)
+        value = metrics["perplexity"]
+        if value >= len(self._tokenizer):
+            raise ValueError(
+                f"full precision has perplexity {value:.0f}, a uniform guess over "
+                f"the {len(self._tokenizer)} tokens has that too: model and tokenizer do not match"
+            )

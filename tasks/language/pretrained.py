@@ -1,0 +1,229 @@
+"""Networks and tokenizers of the Hugging Face library, from a hub id or from this disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from flexround.models.checkpoint_shards import Shards
+from tasks.language.hub import split_revision
+from tasks.package_files import PACKAGE, path_of
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PARTS = ["*.safetensors", "*.json", "*.txt", "*.model"]  # of a hub's model, what outline needs
+
+
+class Place(NamedTuple):
+    """Where a network is: a folder or hub id, with its revision, and the GGUF file in it."""
+
+    where: str
+    gguf: str | None = None
+    revision: str | None = None
+
+
+def locate(source: str) -> Place:
+    """Return where the network called source is.
+
+    Raises:
+        ValueError: when a package or path is not there.
+    """
+    path = path_of(source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ValueError(f"{source}: no such GGUF file")
+        return Place(str(path.parent), path.name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{source}: a folder without config.json is no model")
+        return Place(str(path))
+    if source.startswith(PACKAGE) or path.is_absolute() or source.startswith("."):
+        raise ValueError(f"{source}: no such folder; give a hub id, a local folder or a .gguf file")
+    return Place(split_revision(source)[0], None, split_revision(source)[1])
+
+
+def load(auto: Any, source: str, head: dict[str, Any] | None = None) -> tuple[nn.Module, Any]:
+    """Return (network in float32 or its own half precision, tokenizer) of source.
+
+    auto is transformers' AutoModelFor... class of the task; head are settings of its config, given
+    when a head is to be made: the network is then missing only that.
+
+    Raises:
+        ValueError: when the source can't be had or read, or model and tokenizer do not match.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()  # it would warn of the very head that is to be made
+    where, gguf, revision = locate(source)
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    options |= {"gguf_file": gguf, "dtype": "float32"} if gguf else {}
+    try:
+        network, report = auto.from_pretrained(
+            where,
+            **options,
+            **(head or {}),
+            ignore_mismatched_sizes=head is not None,  # a head to be made may have been another's
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    except ImportError as error:
+        raise ValueError(
+            f"{source}: {_first_line(error)}; pip install -e '.[local-models]'"
+        ) from error
+    except (OSError, ValueError, KeyError, NotImplementedError, SafetensorError) as error:
+        local = Path(where).exists()
+        advice = "" if local else "; without a network give a local folder: model.source=PATH"
+        raise ValueError(f"{source} can't be loaded: {_first_line(error)}{advice}") from error
+    missing = sorted(report["missing_keys"])
+    if missing and head is None:
+        raise ValueError(
+            f"{source} has no weights for {', '.join(missing[:3])}: it is no checkpoint of a "
+            f"{type(network).__name__}; give a fine-tuned one"
+        )
+    check_vocabulary(network, tokenizer, source)
+    return network, tokenizer
+
+
+class _Hollow(TorchFunctionMode):
+    """Makes what layers take for their weights, torch.empty, without storage, and nothing else.
+
+    Under torch.device("meta") buffers such as rotary frequencies would lose their values.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Return func's result."""
+        hollow = {"device": "meta"} if func is torch.empty else {}
+        return func(*args, **((kwargs or {}) | hollow))
+
+
+def outline(auto: Any, source: str) -> tuple[nn.Module, Any, Shards]:
+    """Return (network whose weights are on the meta device, tokenizer, the weights' files).
+
+    auto and source are those of `load`; buffers hold their values.
+
+    Raises:
+        ValueError: when source is not there, no safetensors checkpoint, or lacks a file.
+    """
+    from huggingface_hub import snapshot_download
+    from transformers import AutoConfig, AutoTokenizer
+
+    where, gguf, revision = locate(source)
+    if gguf is not None:
+        raise ValueError(f"{source}: offload=true reads safetensors, not GGUF; give offload=false")
+    try:
+        if not Path(where).is_dir():
+            where = snapshot_download(where, revision=revision, allow_patterns=PARTS)
+        config = AutoConfig.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{source} can't be loaded: {_first_line(error)}") from error
+    shards = Shards(where)
+    with _Hollow():
+        network = auto.from_config(config, dtype=config.dtype or shards.dtype)
+    hollow = {n: torch.empty_like(t, device="meta") for n, t in network.state_dict().items()}
+    network.load_state_dict(hollow, assign=True)
+    network.tie_weights()
+    shards.prefix = network.base_model_prefix
+    check_vocabulary(network, tokenizer, source)
+    return network, tokenizer, shards
+
+
+def bare(auto: Any, folder: Path) -> tuple[nn.Module, Any]:
+    """Return (network with weights that mean nothing, tokenizer) of a folder without weights.
+
+    Raises:
+        ValueError: when the folder does not describe a network that auto can make.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    try:
+        with torch.random.fork_rng():
+            network = auto.from_config(AutoConfig.from_pretrained(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} describes no network: {_first_line(error)}") from error
+    return network.eval(), tokenizer
+
+
+def save(network: Any, tokenizer: Any, folder: Path, facts: dict[str, Any] | None = None) -> None:
+    """Write network, tokenizer and facts (finetune.json) as folder, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=folder.parent))
+    network.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    if facts is not None:
+        (part / "finetune.json").write_text(json.dumps(facts, indent=2))
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    part.chmod(0o755)  # mkdtemp's is the owner's alone
+    part.replace(folder)
+
+
+def kept(folder: Path, read: Callable[[], T], make: Callable[[], tuple[Any, Any]]) -> T:
+    """Return what read finds in folder, where make's (network, tokenizer) is kept.
+
+    It is made on first use, and again where it is damaged; a second process waits for the first.
+
+    Raises:
+        ValueError: what read refuses of a sound folder.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if folder.is_dir():
+            try:
+                return read()
+            except Exception as error:
+                if is_sound(folder):
+                    raise  # it is the reader that it does not fit
+                log.warning("cached %s is damaged and made again: %s", folder, error)
+        save(*make(), folder)
+    return read()
+
+
+def is_sound(folder: Path) -> bool:
+    """Return whether folder holds a model that can be read, whatever it is for."""
+    from transformers import AutoModel
+
+    try:
+        load(AutoModel, str(folder), {})
+    except ValueError:
+        return False
+    return True
+
+
+def check_vocabulary(network: nn.Module, tokenizer: Any, source: str) -> None:
+    """Check that every token has an embedding.
+
+    Raises:
+        ValueError: when the tokenizer is another model's.
+    """
+    embeddings: Any = network.get_input_embeddings()  # type: ignore[operator]
+    rows = embeddings.weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"{source}: the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings; "
+            "they do not belong together"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,81 @@
+"""How a text becomes windows of tokens: the protocols of perplexity, which do not compare.
+
+run_clm is the FlexRound paper's (the Hugging Face example script, validation split, blocks of
+1024); gptq is GPTQ's (test split, windows of 2048); file takes a file as one string.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tasks.language.corpora import Corpus
+
+RUN_CLM_ROWS = 1000  # datasets.map's batch: its remainder is dropped
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How perplexity is measured.
+
+    Attributes:
+        name: run_clm, gptq or file.
+        split: the split it is measured on.
+        window: tokens a window.
+        max_windows: only the first so many, or None for all.
+    """
+
+    name: str
+    split: str
+    window: int
+    max_windows: int | None
+
+    def __post_init__(self) -> None:
+        if self.name not in ("run_clm", "gptq", "file"):
+            raise ValueError(f"protocol.name={self.name}: give run_clm, gptq or file")
+        if self.window < 2:
+            raise ValueError(f"protocol.window={self.window}: give at least 2 tokens")
+
+    def windows(self, corpus: Corpus, tokenizer: Any) -> Tensor:
+        """Return the windows [windows, tokens] of the corpus.
+
+        Raises:
+            ValueError: when the text is shorter than one window.
+        """
+        if self.name == "run_clm":
+            rows = corpus.rows(self.split)
+            batches = [rows[i : i + RUN_CLM_ROWS] for i in range(0, len(rows), RUN_CLM_ROWS)]
+        elif self.name == "gptq":
+            batches = [["\n\n".join(corpus.rows(self.split))]]
+        else:
+            batches = [[corpus.text(self.split)]]
+        special = self.name != "file"
+        pieces = [
+            cut(chain.from_iterable(encode(tokenizer, batch, special)), self.window)
+            for batch in batches
+        ]
+        found = torch.cat(pieces) if pieces else torch.empty(0, self.window, dtype=torch.long)
+        if not len(found):
+            raise ValueError(
+                f"the split {self.split} is shorter than one window of {self.window} tokens; "
+                "lower protocol.window or give a longer text"
+            )
+        return found[: self.max_windows]
+
+
+def encode(tokenizer: Any, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+    """Return the token ids of each text, with the tokenizer's special tokens or without."""
+    out = tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False)
+    ids: list[list[int]] = out["input_ids"]
+    return ids
+
+
+def cut(tokens: Any, window: int) -> Tensor:
+    """Return consecutive windows [windows, window] of a stream of ids; the rest is dropped."""
+    ids = torch.tensor(list(tokens), dtype=torch.long)
+    return ids[: len(ids) // window * window].view(-1, window)

@@ -1,0 +1,136 @@
+"""scikit-learn's bundled handwritten digits at 32 x 32: the embedded default, no download.
+
+1,797 images of UCI's optical recognition of handwritten digits; every fifth of each class tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from flexround.models.base import ModelAdapter
+from flexround.models.vision import VisionModel
+from tasks.base import VisionTask, in_topk
+from tasks.vision import checkpoints
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the full-precision networks are trained; part of the cached file's name."""
+
+    epochs: int = 12
+    batch_size: int = 64
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    seed: int = 0
+    version: int = 1
+
+
+class Digits(VisionTask):
+    """Ten classes, 1,433 training and 364 test images, top-1 in percent."""
+
+    num_classes = 10
+
+    def __init__(self, version: int, cache_dir: str, size: int, eval_batch_size: int) -> None:
+        from sklearn.datasets import load_digits
+
+        self.version = version
+        self._cache_dir = Path(cache_dir)
+        self._eval_batch_size = eval_batch_size
+        data = load_digits()
+        images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16  # [N, 1, 8, 8]
+        images = nn.functional.interpolate(images, size=(size, size), mode="bilinear")
+        images = ((images - 0.5) / 0.5).expand(-1, 3, -1, -1).contiguous()
+        labels = torch.tensor(data.target)
+        test = torch.zeros(len(labels), dtype=torch.bool)
+        for digit in range(self.num_classes):
+            test[(labels == digit).nonzero()[::5, 0]] = True
+        self.train = images[~test], labels[~test]
+        self.test = images[test], labels[test]
+
+    def example(self) -> Tensor:
+        """Return two images [2, 3, size, size]."""
+        return self.train[0][:2]
+
+    def calibration(self, num_samples: int, seed: int) -> Sequence[Tensor]:
+        """Return num_samples training images, drawn without replacement by seed, as one batch."""
+        images, _ = self.train
+        if num_samples > len(images):
+            raise ValueError(f"num_samples={num_samples}: digits has {len(images)} training images")
+        generator = torch.Generator().manual_seed(seed)
+        return [images[torch.randperm(len(images), generator=generator)[:num_samples]]]
+
+    @torch.no_grad()
+    def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
+        """Return top-1 on the test images, in percent."""
+        images, labels = self.test
+        parts = images.split(self._eval_batch_size)
+        logits = torch.cat([adapter.forward(part).cpu() for part in parts])
+        right = in_topk(logits, labels, 1)
+        self.outcomes = {"top1": right}
+        return {"top1": 100 * int(right.sum()) / len(labels)}
+
+    def load(self, model: VisionModel, checkpoint: str | None) -> nn.Module:
+        """Return the network at checkpoint, or the one trained on first use and cached."""
+        if checkpoint is not None:
+            return checkpoints.load_into(model.build(self.num_classes), checkpoint, model)
+        recipe = Recipe()
+        path = self._cached_path(model, recipe)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The second of two jobs that need the same network waits and then reads the first one's.
+        with FileLock(path.with_suffix(".lock")):
+            if path.exists():
+                try:
+                    checkpoints.check_digest(path)
+                    return checkpoints.load_into(model.build(self.num_classes), str(path), model)
+                except ValueError as error:
+                    log.warning("cached checkpoint set aside and trained again: %s", error)
+                    path.replace(path.with_suffix(".damaged"))
+            network = self._fit(model, recipe)
+            checkpoints.save(network, path)
+        return network
+
+    def _cached_path(self, model: VisionModel, recipe: Recipe) -> Path:
+        size = self.train[0].shape[-1]
+        key = json.dumps([model.library, model.name, size, asdict(recipe)], sort_keys=True)
+        digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+        return self._cache_dir / "checkpoints" / f"digits-{model.name}-{digest}.safetensors"
+
+    def _fit(self, model: VisionModel, recipe: Recipe) -> nn.Module:
+        """Train a network from the recipe's seed; the caller's random state is left alone."""
+        images, labels = self.train
+        log.info("training %s on digits (first use, %d epochs)", model.name, recipe.epochs)
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            network = model.build(self.num_classes).train()
+            optimizer = torch.optim.SGD(
+                network.parameters(),
+                lr=recipe.lr,
+                momentum=recipe.momentum,
+                weight_decay=recipe.weight_decay,
+                nesterov=True,
+            )
+            steps = recipe.epochs * (len(images) // recipe.batch_size)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, steps)
+            for _ in range(recipe.epochs):
+                order = torch.randperm(len(images))
+                for batch in order.split(recipe.batch_size):
+                    if len(batch) < recipe.batch_size:
+                        continue
+                    loss = nn.functional.cross_entropy(network(images[batch]), labels[batch])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+        return network.eval()

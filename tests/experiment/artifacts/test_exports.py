@@ -1,0 +1,241 @@
+"""Artifacts as other programs load them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from experiment.artifacts import rebuild
+from flexround.activations.quantizers import DynamicPerToken, StaticPerTensor
+from flexround.artifact.artifact import take
+from flexround.artifact.exports import compressed_tensors, gptq
+from flexround.grid import Grid, PerChannel, PerGroup, PerTensor, QuantizedTensor
+from flexround.models.language_adapter import LanguageAdapter
+from flexround.ranges import MinMax
+from tests.flexround.models.test_language import EXAMPLE, network, tokens
+from tests.flexround.quantizers.methods import METHODS, symmetries
+from tests.flexround.reconstruction.test_reconstruction import CPU, SETTING, adapter, calibration
+
+pytest.importorskip("compressed_tensors", reason="the extra export is not installed")
+transformers = pytest.importorskip("transformers", reason="the extra language is not installed")
+
+RTN = replace(SETTING, iters=0)
+GRANULARITIES = [PerTensor(), PerChannel(), PerGroup(16)]
+granularities = pytest.mark.parametrize("granularity", GRANULARITIES, ids=["tensor", "ch", "group"])
+
+
+def quantized(family, grid, activation=None):
+    """Return (adapter of a quantized model, its artifact)."""
+    target = LanguageAdapter(network(family), EXAMPLE, CPU)
+    integers = RTN(
+        target, [tokens()], quantizer=METHODS["rtn"], grid=grid, ranges=MinMax(),
+        generator=torch.Generator().manual_seed(0), activation=activation,
+    )  # fmt: skip
+    return target, take(target, integers, {})
+
+
+def exported(module, tmp_path, family, grid, activation=None):
+    """Return (adapter, artifact, folder that module has written)."""
+    target, artifact = quantized(family, grid, activation)
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    target.model.config.save_pretrained(folder)
+    module.export(artifact, target, folder, tmp_path / "out")
+    return target, artifact, tmp_path / "out"
+
+
+def loaded(folder, family="llama"):
+    heads = {"bert": transformers.AutoModelForSequenceClassification}
+    auto = heads.get(family, transformers.AutoModelForCausalLM)
+    net, report = auto.from_pretrained(folder, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return net.eval()
+
+
+@torch.no_grad()
+def logits(net, **options):
+    return net(**tokens(**options)).logits
+
+
+@pytest.mark.parametrize(
+    ("bits", "granularity"),
+    [(bits, PerChannel()) for bits in range(2, 9)]
+    + [(bits, kind) for bits in (3, 4) for kind in (PerTensor(), PerGroup(16))],
+    ids=str,
+)
+@symmetries
+def test_transformers_computes_the_same_from_compressed_tensors(
+    granularity, symmetric, bits, tmp_path
+):
+    grid = Grid(bits, symmetric, granularity)
+    target, _, folder = exported(compressed_tensors, tmp_path, "llama", grid)
+    assert torch.equal(logits(loaded(folder)), logits(target.model))
+
+
+ACTIVATIONS = {
+    "static": StaticPerTensor(8, False, 8, 8, None, 6),
+    "static_symmetric": StaticPerTensor(4, True, 4, 4, None, 6),
+    "dynamic": DynamicPerToken(8, None),
+}
+
+
+@symmetries
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_it_quantizes_activations_too(activation, symmetric, tmp_path):
+    grid = Grid(4, symmetric, PerChannel())
+    target, _, folder = exported(compressed_tensors, tmp_path, "llama", grid, activation)
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert config["format"] == ("pack-quantized" if symmetric else "int-quantized")
+    found, expected = logits(loaded(folder)), logits(target.model)
+    plain, _ = quantized("llama", grid)
+    effect = (logits(plain.model) - expected).abs().max()
+    # Ties may fall otherwise: it rounds x / s + z, we x / s.
+    assert (found - expected).abs().max() < 0.1 * effect
+
+
+def refused(module, tmp_path, words, *args):
+    with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as error:
+        exported(module, tmp_path, *args)
+    for word in words:
+        assert word in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+CHANNEL = Grid(4, False, PerChannel())
+
+
+@pytest.mark.parametrize(
+    ("words", "family", "activation"),
+    [
+        (["range for each token", "kv_bits=null"], "llama", DynamicPerToken(8, 8)),
+        (["layer transformer.h.0.attn.c_attn is a Conv1D"], "gpt2", None),
+        (["fc1 takes [tokens, hidden]"], "opt", DynamicPerToken(8, None)),
+    ],
+    ids=["kv", "conv1d", "flat"],
+)
+def test_what_compressed_tensors_can_not_say_is_refused(words, family, activation, tmp_path):
+    refused(compressed_tensors, tmp_path, words, family, CHANNEL, activation)
+
+
+def test_mixed_grids_are_refused(tmp_path):
+    target, artifact = quantized("llama", CHANNEL)
+    target.model.config.save_pretrained(tmp_path)
+    name = next(iter(artifact.layers))
+    other = replace(artifact.layers[name], grid=replace(CHANNEL, bits=8))
+    mixed = replace(artifact, layers=dict(artifact.layers) | {name: other})
+    for module in (compressed_tensors, gptq):
+        with pytest.raises(ValueError, match="one grid for all layers, not 2"):
+            module.export(mixed, target, tmp_path, tmp_path / "out")
+
+
+def test_a_classifier_of_images_is_refused(tmp_path):
+    target = adapter()
+    integers = RTN(
+        target, calibration(), quantizer=METHODS["rtn"], grid=CHANNEL, ranges=MinMax(),
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    for module in (compressed_tensors, gptq):
+        with pytest.raises(ValueError, match=r"holds transformers; .* it is none"):
+            module.export(take(target, integers, {}), target, tmp_path, tmp_path / "out")
+
+
+# GPTQ: read back by its published layout, number for number.
+
+
+def numbers(words, bits, count):
+    """Return count numbers of bits from a list of int32 words, little-endian, one after another."""
+    whole = sum((word & 0xFFFFFFFF) << 32 * i for i, word in enumerate(words))
+    return [whole >> bits * i & 2**bits - 1 for i in range(count)]
+
+
+def opened(tensors, name, bits, form):
+    """Return the weight [out, in] of a layer: scales * (q - z), z one more than stored in v1."""
+    qweight, qzeros = tensors[f"{name}.qweight"], tensors[f"{name}.qzeros"]
+    scales, g_idx = tensors[f"{name}.scales"], tensors[f"{name}.g_idx"]
+    into, out = len(g_idx), qweight.shape[1]
+    assert scales.dtype == torch.float16
+    assert qweight.dtype == qzeros.dtype == g_idx.dtype == torch.int32
+    q = torch.tensor([numbers(column.tolist(), bits, into) for column in qweight.T])
+    z = torch.tensor([numbers(row.tolist(), bits, out) for row in qzeros]) + (form == "gptq")
+    groups = g_idx.long()
+    return (q - z.T[:, groups]) * scales.T[:, groups].float()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@symmetries
+@granularities
+def test_the_gptq_layout_holds_the_weights(granularity, symmetric, bits, tmp_path):
+    grid = Grid(bits, symmetric, granularity)
+    target, artifact, folder = exported(gptq, tmp_path, "llama", grid)
+    tensors = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "quantize_config.json").read_text())
+    assert json.loads((folder / "config.json").read_text())["quantization_config"] == config
+    assert (config["bits"], config["sym"], config["desc_act"]) == (bits, symmetric, False)
+    assert config["group_size"] == (16 if isinstance(granularity, PerGroup) else -1)
+    for name in list(artifact.layers)[:7]:
+        weight = target.model.get_submodule(name).weight
+        found = opened(tensors, name, bits, config["checkpoint_format"])
+        # Scales in half precision: 11 significant bits.
+        torch.testing.assert_close(found, weight, rtol=2**-11, atol=0)
+        assert f"{name}.weight" not in tensors
+
+
+def test_gptq_holds_conv1d_as_any_linear_layer(tmp_path):
+    target, artifact, folder = exported(gptq, tmp_path, "gpt2", CHANNEL)
+    tensors = load_file(folder / "model.safetensors")
+    for name in list(artifact.layers)[:4]:
+        weight = target.model.get_submodule(name).weight.T  # Conv1D stores [in, out]
+        found = opened(tensors, name, 4, "gptq")
+        torch.testing.assert_close(found, weight, rtol=2**-11, atol=0)
+
+
+def test_a_zero_point_of_zero_takes_the_second_version():
+    codes = torch.arange(32 * 32).view(32, 32).remainder(16).to(torch.int16)
+    scale, ones = torch.full((32, 1), 0.5), torch.ones(32, 1)
+    for value, v1 in ((0, False), (15, False), (1, True), (15, True)):
+        layer = QuantizedTensor(codes, scale, value * ones, CHANNEL)
+        tensors = {f"x.{k}": t for k, t in gptq.layer_tensors(layer, v1).items()}
+        form = "gptq" if v1 else "gptq_v2"
+        assert torch.equal(opened(tensors, "x", 4, form), layer.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("words", "grid", "activation"),
+    [
+        (["has 2, 3, 4, 8 bit, not 5"], Grid(5, False, PerChannel()), None),
+        (["no quantized activations", "activation=none"], CHANNEL, DynamicPerToken(8, None)),
+    ],
+    ids=["bits", "activations"],
+)
+def test_what_gptq_can_not_say_is_refused(words, grid, activation, tmp_path):
+    refused(gptq, tmp_path, words, "llama", grid, activation)
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale", "words"),
+    [((32, 30), 0.5, "fills words of 32"), ((32, 32), 1e-9, "scales in half precision")],
+)
+def test_what_a_gptq_layer_can_not_be(shape, scale, words):
+    codes = torch.ones(shape, dtype=torch.int16)
+    layer = QuantizedTensor(codes, torch.full((32, 1), scale), torch.zeros(32, 1), CHANNEL)
+    with pytest.raises(ValueError, match=words):
+        gptq._check(layer)
+    if scale < 0.5:  # of channels that are all zero the scale says nothing
+        gptq._check(replace(layer, codes=0 * codes))
+
+
+def test_the_command_line_exports(cli, results_dir, tmp_path, capsys):
+    args = ("model=tiny_llama", "quant=rtn", "num_samples=8", "progress=false", "save=true")
+    assert cli(*args).status == 0
+    (folder,) = (results_dir / "artifacts").iterdir()
+    for name in ("compressed-tensors", "gptq"):
+        command = ["export", str(folder), "--to", name, "--out", str(tmp_path / name)]
+        assert rebuild.main(command) == 0
+        assert (tmp_path / name / "tokenizer.json").is_file()
+        capsys.readouterr()
+        assert rebuild.main(command) == 1
+        assert capsys.readouterr().err.startswith(f"error: --out {tmp_path / name} exists")

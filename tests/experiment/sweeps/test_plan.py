@@ -1,0 +1,101 @@
+"""The plan of a sweep: how many runs, which are done, what they need."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from omegaconf import OmegaConf
+
+from experiment.__main__ import main
+from experiment.sweeps.plan import EXPERIMENTS, jobs, plan
+from tests.conftest import TINY
+
+ABLATIONS = sorted(path.stem for path in EXPERIMENTS.glob("ablation_*.yaml"))
+PAPER = sorted(path.stem for path in (EXPERIMENTS / "paper").glob("*.yaml"))
+# Models x methods x bits x settings x seeds, as the paper's tables have them.
+RUNS = {
+    "figure07": 7 * 2 * 5, "table01": 3 * 5 * 5, "table02": 3 * 3 * 3 * 5,
+    "table03": 3 * 2 * 2 * 2 * 5, "table04": 5 * 3 * 2, "table05": 6 * 2 * 2, "table06": 2 * 2,
+    "table07": 2 * 2, "table08": 3 * 3 * 3 * 5, "table09": 3 * 2 * 2 * 2 * 5, "table10": 2 * 2 * 5,
+    "table11": 3 * 3 * 3 * 5, "table12": 2 * 2, "table15": 5 * 8 * 2, "table16": 5 * 3 * 2 * 6,
+    "table19": 3 * 2 * 2, "table20": 3 * 2, "table21": 3 * 2 * 2, "table22": 3 * 2,
+    "table23": 3 * 2 * 2, "table24": 3 * 2 * 2 * 2,
+}  # fmt: skip
+
+
+def said(capsys, *args):
+    capsys.readouterr()
+    status = main(["plan", *args])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_every_table_with_results_of_methods_has_its_experiment():
+    # Tables 13, 14, 17 and 18 hold hyper-parameters, which conf/tuned/ has.
+    assert sorted(RUNS) == PAPER
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_an_experiment_has_as_many_runs_as_its_table(name):
+    assert len(jobs([f"experiment=paper/{name}"])) == RUNS[name]
+
+
+@pytest.mark.parametrize("scale", ["full", "smoke"])
+@pytest.mark.parametrize("name", PAPER)
+def test_runs_of_an_experiment_compose_under_both_scales(name, scale):
+    asked = jobs([f"experiment=paper/{name}", "seed=0", f"scale={scale}"])
+    assert len({tuple(sorted(job)) for job in asked}) == len(asked), "no two runs are the same"
+    for job in asked[:: max(1, len(asked) // 2)]:  # composing all of them takes minutes
+        (run,) = plan(job)
+        assert (run.cfg.recon.iters == 2) == (scale == "smoke")
+
+
+@pytest.mark.parametrize("scale", ["full", "smoke"])
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_varies_what_its_view_is_told_to(name, scale):
+    asked = jobs([f"experiment={name}", "seed=0", f"scale={scale}"])
+    setting = (
+        (EXPERIMENTS / f"{name}.yaml").read_text().rsplit("results ablation ", 1)[1].split()[0]
+    )
+    ends = [run.cfg for job in (asked[0], asked[-1]) for run in plan(job)]
+    first, last = (OmegaConf.select(cfg, setting) for cfg in ends)
+    assert first != last
+    if scale == "smoke":
+        assert len(asked) <= 8
+
+
+def test_options_narrow_an_experiment():
+    assert len(jobs(["experiment=paper/table02", "bits=4", "seed=0", "model=resnet18"])) == 3
+
+
+def test_the_plan_tells_what_is_done_and_what_is_missing(cli, results_dir, capsys, tmp_path):
+    sweep = (*TINY, "quant=rtn", "num_samples=32", "bits=3,4", f"results_dir={results_dir}")
+    assert said(capsys, *sweep) == (
+        0,
+        "2 runs: 2 to do\n     2 of efficientnet_lite0 on digits\n"
+        "time: no record of a run like these 2 yet\n",
+        "",
+    )
+    assert cli(*(a for a in sweep if a != "bits=3,4"), "bits=3").status == 0
+    out = said(capsys, *sweep)[1]
+    assert out.startswith("2 runs: 1 done, 1 to do\n")
+    assert re.search(r"^time: about \d+ minutes for 1 runs, one at a time$", out, re.MULTILINE)
+    out = said(capsys, "task=imagenet", f"results_dir={results_dir}", f"checkpoint={tmp_path}/no")[
+        1
+    ]
+    assert "MISSING        imagenet_dir=PATH\n" in out
+    assert f"MISSING        checkpoint {tmp_path}/no\n" in out
+
+
+def test_without_a_sweep_all_experiments_are_listed(capsys):
+    lines = said(capsys)[1].splitlines()
+    assert len(lines) == len(list(EXPERIMENTS.rglob("*.yaml")))
+    assert any(line.startswith("paper/table02       135 runs  Table 2, ") for line in lines)
+
+
+def test_an_experiment_that_does_not_exist_is_one_line(capsys):
+    status, _, err = said(capsys, "experiment=paper/table99")
+    assert status == 1
+    assert err.startswith("error: In 'config': Could not find 'experiment/paper/table99'")
+    assert len(err.splitlines()) == 1

@@ -1,0 +1,148 @@
+"""Every option of the configuration tree composes and fits what it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+import run  # noqa: F401  registers the schema
+from experiment.build import validate
+from experiment.checks import check_values
+from experiment.identity import identity, run_id
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+FILES = [path.relative_to(CONF).with_suffix("") for path in sorted(CONF.rglob("*.yaml"))]
+OPTIONS = [
+    f"{path.parts[0]}={'/'.join(path.parts[1:])}"
+    for path in FILES
+    if len(path.parts) > 1
+    and path.parts[0] not in ("tuned", "recipe", "hydra")
+    and path.name[0] != "_"
+]
+
+
+def composed(*overrides, config="config"):
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose(config, list(overrides))
+
+
+def names_in(group):
+    """Return the options of a config group, as the command line has them."""
+    return [option.partition("=")[2] for option in OPTIONS if option.startswith(f"{group}=")]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_fits_its_target(option):
+    # The solvers' loop is for solvers alone.
+    more = ["quant=gptq"] if option == "recon=solve" else []
+    validate(composed(option, "imagenet_dir=somewhere", "data_dir=.", *more))
+
+
+@pytest.mark.parametrize("recipe", ["full", "lora"])
+def test_every_recipe_fits_its_target(recipe):
+    validate(composed(f"recipe={recipe}", "model=tiny_llama", config="finetune"))
+
+
+TUNED = [path for path in FILES if path.parts[0] == "tuned"]
+
+
+@pytest.mark.parametrize("path", TUNED, ids=str)
+def test_every_tuned_file_is_reached_by_the_names_in_its_own(path):
+    """A file that no combination of options selects is dead weight, or misspelt."""
+    models, tasks, quants = names_in("model"), names_in("task"), names_in("quant")
+    names = {"task": [f"{t}_{q}" for t in tasks for q in quants]}
+    names["model"] = [f"{m}_{q}" for m in models for q in quants]
+    names["pair"] = [f"{t}_{m}_{q}" for t in tasks for m in models for q in quants]
+    names["recon"] = [f"{r}_{q}" for r in names_in("recon") for q in quants]
+    names["recipe"] = tasks
+    names["recipe_pair"] = [f"{t}_{m}" for t in tasks for m in models]
+    assert "/".join(path.parts[2:]) in names[path.parts[1]]
+
+
+def test_a_preset_wins_over_the_tuned_files_and_the_command_line_over_it():
+    cfg = composed("recon=fast", "model=bert_base", "task=digits")
+    assert cfg.recon.iters == 500, "not the task's 100, not the model's 20,000"
+    assert composed("recon=fast", "recon.iters=7").recon.iters == 7
+    assert composed("recon=block").recon.iters == 100
+
+
+@pytest.mark.parametrize("path", [p for p in TUNED if p.parts[1] == "recipe_pair"], ids=str)
+def test_every_tuned_recipe_composes_and_fits_its_target(path):
+    name = "/".join(path.parts[2:])
+    task = next(t for t in names_in("task") if name.startswith(f"{t}_"))
+    model = name.removeprefix(f"{task}_")
+    recipe = composed(f"model={model}", f"task={task}", config="finetune").recipe
+    validate(OmegaConf.create({"recipe": recipe}))
+    assert recipe != OmegaConf.load(CONF / "recipe" / "full.yaml")
+
+
+def test_more_specific_tuned_files_win_and_the_command_line_wins_over_all():
+    cfg = composed("model=mobilenet_v2", "task=imagenet", "quant=adaround", "imagenet_dir=x")
+    assert cfg.quant.reg_weight == 0.1  # BRECQ: MobileNetV2's own lambda
+    cfg = composed("quant=flexround", "recon.iters=7")
+    assert cfg.recon.iters == 7
+
+
+@pytest.mark.parametrize(("bits", "lr"), [(4, 4e-4), (3, 4e-4), (2, 1e-3)])
+def test_resnets_on_imagenet_use_the_papers_learning_rates(bits, lr):
+    cfg = composed("model=resnet18", "task=imagenet", "imagenet_dir=x", f"bits={bits}")
+    assert cfg.recon.lr == lr
+    assert cfg.recon.iters == 5000
+
+
+CHANGES = [
+    "bits=3", "symmetric=false", "seed=1", "num_samples=64", "quant=adaround", "model=resnet50",
+    "recon=layer", "recon.iters=3", "recon.lr=0.1", "quant.learn_s1=false", "ranges=min_max",
+    "granularity=per_channel", "checkpoint=x.pth", "model.first_last_bits=null",
+    "stream_dtype=bfloat16", "stream_dtype=float16",
+]  # fmt: skip
+
+
+def test_every_setting_that_can_change_the_value_changes_the_run_id():
+    ids = [run_id(identity(composed(*change))) for change in [[], *([c] for c in CHANGES)]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_streams_in_float32_have_the_run_ids_from_before_there_was_a_choice():
+    assert "stream_dtype" not in identity(composed())
+
+
+@pytest.mark.parametrize("option", ["stream_dtype=int8", "stream_gib=-1", "stream_gib=nan"])
+def test_streams_out_of_range_are_refused(option):
+    with pytest.raises(ValueError, match=option.partition("=")[0]):
+        check_values(composed(option))
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["logger=wandb", "device=cpu", "results_dir=elsewhere", "cache_dir=elsewhere", "rerun=true",
+     "progress=false", "group_size=64", "imagenet_dir=x", "stream_gib=1", "offload=true",
+     "spill_dir=elsewhere", "save=true"],
+)  # fmt: skip
+def test_nothing_else_changes_the_run_id(change):
+    assert run_id(identity(composed(change))) == run_id(identity(composed()))
+
+
+def test_the_same_number_is_the_same_setting():
+    ids = {
+        run_id(identity(composed("quant=adaround", f"quant.beta_start={b}")))
+        for b in ("20", "20.0")
+    }
+    assert len(ids) == 1
+
+
+def test_a_new_version_of_a_task_is_another_run():
+    assert run_id(identity(composed("task.version=2"))) != run_id(identity(composed()))
+
+
+def test_round_to_nearest_is_one_run_whatever_the_reconstruction():
+    assert run_id(identity(composed("quant=rtn", "recon.iters=9", "recon=layer"))) == run_id(
+        identity(composed("quant=rtn"))
+    )
+
+
+def test_the_whole_configuration_resolves():
+    OmegaConf.to_container(composed(), resolve=True, throw_on_missing=True)

@@ -1,0 +1,142 @@
+"""The cache: made once, checked when read, never larger than its limit."""
+
+from __future__ import annotations
+
+import errno
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+
+from experiment.full_precision import Shared, digest_of_model
+from experiment.shared_cache import Cache
+from tests.flexround.reconstruction.test_reconstruction import adapter, calibration
+
+
+def never():
+    raise AssertionError("it is there")
+
+
+def test_an_entry_is_made_once(tmp_path):
+    cache = Cache(tmp_path, 1)
+    assert cache.get("a", lambda: b"one") == b"one"
+    assert Cache(tmp_path, 1).get("a", never) == b"one"
+
+
+def test_two_at_once_make_it_once(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return b"it"
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: Cache(tmp_path, 1).get("a", make), range(8)))
+    assert found == [b"it"] * 8
+    assert len(made) == 1
+
+
+def test_one_that_dies_while_making_leaves_nothing(tmp_path):
+    cache = Cache(tmp_path, 1)
+    with pytest.raises(ZeroDivisionError):
+        cache.get("a", lambda: bytes(1 // 0))
+    assert list(tmp_path.iterdir()) == []
+    assert cache.get("a", lambda: b"it") == b"it"
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda data: data[:-1], lambda data: data[:-1] + b"x", bytes.lower]
+)
+def test_a_damaged_entry_is_named_set_aside_and_made_again(tmp_path, caplog, harm):
+    cache = Cache(tmp_path, 1)
+    cache.get("a", lambda: b"VALUE")
+    path = tmp_path / "a.entry"
+    path.write_bytes(harm(path.read_bytes()))
+    assert cache.get("a", lambda: b"VALUE") == b"VALUE"
+    assert f"cache entry {path} is damaged" in caplog.text
+    assert path.with_suffix(".damaged").exists()
+    assert cache.get("a", never) == b"VALUE"
+
+
+def test_what_was_not_read_for_the_longest_goes(tmp_path):
+    cache = Cache(tmp_path, 2.5 * (1000 + 32) / 2**30)
+    for age, key in ((30, "a"), (20, "b")):
+        cache.get(key, lambda: bytes(1000))
+        past = (tmp_path / f"{key}.entry").stat().st_mtime - age
+        os.utime(tmp_path / f"{key}.entry", (past, past))
+    cache.get("a", never)  # read just now
+    cache.get("c", lambda: bytes(1000))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.entry", "c.entry"]
+
+
+def test_what_is_larger_than_the_limit_is_not_kept(tmp_path):
+    cache = Cache(tmp_path, 0)
+    assert cache.get("a", lambda: b"it") == b"it"
+    assert list(tmp_path.glob("*.entry")) == []
+
+
+def test_a_full_disk_costs_the_entry_and_not_the_run(tmp_path, monkeypatch, caplog):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert Cache(tmp_path, 1).get("a", lambda: b"it") == b"it"
+    assert "not kept: No space left on device" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def shared(cache, model, batch_size=8):
+    return Shared(cache, model, calibration(), batch_size)
+
+
+def test_targets_are_the_same_and_computed_once(tmp_path):
+    cache, outputs = Cache(tmp_path, 1), torch.randn(4, 3)
+    assert torch.equal(shared(cache, adapter()).targets().of(0, lambda: outputs), outputs)
+    assert torch.equal(shared(cache, adapter()).targets().of(0, never), outputs)
+
+
+def test_targets_of_another_network_batch_or_block_are_others(tmp_path):
+    cache, made = Cache(tmp_path, 1), []
+
+    def ask(model, batch_size=8, block=0):
+        def make():
+            made.append(1)
+            return torch.zeros(1)
+
+        shared(cache, model, batch_size).targets().of(block, make)
+
+    changed = adapter()
+    with torch.no_grad():
+        changed.model[0].weight[0, 0, 0, 0] += 1e-3
+    for args in ((adapter(),), (changed,), (adapter(), 4), (adapter(), 8, 1)):
+        ask(*args)
+    assert len(made) == 4
+    ask(adapter())
+    assert len(made) == 4
+
+
+def test_targets_that_would_fill_the_cache_are_not_kept(tmp_path):
+    cache = Cache(tmp_path, 1e-6)  # about a kilobyte
+    targets = shared(cache, adapter()).targets()
+    large = torch.zeros(1000)
+    for block in range(3):
+        assert targets.of(block, lambda: large) is large
+    assert sum(p.stat().st_size for p in tmp_path.glob("*.entry")) < 1000
+
+
+def test_the_digest_sees_structure_and_values():
+    one, other = (
+        nn.Sequential(nn.Linear(2, 2), nn.ReLU()),
+        nn.Sequential(nn.Linear(2, 2), nn.GELU()),
+    )
+    other.load_state_dict(one.state_dict())
+    half = nn.Sequential(nn.Linear(2, 2), nn.ReLU()).to(torch.bfloat16)
+
+    def digest(model):
+        return digest_of_model(model, model.state_dict().items())
+
+    digests = {digest(model) for model in (one, other, half)}
+    assert len(digests) == 3
+    assert digest(one) in digests

@@ -1,0 +1,126 @@
+"""Convolutional networks as chains of blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from flexround.models.batch_norm import fold_batch_norm
+from flexround.models.vision import VisionAdapter, VisionModel
+
+CPU = torch.device("cpu")
+# Units by hand from the architectures: residual blocks, and the layers outside of them.
+COUNTS = {
+    ("torchvision", "resnet18"): (8, ["conv1"], ["fc"]),
+    ("torchvision", "resnet50"): (16, ["conv1"], ["fc"]),
+    ("torchvision", "mobilenet_v2"): (17, ["features.0.0"], ["features.18.0", "classifier.1"]),
+    ("timm", "tf_efficientnet_lite0"): (16, ["conv_stem"], ["conv_head", "classifier"]),
+}
+
+
+def network(library, name, classes=10):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = VisionModel(library, name, None, 8, False, False).build(classes)
+        for module in net.modules():  # fresh statistics would make folding trivial
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 2)
+                module.weight.data.uniform_(0.5, 1.5)
+                module.bias.data.normal_(0, 0.2)
+    return net
+
+
+def images(n=2, size=64):
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(("library", "name"), COUNTS, ids=[name for _, name in COUNTS])
+def test_blocks_are_brecqs_units(library, name):
+    adapter = VisionAdapter(network(library, name), images(), 8, CPU)
+    blocks = adapter.blocks()
+    inner, head, tail = COUNTS[library, name]
+    names = [block.name for block in blocks]
+    assert names[: len(head)] == head
+    assert names[-len(tail) :] == tail
+    assert len(blocks) == inner + len(head) + len(tail)
+    quantized = [layer for block in blocks for layer in block.layers]
+    every = [m for m in adapter.model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert {id(layer.module) for layer in quantized} == {id(m) for m in every}
+    assert len(quantized) == len(every)
+    assert [layer.name for layer in quantized if layer.bits == 8] == [
+        quantized[0].name,
+        quantized[-1].name,
+    ]
+
+
+def test_layers_of_a_block_come_in_execution_order():
+    adapter = VisionAdapter(network("torchvision", "resnet18"), images(), None, CPU)
+    block = next(b for b in adapter.blocks() if b.name == "layer2.0")
+    names = [layer.name.removeprefix("layer2.0.") for layer in block.layers]
+    assert names == ["conv1", "conv2", "downsample.0"]
+    assert all(layer.bits is None for layer in block.layers)
+
+
+def test_only_a_direct_activation_belongs_to_a_layer():
+    """AdaRound's f_a: conv1 is followed by ReLU, conv2 by the residual add."""
+    adapter = VisionAdapter(network("torchvision", "resnet18"), images(), 8, CPU)
+    block = next(b for b in adapter.blocks() if b.name == "layer1.0")
+    assert [layer.activation is not None for layer in block.layers] == [True, False]
+    assert adapter.blocks()[0].activation is adapter.model.relu
+
+
+@pytest.mark.parametrize(("library", "name"), COUNTS, ids=[name for _, name in COUNTS])
+def test_folding_leaves_the_outputs_and_no_batch_norm(library, name):
+    net = network(library, name)
+    expected = net(images()).detach()
+    fold_batch_norm(net, images())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    torch.testing.assert_close(net(images()), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("library", "name"), COUNTS, ids=[name for _, name in COUNTS])
+def test_the_chain_gives_each_block_its_true_input(library, name):
+    """Walking the blocks one after the other is the model's own forward pass."""
+    adapter = VisionAdapter(network(library, name), images(), 8, CPU)
+    batch = images(5)
+    stream = adapter.capture([batch])
+    for index, block in enumerate(adapter.blocks()):
+        outputs = stream.run_all(block.module, 3, CPU)
+        if index + 1 < len(adapter.blocks()):
+            stream = stream.with_inputs(adapter.advance(index, outputs))
+    torch.testing.assert_close(outputs, adapter.forward(batch), rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_that_is_no_chain_is_refused():
+    class Skipping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+        def forward(self, x):
+            first = self.a(x)
+            return (self.c(self.b(first) + first)).mean((2, 3))
+
+    with pytest.raises(ValueError, match="block c needs more than the output of b"):
+        VisionAdapter(Skipping(), images(), None, CPU)
+
+
+def test_a_layer_used_twice_is_refused():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.a(self.a(x)).mean((2, 3))
+
+    with pytest.raises(ValueError, match="layer a is used twice"):
+        VisionAdapter(Shared(), images(), None, CPU)
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_an_unknown_architecture_is_refused(library):
+    with pytest.raises(ValueError, match=f"model.name=resnet19: {library} has no such model"):
+        VisionModel(library, "resnet19", None, 8, False, False).build(10)

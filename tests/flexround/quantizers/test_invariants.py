@@ -1,0 +1,158 @@
+"""What must hold for every method on every layer type and grid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from flexround.attach import attach, check, freeze
+from flexround.grid import Grid, PerTensor
+from flexround.quantizers.rtn import RTN
+from flexround.ranges import LpSearch, MinMax
+from flexround.structure import Layer
+from tests.flexround.quantizers.methods import (
+    METHODS,
+    all_bits,
+    all_ranges,
+    granularities,
+    grid_of,
+    layers,
+    methods_on_layers,
+    shaken,
+    symmetries,
+    weight_of,
+)
+
+
+@methods_on_layers
+@granularities
+@symmetries
+@all_bits
+@all_ranges
+def test_training_starts_at_round_to_nearest(method, make, granularity, symmetric, bits, ranges):
+    weight = weight_of(make).weight.detach()
+    grid = grid_of(bits, symmetric, granularity)
+    quantizer = method(weight, grid=grid, ranges=ranges)
+    quantizer.harden()
+    rtn = RTN(weight, grid=grid, ranges=ranges)
+    assert torch.equal(quantizer(weight), rtn(weight))
+
+
+@layers
+@granularities
+@symmetries
+@all_bits
+def test_rtn_is_the_nearest_level(make, granularity, symmetric, bits):
+    """No level of the grid is nearer to a weight than the one chosen, by brute force."""
+    weight = weight_of(make).weight.detach()
+    grid = grid_of(bits, symmetric, granularity)
+    rtn = RTN(weight, grid=grid, ranges=MinMax())
+    values = granularity.group(weight)
+    levels = (torch.arange(grid.qmin, grid.qmax + 1) - rtn.zero_point) * rtn.scale  # [groups, L]
+    nearest = (values[:, :, None] - levels[:, None]).abs().amin(dim=2)
+    chosen = (values - granularity.group(rtn(weight))).abs()
+    torch.testing.assert_close(chosen, nearest, rtol=0, atol=1e-6)
+
+
+@methods_on_layers
+@granularities
+@symmetries
+@all_bits
+def test_codes_are_integral_in_range_and_few(method, make, granularity, symmetric, bits):
+    weight = weight_of(make).weight.detach()
+    grid = grid_of(bits, symmetric, granularity)
+    quantizer = shaken(method(weight, grid=grid, ranges=MinMax()), 0.5)
+    quantizer.harden()
+    quantized = quantizer.finalize(weight)
+    assert quantized.codes.dtype == torch.int16
+    assert quantized.codes.shape == weight.shape
+    assert quantized.codes.min() >= grid.qmin
+    assert quantized.codes.max() <= grid.qmax
+    for row in granularity.group(quantizer(weight)):
+        assert len(row.unique()) <= 2**bits
+
+
+@methods_on_layers
+@granularities
+@symmetries
+def test_freeze_is_bit_equal_and_plain(method, make, granularity, symmetric):
+    layer = weight_of(make)
+    kind, names = type(layer), set(layer.state_dict())
+    unit = [Layer("it", layer)]
+    (quantizer,) = attach(unit, method, grid_of(3, symmetric, granularity), LpSearch(2.4, 80, 0.01))
+    shaken(quantizer, 0.3)
+    quantizer.harden()
+    quantized_forward = layer.weight.detach().clone()
+    integers = freeze(unit)["it"]
+    assert type(layer) is kind
+    assert set(layer.state_dict()) == names
+    assert isinstance(layer.weight, nn.Parameter)
+    assert torch.equal(layer.weight, quantized_forward)
+    assert torch.equal(layer.weight, integers.dequantize())
+
+
+LEARNING_RATES = {
+    "adaround": 2e-2, "adaquant": None, "flexround": 1e-2, "adaquant_flexround": 1e-2
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEARNING_RATES)
+@granularities
+def test_training_reduces_the_layers_error(name, granularity):
+    torch.manual_seed(0)
+    layer = weight_of(lambda: nn.Linear(24, 10))
+    inputs = torch.randn(512, 24) @ torch.randn(24, 24)  # correlated, as activations are
+    target = layer(inputs).detach()
+    grid, ranges = grid_of(4, True, granularity), LpSearch(2.4, 80, 0.01)
+
+    def error():
+        return (layer(inputs) - target).pow(2).sum(1).mean()
+
+    (quantizer,) = attach([Layer("it", layer)], METHODS[name], grid, ranges)
+    quantizer.hard = True
+    before = error().item()
+    quantizer.hard = False
+    optimizer = torch.optim.Adam(quantizer.param_groups(LEARNING_RATES[name]))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
+    for step in range(400):
+        loss = error() + quantizer.regularizer(step / 400)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        quantizer.after_step()
+        schedule.step()
+    freeze([Layer("it", layer)])
+    assert error().item() < 0.95 * before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused_by_name(value):
+    layer = weight_of(lambda: nn.Linear(8, 4))
+    layer.weight.data[0, 0] = value
+    with pytest.raises(ValueError, match=r"layer head.3: .*not finite"):
+        check([Layer("head.3", layer)], Grid(4, True, PerTensor()), RTN)
+
+
+def test_without_its_shift_adaquant_flexround_is_flexround():
+    """Values and gradients, the two being written differently."""
+    weight = weight_of(lambda: nn.Conv2d(8, 6, 3), dtype=torch.float64).weight.detach()
+    grid = Grid(3, False, PerTensor())
+    upstream = torch.randn(weight.shape, dtype=torch.float64)
+    both = [
+        shaken(METHODS[name](weight, grid=grid, ranges=MinMax()).double(), 0.3)
+        for name in ("flexround", "adaquant_flexround")
+    ]
+    both[1].v.data.zero_()
+    for quantizer in both:
+        (quantizer(weight) * upstream).sum().backward()
+    torch.testing.assert_close(both[0](weight), both[1](weight))
+    for name, parameter in both[0].named_parameters():
+        torch.testing.assert_close(parameter.grad, both[1].get_parameter(name).grad)
+    # d W_hat / d V = 1 / (S2 s3 s4) inside of the range, 0 outside.
+    with torch.no_grad():
+        divisor = (both[1].log_s2 + both[1].log_s3 + both[1].log_s4).exp()
+        code = (weight / divisor / both[1].dequantization_scale()).round() + both[1].zero_point
+        inside = (code >= grid.qmin) & (code <= grid.qmax)
+    assert not inside.all()
+    torch.testing.assert_close(both[1].v.grad, upstream * inside / divisor)

@@ -1,0 +1,209 @@
+"""The loop: streams, targets, reports, determinism."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from flexround.grid import Grid, PerTensor
+from flexround.models.vision import VisionAdapter
+from flexround.quantizers.rtn import RTN
+from flexround.ranges import LpSearch
+from flexround.reconstruction.callbacks import Reports
+from flexround.reconstruction.reconstruction import Reconstruction
+from flexround.reconstruction.unit import reconstruction_loss
+from tests.flexround.quantizers.methods import METHODS
+
+CPU = torch.device("cpu")
+GRID = Grid(3, True, PerTensor())
+RANGES = LpSearch(2.4, 80, 0.01)
+SETTING = Reconstruction(
+    unit="block", iters=40, lr=5e-3, batch_size=8, schedule="cosine", inputs="quant",
+    steps="start", act_lr=1e-3, act_iters=0, keep=0.5, keep_best=False,
+    precision="float32", compile=False,
+)  # fmt: skip
+
+
+class BasicBlock(nn.Module):
+    """A residual block; its name makes it one unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        """Return relu(conv2(relu(conv1(x))) + x)."""
+        return self.relu(self.conv2(self.relu(self.conv1(x))) + x)
+
+
+def adapter(first_last_bits=8):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), BasicBlock(), BasicBlock(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+    )  # fmt: skip
+    return VisionAdapter(net, torch.randn(2, 3, 8, 8), first_last_bits, CPU)
+
+
+def calibration(n=32):
+    return [torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(1))]
+
+
+def quantize(setting=SETTING, method="flexround", seed=0, samples=32, observers=(), grid=GRID):
+    target = adapter()
+    codes = setting(
+        target, calibration(samples), quantizer=METHODS[method], grid=grid, ranges=RANGES,
+        generator=torch.Generator().manual_seed(seed), observers=observers,
+    )  # fmt: skip
+    return target, codes
+
+
+def test_the_loss_sums_over_channels_and_averages_the_rest():
+    out, target = torch.randn(4, 5, 3, 3), torch.randn(4, 5, 3, 3)
+    expected = sum((out[:, c] - target[:, c]) ** 2 for c in range(5)).mean()
+    torch.testing.assert_close(reconstruction_loss(out, target, 1), expected)
+
+
+@pytest.mark.parametrize("unit", ["block", "layer"])
+@pytest.mark.parametrize("method", ["flexround", "adaround", "adaquant"])
+def test_reconstruction_beats_its_starting_point(method, unit):
+    reports, lr = Reports(), 5e-2 if method == "adaround" else 5e-3
+    quantize(replace(SETTING, unit=unit, lr=lr, iters=100), method, observers=[reports])
+    inner = [b for b in reports.blocks if b.name.startswith(("2", "3"))]
+    assert sum(b.error_after for b in inner) < 0.9 * sum(b.error_before for b in inner)
+
+
+def test_every_layer_is_quantized_and_reported_with_its_bits():
+    reports = Reports()
+    target, codes = quantize(observers=[reports])
+    assert [b.name for b in reports.blocks] == ["0", "2", "3", "6"]
+    assert reports.blocks[0].layers == {"0": 8}
+    assert reports.blocks[1].layers == {"2.conv1": 3, "2.conv2": 3}
+    assert reports.blocks[-1].layers == {"6": 8}
+    for name, integers in codes.items():
+        layer = target.model.get_submodule(name)
+        assert type(layer) in (nn.Conv2d, nn.Linear)
+        assert torch.equal(layer.weight, integers.dequantize())
+        assert len(layer.weight.unique()) <= 2**integers.grid.bits
+
+
+@pytest.mark.parametrize("iters", [40, 500])
+def test_a_report_holds_the_curve_that_observers_are_told_thinned(iters):
+    told = {}
+
+    class Watch(Reports):
+        def step(self, unit, iteration, error):
+            told.setdefault(unit, []).append([iteration, error])
+
+    reports = Watch()
+    quantize(replace(SETTING, iters=iters), observers=[reports])
+    for block in reports.blocks:
+        seen = told[block.name]
+        assert (block.curve[0], block.curve[-1]) == (seen[0], seen[-1])
+        assert all(point in seen for point in block.curve)
+        assert len(block.curve) == min(len(seen), 33)
+        assert [i for i, _ in block.curve] == sorted({i for i, _ in block.curve})
+
+
+def test_what_learns_nothing_has_no_curve():
+    reports = Reports()
+    quantize(method="rtn", observers=[reports])
+    assert [block.curve for block in reports.blocks] == [[], [], [], []]
+
+
+def test_the_same_seed_gives_the_same_codes_and_another_seed_others():
+    _, first = quantize(seed=0)
+    _, again = quantize(seed=0)
+    _, other = quantize(seed=1)
+    assert all(torch.equal(first[k].codes, again[k].codes) for k in first)
+    assert any(not torch.equal(first[k].codes, other[k].codes) for k in first)
+
+
+def test_the_global_random_state_is_left_alone():
+    target = adapter()
+    before = torch.get_rng_state()
+    SETTING(
+        target, calibration(), quantizer=METHODS["flexround"], grid=GRID, ranges=RANGES,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_no_iterations_is_round_to_nearest():
+    _, learned = quantize(replace(SETTING, iters=0))
+    _, rtn = quantize(method="rtn")
+    assert all(torch.equal(learned[k].dequantize(), rtn[k].dequantize()) for k in rtn)
+
+
+@pytest.mark.parametrize("inputs", ["quant", "fp"])
+def test_the_target_is_full_precision_and_the_input_the_quantized_prefix(inputs):
+    """error_before of a block, worked out by hand from two whole models."""
+    reports = Reports()
+    target, _ = quantize(replace(SETTING, inputs=inputs, iters=0), "rtn", observers=[reports])
+    fp = adapter().model
+    batch = calibration()[0]
+    stem, first = target.model[:2], target.model[2]
+    student_in = stem(batch) if inputs == "quant" else fp[:2](batch)
+    expected = (first(student_in) - fp[2](fp[:2](batch))).pow(2).sum(1).mean()
+    torch.testing.assert_close(reports.blocks[1].error_before, expected.item())
+    second_in = target.model[:3](batch) if inputs == "quant" else fp[:3](batch)
+    expected = (target.model[3](second_in) - fp[:4](batch)).pow(2).sum(1).mean()
+    torch.testing.assert_close(reports.blocks[2].error_before, expected.item())
+
+
+def test_a_layers_target_includes_its_activation():
+    reports = Reports()
+    quantize(replace(SETTING, unit="layer", iters=0), "rtn", observers=[reports])
+    assert [b.name for b in reports.blocks] == [
+        "0",
+        "2.conv1",
+        "2.conv2",
+        "3.conv1",
+        "3.conv2",
+        "6",
+    ]
+    fp, half = adapter().model, copy.deepcopy(adapter().model)
+    batch = calibration()[0]
+    for part, grid in ((half[0], replace(GRID, bits=8)), (half[2].conv1, GRID)):
+        part.weight.data = RTN(part.weight, grid=grid, ranges=RANGES)(part.weight)
+    error = half[2].conv1(half[:2](batch)).relu() - fp[2].conv1(fp[:2](batch)).relu()
+    torch.testing.assert_close(reports.blocks[1].error_before, error.pow(2).sum(1).mean().item())
+
+
+def test_a_loss_that_is_not_finite_names_the_block():
+    with pytest.raises(ValueError, match=r"block 0: the loss is (nan|inf) .*lower recon.lr"):
+        quantize(replace(SETTING, lr=1e30))
+
+
+def test_a_last_step_that_breaks_a_block_is_seen():
+    """The loss is read before the step; after the only one the weights are not finite."""
+    with pytest.raises(ValueError, match=r"block 0: its error is (nan|inf) once quantized"):
+        quantize(replace(SETTING, lr=1e30, iters=1))
+
+
+def test_fewer_samples_than_a_batch_are_refused():
+    with pytest.raises(ValueError, match=r"num_samples=4 is smaller than recon.batch_size=8"):
+        quantize(samples=4)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("unit", "stage"), ("schedule", "step"), ("inputs", "both"), ("iters", -1),
+     ("batch_size", 0), ("lr", 0.0), ("lr", float("nan"))],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(option, value):
+    with pytest.raises(ValueError, match=f"recon.{option}={value}"):
+        replace(SETTING, **{option: value})
+
+
+def test_groups_that_fit_no_stem_leave_it_per_channel():
+    from flexround.grid import PerChannel, PerGroup
+
+    _, codes = quantize(grid=Grid(3, True, PerGroup(18)))
+    assert codes["0"].grid.granularity == PerChannel()
+    assert codes["2.conv1"].grid.granularity == PerGroup(18)

@@ -1,0 +1,100 @@
+"""How scales are first chosen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flexround.grid import Grid, PerChannel, PerTensor
+from flexround.ranges import SCALE_FLOOR, LpSearch, MinMax
+from tests.flexround.quantizers.methods import all_ranges, symmetries
+
+
+def error(values, scale, zero_point, grid, p):
+    """Return sum |w - w_hat|^p of each row, written out plainly."""
+    code = torch.clamp(torch.round(values / scale) + zero_point, grid.qmin, grid.qmax)
+    return (values - scale * (code - zero_point)).abs().pow(p).sum(dim=1)
+
+
+def values_of(rows=3, elements=400, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, elements, generator=generator, dtype=torch.float64) + 0.3
+
+
+def test_symmetric_min_max_is_twice_the_largest_over_the_steps():
+    values = values_of()
+    scale, zero_point = MinMax()(values, Grid(3, True, PerChannel()))
+    torch.testing.assert_close(scale[:, 0], 2 * values.abs().amax(1) / 7)
+    assert not zero_point.any()
+
+
+def test_asymmetric_min_max_covers_all_values_and_zero():
+    values = values_of()
+    values[0] += 100  # all positive: zero must still be a level
+    grid = Grid(4, False, PerChannel())
+    scale, zero_point = MinMax()(values, grid)
+    low, high = values.amin(1).clamp(max=0), values.amax(1).clamp(min=0)
+    torch.testing.assert_close(scale[:, 0], (high - low) / 15)
+    assert torch.equal(zero_point, zero_point.round())
+    assert ((zero_point >= 0) & (zero_point <= 15)).all()
+    assert error(values, scale, zero_point, grid, 1).max() < 400 * scale.max()
+
+
+@symmetries
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("p", [2.0, 2.4])
+def test_the_search_finds_the_best_of_its_candidates(symmetric, bits, p):
+    values = values_of()
+    grid = Grid(bits, symmetric, PerChannel())
+    widest, zero_point = MinMax()(values, grid)
+    errors = torch.stack(
+        [error(values, widest * (1 - 0.01 * i), zero_point, grid, p) for i in range(80)]
+    )
+    scale, _ = LpSearch(p, 80, 0.01)(values, grid)
+    best = widest[:, 0] * (1 - 0.01 * errors.argmin(dim=0))
+    torch.testing.assert_close(scale[:, 0], best)
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 1000),
+    bits=st.integers(2, 8),
+    symmetric=st.booleans(),
+    rows=st.integers(1, 5),
+    elements=st.integers(1, 90),
+)
+def test_the_search_is_never_worse_than_min_max(seed, bits, symmetric, rows, elements):
+    values = values_of(rows, elements, seed)
+    grid = Grid(bits, symmetric, PerChannel())
+    searched = error(values, *LpSearch(2.4, 80, 0.01)(values, grid), grid, 2.4)
+    assert (searched <= error(values, *MinMax()(values, grid), grid, 2.4) * (1 + 1e-9)).all()
+
+
+@all_ranges
+@symmetries
+def test_a_channel_of_zeros_stays_zero(ranges, symmetric):
+    """Nine channels of MobileNetV2 are all zero once BatchNorm is folded."""
+    values = torch.stack([torch.zeros(16), torch.randn(16)])
+    grid = Grid(4, symmetric, PerChannel())
+    scale, zero_point = ranges(values, grid)
+    assert scale.min() == SCALE_FLOOR
+    code = grid.encode(values, scale, zero_point)
+    assert torch.equal((code - zero_point)[0] * scale[0], torch.zeros(16))
+    assert torch.isfinite((code - zero_point) * scale).all()
+
+
+@pytest.mark.parametrize(
+    ("p", "candidates", "step"), [(0, 80, 0.01), (2.4, 0, 0.01), (2.4, 101, 0.01)]
+)
+def test_a_search_that_makes_no_sense_is_refused(p, candidates, step):
+    with pytest.raises(ValueError, match=r"ranges\."):
+        LpSearch(p, candidates, step)
+
+
+def test_chunks_do_not_change_the_search(monkeypatch):
+    values, grid = values_of(1, 5000), Grid(3, True, PerTensor())
+    whole = LpSearch(2.4, 80, 0.01)(values, grid)
+    monkeypatch.setattr("flexround.ranges.CHUNK", 64)
+    assert torch.equal(whole[0], LpSearch(2.4, 80, 0.01)(values, grid)[0])

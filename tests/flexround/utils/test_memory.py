@@ -1,0 +1,108 @@
+"""A shortage of memory: one line that says where, how much was free and what helps."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+import torch
+
+from flexround.quantizers.rtn import RTN
+from flexround.reconstruction.layerwise import Solve
+from flexround.utils import memory
+from flexround.utils.memory import explained, free_bytes, is_shortage
+from tests.flexround.reconstruction.test_reconstruction import (
+    GRID,
+    RANGES,
+    SETTING,
+    adapter,
+    calibration,
+)
+from tests.flexround.solvers.test_solvers import CYCLIC
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def little_memory():
+    """Leave this process 256 MiB more than it has."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    taken = memory.proc_bytes(memory.STATUS, "VmData")
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + 2**28, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def test_what_torch_says_without_memory_is_known(little_memory):
+    with pytest.raises(RuntimeError) as caught:
+        torch.ones(2**28)
+    assert is_shortage(caught.value)
+    with pytest.raises(MemoryError) as caught:
+        bytearray(2**30)
+    assert is_shortage(caught.value)
+    assert is_shortage(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_shortage(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_what_is_free_heeds_the_limit(little_memory):
+    assert 0 <= free_bytes() <= 2**28
+
+
+class Hungry(RTN):
+    """Takes a gigabyte in the second block."""
+
+    def __init__(self, weight, **options):
+        super().__init__(weight, **options)
+        if not weight.is_meta and weight.shape == (6, 6, 3, 3):
+            torch.ones(2**28)
+
+
+def test_a_block_without_memory_is_named_with_what_helps(little_memory):
+    with pytest.raises(ValueError, match=r"^block 2: out of memory") as caught:
+        SETTING(
+            adapter(), calibration(), quantizer=Hungry, grid=GRID, ranges=RANGES,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+    line = str(caught.value)
+    assert "\n" not in line
+    free = float(line.partition("(")[2].partition(" GiB were free on cpu")[0])
+    assert 0 <= free <= 0.25
+    for option in ("recon.batch_size", "stream_gib", "stream_dtype", "offload"):
+        assert option in line
+
+
+def test_a_solvers_block_is_named_too(monkeypatch):
+    def short(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("flexround.reconstruction.layerwise.solve", short)
+    with pytest.raises(ValueError, match=r"^block 0: out of memory \(.* GiB were free"):
+        Solve(8, sequential=True)(
+            adapter(), calibration(), quantizer=CYCLIC, grid=GRID, ranges=RANGES,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+
+
+def test_the_gpu_is_asked_what_it_has(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3 * 2**30, 80 * 2**30))
+    with (
+        pytest.raises(ValueError, match=r"block 7: out of memory \(3\.00 GiB were free on cuda\)"),
+        explained("block 7", torch.device("cuda")),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="shapes"), explained("block 7", CPU):
+        raise RuntimeError("shapes do not fit")
+
+
+def test_a_record_tells_of_it(cli, monkeypatch):
+    def short(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("flexround.reconstruction.unit.attach", short)
+    outcome = cli("model=tiny_llama", "quant=rtn", "num_samples=8", "task.seq_len=16")
+    assert outcome.status == 1
+    assert outcome.err.count("error:") == 1
+    assert "block model.layers.0: out of memory" in outcome.err.replace("\n", " ")

@@ -1,0 +1,128 @@
+"""Claims: one owner at a time, the dead ones' taken over, the damaged ones set aside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pytest
+
+from results.records.claim import Claim, me
+
+
+def held(path, **changes):
+    """Write a claim of some other process."""
+    path.write_text(json.dumps(asdict(replace(me(), token="other", **changes))))
+    return Claim(path, beat=0.05)
+
+
+def test_one_owner_at_a_time(tmp_path):
+    path = tmp_path / "it"
+    first, second = Claim(path), Claim(path)
+    assert first.take() is None
+    owner = second.take()
+    assert owner.pid == os.getpid()
+    assert str(owner).startswith(f"process {os.getpid()} on ")
+    second.release()
+    assert path.exists(), "only its owner can give it back"
+    first.release()
+    assert second.take() is None
+    second.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dead_process_of_this_machine_is_replaced_at_once(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    claim = held(tmp_path / "it", pid=child.pid)
+    assert not claim.seems_alive()
+    assert claim.take() is None
+    claim.release()
+
+
+def test_a_reused_process_id_is_another_process(tmp_path):
+    claim = held(tmp_path / "it", started="1")
+    assert claim.take() is None
+    claim.release()
+
+
+def elsewhere(path, age, **more):
+    claim = held(path, host="node9", machine="node9 another boot", **more)
+    past = time.time() - age
+    os.utime(path, (past, past))
+    return claim
+
+
+def test_a_process_elsewhere_that_beats_is_left_alone(tmp_path):
+    claim = elsewhere(tmp_path / "it", age=0)
+    assert claim.seems_alive()
+    assert claim.take().host == "node9"
+
+
+def test_a_process_elsewhere_that_is_silent_is_replaced(tmp_path):
+    claim = elsewhere(tmp_path / "it", age=3600)
+    assert not claim.seems_alive()
+    assert claim.take() is None
+    claim.release()
+
+
+def test_a_clock_that_jumps_takes_nothing_from_a_living_owner(tmp_path, monkeypatch):
+    """Its beats look an hour old, and still they come."""
+    claim = elsewhere(tmp_path / "it", age=3600)
+    beats = iter(range(1, 100))
+    pause = time.sleep
+
+    def sleep(seconds):
+        pause(seconds)
+        past = time.time() - 3600 + next(beats)
+        os.utime(claim.path, (past, past))
+
+    monkeypatch.setattr("results.records.claim.time.sleep", sleep)
+    assert claim.take().host == "node9"
+
+
+def test_a_job_that_slurm_has_queued_again_takes_its_own_claim_over(tmp_path, monkeypatch):
+    """Its first attempt died a moment ago on another node, where its last beat looks alive."""
+    claim = elsewhere(tmp_path / "it", age=0, job="14_3")
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "14")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert claim.take().job == "14_3", "that is another task of the array"
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert claim.take() is None
+    claim.release()
+
+
+def test_the_owner_beats(tmp_path):
+    claim = Claim(tmp_path / "it", beat=0.05)
+    assert claim.take() is None
+    os.utime(claim.path, (0, 0))
+    deadline = time.monotonic() + 20
+    while claim.path.stat().st_mtime == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    claim.release()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"host": "node9"}'])
+def test_a_damaged_claim_is_named_and_set_aside(tmp_path, caplog, text):
+    path = tmp_path / "it.json"
+    path.write_text(text)
+    claim = Claim(path)
+    assert claim.take() is None
+    assert f"claim {path} is damaged" in caplog.text
+    assert path.with_suffix(".damaged").read_text() == text
+    claim.release()
+
+
+def test_who_was_taken_over_leaves_the_new_owners_claim(tmp_path):
+    path = tmp_path / "it"
+    first = Claim(path)
+    first.take()
+    held(path, pid=os.getpid())
+    first.release()
+    assert Claim(path).owner().token == "other"

@@ -1,0 +1,160 @@
+"""One setting varied, all others held; what the configuration changes along is followed."""
+
+from __future__ import annotations
+
+import io
+
+import pandas as pd
+import pytest
+
+from results.__main__ import main
+from results.records.store import Store
+from results.tables.ablation import ablation, in_order, render
+from results.tables.coupled_settings import followers
+from tests.results.records.test_store import record
+
+
+def run(value, seed=0, quant="flexround", bits=4, network="resnet18", status="ok", **settings):
+    settings = {
+        "bits": bits, "seed": seed, "num_samples": 64,
+        "quant": {"_target_": f"flexround.quantizers.{quant}"},
+    } | settings  # fmt: skip
+    return record(
+        f"{value}{settings}", value, status, quant=quant, bits=bits, model=network, seed=seed,
+        settings=settings,
+    )  # fmt: skip
+
+
+def recon(iters, **more):
+    return {"recon": {"iters": iters, "unit": "block"} | more}
+
+
+ITERS = [run(90.0 + s, s, **recon(iters)) for iters in (100, 20) for s in (0, 2)]
+
+
+def test_a_column_is_a_value_in_ascending_order_with_mean_deviation_and_seeds():
+    found = ablation([run(88.0, **recon(9)), *ITERS], "recon.iters")
+    text = render(found, "recon.iters", "markdown").splitlines()
+    assert [word.strip() for word in text[0].split("|")[1:-1]] == [
+        "model", "quant", "bits", "recon.iters=9", "recon.iters=20", "recon.iters=100",
+    ]  # fmt: skip
+    pm = "\N{PLUS-MINUS SIGN}"
+    assert [word.strip() for word in text[2].split("|")[4:-1]] == [
+        "88.00 (1)", f"91.00 {pm} 1.41 (2)", f"91.00 {pm} 1.41 (2)",
+    ]  # fmt: skip
+
+
+def test_a_row_is_what_is_held_and_shows_what_tells_it_apart():
+    layers = [run(80.0, **recon(iters, unit="layer")) for iters in (100, 20)]
+    alone = run(70.0, bits=2, **recon(20))
+    found = ablation([*ITERS, *layers, alone], "recon.iters")
+    assert found.names == ["model", "quant", "bits", "recon.unit"]
+    assert found.table["recon.unit"].tolist() == ["block", "block", "layer", "layer"]
+    assert found.table["n"].tolist() == [2, 2, 1, 1]
+    assert found.remarks == ["1 runs have no other that differs in recon.iters alone"]
+
+
+def test_runs_without_the_setting_are_counted():
+    found = ablation([*ITERS, run(10.0, quant="rtn")], "recon.iters")
+    assert found.remarks == ["1 runs have no recon.iters"]
+
+
+def test_a_setting_that_is_computed_from_the_varied_one_is_followed():
+    rows = [
+        run(v, group_size=g, granularity={"_target_": "PerGroup", "group_size": g})
+        for g, v in ((128, 90.0), (32, 95.0))
+    ]
+    found = ablation(rows, "group_size")
+    assert found.table["mean"].tolist() == [95.0, 90.0]
+    assert found.remarks == ["along with group_size changed granularity.group_size (32, 128)"]
+
+
+def test_a_method_brings_its_own_schedule():
+    rows = [
+        run(95.0, **recon(100, lr=0.02)), run(96.0, quant="adaround", **recon(100, lr=0.05)),
+        run(50.0, quant="rtn"),
+    ]  # fmt: skip
+    found = ablation(rows, "quant")
+    assert found.table["quant"].tolist() == ["flexround", "adaround", "rtn"]
+    assert "recon.lr (0.02, 0.05)" in found.remarks[0]
+
+
+def test_a_setting_that_may_follow_is_held_where_it_was_swept_by_itself():
+    cross = [
+        run(90.0 + lr, quant="signround", **recon(iters, lr=lr))
+        for iters in (100, 200) for lr in (1, 2)
+    ]  # fmt: skip
+    found = ablation(cross, "recon.iters")
+    assert found.table["recon.lr"].tolist() == ["1", "1", "2", "2"]
+    assert found.table["mean"].tolist() == [91.0, 91.0, 92.0, 92.0]
+    assert not found.remarks
+    own = [cross[0], cross[3]]  # each rate of its own number of iterations
+    found = ablation(own, "recon.iters")
+    assert found.table["mean"].tolist() == [91.0, 92.0]
+    assert found.remarks == ["along with recon.iters changed recon.lr (1, 2)"]
+    with pytest.raises(ValueError, match=r"the closest differ in recon.lr too"):
+        ablation(own, "recon.iters", by=["recon.lr"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "follow", "hold"),
+    [
+        ("group_size", {"granularity.group_size"}, {"bits", "recon.lr"}),
+        ("bits", {"recon.lr"}, {"symmetric", "num_samples"}),
+        ("seed", {"quant.seed"}, {"bits"}),
+        ("data_dir", {"calibration_dir", "task.calibration"}, {"bits"}),  # in two steps
+        ("granularity", {"group_size"}, {"bits", "granularity._target_"}),
+        ("quant", {"recon", "recon.lr", "ranges"}, {"bits", "granularity"}),
+        ("recon.iters", {"recon.lr"}, {"recon.unit"}),  # SignRound's rate
+        ("recon.unit", set(), {"recon.iters"}),
+    ],
+)
+def test_what_follows_is_read_from_the_configuration(setting, follow, hold):
+    found = set(followers(setting))
+    assert follow <= found
+    assert not hold & found
+    assert setting not in found
+
+
+def test_values_stand_in_a_sensible_order():
+    assert in_order([100, 20.5, 3, 20.5]) == [3, 20.5, 100]
+    assert in_order([8, None, 4]) == [None, 4, 8]
+    assert in_order(["rtn", "adaround", "rtn"]) == ["rtn", "adaround"]
+    assert in_order([True, False]) == [False, True]
+
+
+def test_failed_is_failed_unless_another_seed_has_succeeded():
+    rows = [*ITERS, *(run(0.0, 1, status="failed", **recon(iters)) for iters in (5, 20))]
+    text = render(ablation(rows, "recon.iters"), "recon.iters", "markdown").splitlines()[2]
+    assert text.split("|")[4].strip() == "failed"
+    assert "(2)" in text.split("|")[5]
+
+
+def test_csv_reads_back_to_the_same_table():
+    found = ablation(ITERS, "recon.iters")
+    again = pd.read_csv(io.StringIO(render(found, "recon.iters", "csv")))
+    pd.testing.assert_frame_equal(
+        again, found.table.astype({"recon.iters": int, "bits": int}), check_dtype=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "setting", "message"),
+    [
+        (ITERS, "recon.itres", "no record has a setting recon.itres; did you mean recon.iters"),
+        (ITERS, "iters", "did you mean recon.iters"),
+        (ITERS, "num_samples", "num_samples is 64 in all 4 runs that have it"),
+        (
+            [run(1.0, **recon(9)), run(2.0, num_samples=8, **recon(10))],
+            "recon.iters",
+            "no two runs differ in recon.iters alone; the closest differ in num_samples too",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, rows, setting, message):
+    for row in rows:
+        Store(tmp_path).write(record(**{**vars(row), "run_id": f"{abs(hash(row.run_id))}"}))
+    assert main(["ablation", setting, "--results-dir", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,159 @@
+"""Ours beside the paper's: which run is which cell, medians, noise, and the methods' order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from results.__main__ import main
+from results.records.record import Record
+from results.records.store import Store
+from results.tables.paper_comparison import frame, join, text
+from results.tables.published_numbers import published
+
+TASKS = {"table20": "five_shot"}
+
+
+def run(
+    method, value, seed=0, bits=4, network="mobilenet_v2", task="imagenet", metric="top1", **more
+):
+    settings = {
+        "activation": None, "act_bits": 8, "num_samples": 1024, "model": {"equalize": False},
+        "checkpoint": "brecq.pth",
+        "recon": {"steps": "start"}, "granularity": {},
+    } | more  # fmt: skip
+    return Record(
+        f"{method}{value}{seed}{bits}{network}", "ok", network, task, 1, method, bits, seed, metric,
+        metric != "perplexity", value, 72.6, settings, {metric: value}, {metric: 72.6},
+    )  # fmt: skip
+
+
+def cell(joined, method, bits, setting="B", model="mobilenet_v2", metric="top1"):
+    key = (method, bits, setting, model, metric)
+    (found,) = [
+        j
+        for j in joined
+        if (j.cell.method, j.cell.bits, j.cell.setting, j.cell.model, j.cell.metric) == key
+    ]
+    return found
+
+
+def test_a_cell_has_the_median_of_its_seeds_and_the_papers_number():
+    records = [run("flexround", v, seed) for seed, v in enumerate((70.0, 71.0, 70.9))]
+    found = cell(join("table02", records), "flexround", "W4A32")
+    assert (found.value, found.cell.value) == (70.9, 70.82)
+    assert found.noise, "0.08 is less than the seeds' 0.55"
+    assert not cell(join("table02", records[1:2]), "flexround", "W4A32").noise, "one seed has none"
+    fp = cell(join("table02", records), "fp", "32", "")
+    assert (fp.value, fp.cell.value) == (72.6, 72.62)
+
+
+STATIC = {"activation": {"bits": 4}, "act_bits": 4}
+
+
+@pytest.mark.parametrize(
+    ("table", "settings", "where"),
+    [
+        ("table02", {}, {"bits": "W4A32", "setting": "B"}),
+        ("table03", STATIC | {"recon": {"steps": "after"}}, {"bits": "W4A4", "setting": "B"}),
+        ("table03", STATIC | {"recon": {"steps": "together"}}, {"bits": "W4A4", "setting": "Q"}),
+        (
+            "table10",
+            {"model": {"equalize": True}, "checkpoint": None},
+            {"bits": "W4A32", "setting": "B torchvision equalize absorb_biases"},
+        ),
+        ("figure07", {"num_samples": 64}, {"bits": "W4A32", "setting": "B num_samples=64"}),
+    ],
+)
+def test_a_run_is_of_the_cell_that_its_settings_say(table, settings, where):
+    joined = join(table, [run("flexround", 70.0, **settings)])
+    hits = [j.cell for j in joined if j.ours and j.cell.method != "fp"]
+    assert hits
+    for hit in hits:
+        assert hit.method == "flexround"
+        assert hit.bits == where["bits"]
+    assert where["setting"] in {hit.setting for hit in hits}
+
+
+def test_five_shot_runs_are_of_the_five_shot_tables():
+    made = STATIC | {"act_bits": 8, "recon": {"steps": "together"}}
+    record = run("flexround", 76.0, 0, 8, "llama_7b", "five_shot", "boolq", **made)
+    found = cell(
+        join("table20", [record]), "flexround", "W8A8", "Q num_fewshot=5", "llama_7b", "boolq"
+    )
+    assert (found.value, found.cell.value) == (76.0, 76.76)
+    assert not any(j.ours for j in join("table19", [record]))
+
+
+def test_the_order_of_the_methods_is_compared_where_all_have_run():
+    values = {"adaquant": 15.0, "adaround": 69.0, "flexround": 70.0}
+    table = frame(join("table02", [run(m, v) for m, v in values.items()]))
+    ranked = table.dropna(subset=["rank_ours"])
+    ranked = ranked[ranked["bits"] == "W4A32"].set_index("method")
+    assert ranked["rank_ours"].to_dict() == {"adaquant": 3, "adaround": 2, "flexround": 1}
+    assert "methods in the paper's order in 1 of 1 columns" in text(table)
+    worse = frame(join("table02", [run(m, v) for m, v in (values | {"flexround": 1.0}).items()]))
+    assert "methods in the paper's order in 0 of 1 columns" in text(worse)
+
+
+def test_lower_is_better_for_perplexity():
+    made = STATIC | {"act_bits": 8, "recon": {"steps": "together"}}
+    records = [
+        run(m, v, 0, 8, "opt_125m", "ptb", "perplexity", **made)
+        for m, v in {"adaround": 20.0, "flexround": 18.0}.items()
+    ]
+    table = frame(join("table05", records)).dropna(subset=["rank_ours"]).set_index("method")
+    assert table["rank_ours"].to_dict() == {"adaround": 2, "flexround": 1}
+    assert table["rank_paper"].to_dict() == {"adaround": 2, "flexround": 1}
+
+
+def test_two_configurations_of_one_cell_are_refused():
+    records = [run("flexround", 70.0), run("flexround", 71.0, recon={"steps": "start", "lr": 1})]
+    with pytest.raises(ValueError, match="several configurations fall into table02 mobilenet_v2"):
+        join("table02", records)
+
+
+def test_a_value_that_is_none_and_an_old_version_of_the_task_are_not_joined():
+    better = replace(run("flexround", 71.0, 1), task_version=2)
+    found = cell(join("table02", [run("flexround", 70.0), better]), "flexround", "W4A32")
+    assert found.ours == [71.0]
+    nothing = replace(run("flexround", 70.0), metrics={"top1": 70.0, "top5": float("nan")})
+    found = cell(join("table02", [nothing]), "flexround", "W4A32", metric="top5")
+    assert (found.ours, found.value, found.noise) == ([], None, False)
+
+
+def test_a_table_of_settings_has_nothing_to_join():
+    assert published("table13")
+    with pytest.raises(ValueError, match="table13 lists settings, not results"):
+        join("table13", [])
+
+
+def test_from_the_command_line(tmp_path, capsys):
+    Store(tmp_path).root.mkdir(exist_ok=True)
+    Store(tmp_path).write(run("flexround", 70.0))
+    where = ["--results-dir", str(tmp_path)]
+    assert main(["table02", *where]) == 0
+    out = capsys.readouterr().out
+    line = next(x for x in out.splitlines() if "flexround" in x and "W4A32" in x and "mobile" in x)
+    assert [word.strip() for word in line.split("|")[1:10]] == [
+        "mobilenet_v2", "imagenet", "flexround", "B", "W4A32", "top1", "70.00", "1", "70.82",
+    ]  # fmt: skip
+    assert main(["table02", *where, "--format", "latex"]) == 0
+    out = capsys.readouterr().out
+    assert r"\toprule" in out
+    assert r"mobilenet\_v2 & imagenet & flexround & B & W4A32 & top1 & 70.00" in out
+    assert main(["table2", *where]) == 1
+    assert "did you mean table02?" in capsys.readouterr().err
+
+
+def test_one_model_shows_its_rows_of_the_paper_alone(tmp_path, capsys):
+    Store(tmp_path).root.mkdir(exist_ok=True)
+    Store(tmp_path).write(run("flexround", 70.0))
+    where = ["--results-dir", str(tmp_path), "--model", "mobilenet_v2"]
+    assert main(["table02", *where]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if " imagenet " in line]
+    assert len(rows) == (1 + 3 * 3) * 2  # fp, 3 methods at W4, W3, W2; top-1 and top-5
+    assert all(row.startswith("| mobilenet_v2 ") for row in rows)
+    assert main(["table04", *where]) == 1
+    assert "table04 has no model mobilenet_v2; it has " in capsys.readouterr().err

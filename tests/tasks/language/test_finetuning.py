@@ -1,0 +1,148 @@
+"""`python finetune.py` and the checkpoints it leaves for `run.py`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from experiment.errors import one_line_errors
+from results.records.store import Store
+from tasks import finetune
+from tasks.language import tiny_models
+from tasks.language.finetuning import LoRA, Recipe
+from tests.tasks.language.test_classification import sentiment
+
+transformers = pytest.importorskip("transformers", reason="the extra language is not installed")
+pytest.importorskip("peft", reason="the extra language is not installed")
+
+
+@pytest.fixture
+def tune(monkeypatch, cache_dir, tmp_path):
+    """Return a function that runs the command here and returns its exit message, or None."""
+
+    def call(*args):
+        own = [f"cache_dir={cache_dir}", f"checkpoints_dir={tmp_path}/ck",
+               f"hydra.run.dir={tmp_path}/out", "device=cpu"]  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["finetune.py", *args, *own])
+        try:
+            with one_line_errors():
+                finetune.main()
+        except SystemExit as end:
+            return str(end.code)
+        return None
+
+    return call
+
+
+def facts(folder):
+    return json.loads((folder / "finetune.json").read_text())
+
+
+def test_glue_is_fine_tuned_and_found_by_the_run(tune, cli, tmp_path, results_dir):
+    sentiment(tmp_path)
+    here = ["model=tiny_bert", "task=glue/sst2", f"data_dir={tmp_path}"]
+    assert tune(*here, "recipe.lr=2e-3", "recipe.epochs=8") is None
+    made = facts(tmp_path / "ck" / "glue" / "sst2" / "tiny_bert")
+    assert made["metrics"]["accuracy"] > 95, "three words tell the class"
+    assert made["recipe"]["epochs"] == 8
+    outcome = cli(*here, f"checkpoints_dir={tmp_path}/ck", "quant=rtn", "bits=8", "num_samples=8")
+    assert outcome.status == 0, outcome.err
+    (record,) = Store(results_dir).load()
+    assert record.fp_metrics == pytest.approx(made["metrics"])
+    # Another network under the same name is another run.
+    assert tune(*here, "recipe.lr=1e-3", "recipe.epochs=8", "rerun=true") is None
+    cli(*here, f"checkpoints_dir={tmp_path}/ck", "quant=rtn", "bits=8", "num_samples=8")
+    assert len(Store(results_dir).load()) == 2
+
+
+def test_a_language_model_is_fine_tuned_on_its_corpus(tune, cli, tmp_path, results_dir, capsys):
+    here = ["model=tiny_opt", "task=python_docs", "protocol.window=64", "task.seq_len=64"]
+    run = ["protocol.max_windows=20", "quant=rtn", "num_samples=8"]
+    assert cli(*here, *run).status == 0
+    assert tune(*here, "recipe.lr=1e-3", "recipe.max_steps=40") is None
+    tuned = [*here, *run, "checkpoint=finetuned", f"checkpoints_dir={tmp_path}/ck"]
+    assert cli(*tuned).status == 0
+    before, after = sorted(
+        (r.fp_metrics["perplexity"] for r in Store(results_dir).load()), reverse=True
+    )
+    assert after < 0.95 * before
+    capsys.readouterr()
+    assert tune(*here, "recipe.max_steps=1") is None, "already there, nothing to do"
+    assert facts(tmp_path / "ck" / "python_docs" / "tiny_opt")["recipe"]["max_steps"] == 40
+
+
+@pytest.mark.parametrize(("family", "targets"), [("gpt2", "c_attn"), ("llama", "q_proj,v_proj")])
+def test_lora_is_merged_into_a_plain_checkpoint(tune, cli, tmp_path, family, targets):
+    here = [f"model=tiny_{family}", "task=python_docs", "protocol.window=64", "task.seq_len=64"]
+    lora = ["recipe=lora", f"recipe.lora.targets=[{targets}]", "recipe.lr=1e-2"]
+    assert tune(*here, *lora, "recipe.max_steps=20") is None
+    folder = tmp_path / "ck" / "python_docs" / f"tiny_{family}"
+    assert not (folder / "adapter_config.json").exists()
+    auto = transformers.AutoModelForCausalLM
+    before, _ = tiny_models.load(f"tiny:{family}", tmp_path, auto)
+    after = auto.from_pretrained(folder)
+    changed = [
+        n for n, w in after.state_dict().items() if not torch.equal(w, before.state_dict()[n])
+    ]
+    assert changed, "LoRA has trained something"
+    assert all(name.split(".")[-2] in targets.split(",") for name in changed)
+    name = changed[0]
+    rank = torch.linalg.matrix_rank(
+        (after.state_dict()[name] - before.state_dict()[name]), rtol=1e-4
+    )
+    assert 1 <= rank <= 4
+    outcome = cli(*here, "checkpoint=finetuned", f"checkpoints_dir={tmp_path}/ck", "quant=rtn",
+                  "num_samples=8", "protocol.max_windows=2")  # fmt: skip
+    assert outcome.status == 0, outcome.err
+
+
+def test_a_layer_that_lora_does_not_find_is_named():
+    with pytest.raises(ValueError, match=r"targets=\['nothing'\]: Linear has no such layers"):
+        LoRA(4, 32, 0.0, ["nothing"]).add_to(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"recipe.lr=0.0: give a number above 0"):
+        Recipe(0.0, 1, 1, None, 0.0, 0, 0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [(["model=tiny_bert", "bits=3"], "bits=3 does nothing in fine-tuning"),
+     (["model=resnet18"], "no fine-tuning for vision tasks"),
+     (["model=tiny_bert", "task=python_docs"], "the model is encoder, the task is for causal"),
+     (["model=tiny_bert", "recipe.lrr=1"], "did you mean lr?"),
+     (["model=tiny_llama", "task=zero_shot", "task.seq_len=64"], "zero_shot has no tr"),
+     (["model=tiny_bert", "task=glue/sst2", "data_dir=nowhere"], "data_dir=nowhere: neither")],
+)  # fmt: skip
+def test_bad_input_is_one_line(tune, args, message):
+    assert message in tune(*args)
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "extra"),
+    [("transformers", ["task=python_docs"], "language"),
+     ("datasets", ["task=wikitext2", "task.seq_len=64", "protocol.window=64"], "language"),
+     ("lm_eval", ["task=zero_shot", "calibration=python_docs"], "zero-shot")],
+)  # fmt: skip
+def test_a_run_without_an_extra_names_it(cli, monkeypatch, module, args, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    outcome = cli("model=tiny_llama", "quant=rtn", *args)
+    assert outcome.status == 1
+    assert f"error: {module} is not installed; pip install -e '.[{extra}]'" in outcome.err
+
+
+@pytest.mark.parametrize("module", ["peft", "accelerate"])
+def test_fine_tuning_without_an_extra_names_it(tune, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    message = tune("model=tiny_gpt2", "task=python_docs", "protocol.window=64", "recipe=lora",
+                   "recipe.lora.targets=[c_attn]", "task.seq_len=64")  # fmt: skip
+    assert message == f"error: {module} is not installed; pip install -e '.[language]'"
+
+
+def test_a_sweep_of_fine_tuning_ends_well(tune, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "finetune", lambda cfg: tmp_path / "made")
+    sweep = tmp_path / "sweep"
+    models = "model=tiny_bert,tiny_opt"
+    assert tune("-m", models, "task=python_topics", f"hydra.sweep.dir={sweep}") is None
+    assert json.loads((sweep / "1" / "outcome.json").read_text())["checkpoint"].endswith("made")
