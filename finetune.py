@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from experiment.config import register
 from experiment.errors import one_line_errors
 from experiment.finetune import check_used, finetune
-from experiment.outcome import leave, outcome
+from experiment.outcome import outcome, write_outcome
 
 register()
 
@@ -21,7 +21,7 @@ def main(cfg: DictConfig) -> None:
     """Fine-tune once, or with -m many times."""
     with outcome():
         check_used(cfg)
-        leave(checkpoint=str(finetune(cfg)))
+        write_outcome(checkpoint=str(finetune(cfg)))
 
 
 if __name__ == "__main__":

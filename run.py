@@ -12,7 +12,7 @@ from experiment.config import register
 from experiment.device import device_name
 from experiment.errors import one_line_errors
 from experiment.job import Job, current_job
-from experiment.outcome import leave, outcome
+from experiment.outcome import outcome, write_outcome
 from results.records.record import Record
 
 log = logging.getLogger("run")
@@ -23,7 +23,7 @@ def execute(cfg: DictConfig, job: Job) -> Record:
     """Compute the run from its configuration; everything heavy is imported from here on."""
     import torch
 
-    from experiment.full_precision import Shared
+    from experiment.full_precision import FullPrecision
     from experiment.progress import ProgressBar
     from flexround.grid import Grid
     from flexround.reconstruction.callbacks import Reports
@@ -46,7 +46,9 @@ def execute(cfg: DictConfig, job: Job) -> Record:
         job.check_unchanged()
         recon.check(adapter, calibration, grid, quantizer, activation)
 
-        shared = Shared(job.cache(), adapter, calibration, recon.batch_size, cfg.stream_dtype)
+        shared = FullPrecision(
+            job.cache(), adapter, calibration, recon.batch_size, cfg.stream_dtype
+        )
         draft.fp_metrics = shared.full_precision(task, job.settings)
         task.check_full_precision(draft.fp_metrics)
 
@@ -76,7 +78,7 @@ def main(cfg: DictConfig) -> float | None:
     """Return the run's main metric: recorded before, or computed now; None if elsewhere."""
     with outcome():
         job = current_job(cfg)
-        leave(run_id=job.run_id)
+        write_outcome(run_id=job.run_id)
         record = job.recorded()
         if record is None:
             with job.claimed() as mine:

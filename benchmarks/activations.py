@@ -27,7 +27,7 @@ from flexround.reconstruction.unit import UnitJob
 ROUNDS, ITERS = 11, 2
 QDROP = Reconstruction(
     unit="block", iters=ITERS, lr=1e-4, batch_size=2, schedule="constant", inputs="quant",
-    steps="together", act_lr=4e-5, act_iters=0, keep=0.5, keep_best=False,
+    act_steps="together", act_lr=4e-5, act_iters=0, quant_prob=0.5, keep_best=False,
     precision="float32", compile=False,
 )  # fmt: skip
 STATIC = StaticPerTensor(8, symmetric=False, stem_bits=8, head_bits=8, kv_bits=None, init_samples=2)
@@ -45,9 +45,9 @@ def iterations(case: Case, quantized: bool) -> Callable[[], None]:
         setting, adapter, factory, grid, ranges, torch.Generator().manual_seed(0), (), None,
         activations, draws, True, NoCheckpoints(),
     )  # fmt: skip
-    targets = unit.output(job.run_all(unit.module, calls))
+    targets = unit.output(job.replay_all(unit.module, calls))
     quantizers = attach(unit.layers, factory, grid, ranges)
-    steps = job.start(unit, calls) if quantized else []
+    steps = job.init_activation_ranges(unit, calls) if quantized else []
     return lambda: job.optimise(unit, quantizers, steps, calls, calls, targets)
 
 

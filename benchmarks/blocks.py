@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flexround.calibration.calls import Calls
+from flexround.calibration.calls import RecordedCalls
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.models.vision import VisionAdapter
@@ -78,12 +78,12 @@ def _bert_base() -> tuple[ModelAdapter, Sequence[Any]]:
     return _language("AutoModelForSequenceClassification", config, 32, 128)
 
 
-def reached(case: Case) -> tuple[ModelAdapter, Unit, Calls]:
+def reached(case: Case) -> tuple[ModelAdapter, Unit, RecordedCalls]:
     """Return the case's adapter, its block as a unit, and the calls over the calibration set."""
     adapter, calibration = case.make()
-    blocks, calls = adapter.blocks(), adapter.capture(calibration)
+    blocks, calls = adapter.blocks(), adapter.record_calls(calibration)
     for index in range(case.block):
-        outputs = calls.run_all(blocks[index].module, case.batch_size, CPU)
+        outputs = calls.replay_all(blocks[index].module, case.batch_size, CPU)
         calls = calls.with_inputs(adapter.advance(index, outputs))
     block = blocks[case.block]
     return adapter, Unit(block.name, block.module, block.layers, block.activation), calls

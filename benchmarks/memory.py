@@ -28,8 +28,8 @@ import transformers
 from safetensors.torch import save_file
 from torch import nn
 
-from flexround.calibration.activation_cache import Streams
-from flexround.calibration.disk_tensors import Spill
+from flexround.calibration.activation_cache import ActivationCache
+from flexround.calibration.disk_tensors import DiskTensors
 from flexround.grid import Grid, PerChannel
 from flexround.models.base import ModelAdapter
 from flexround.models.checkpoint_shards import INDEX
@@ -49,7 +49,7 @@ SHAPE = dict(
 )  # fmt: skip
 SHORT = Reconstruction(
     unit="block", iters=2, lr=1e-3, batch_size=2, schedule="constant", inputs="quant",
-    steps="start", act_lr=1e-3, act_iters=0, keep=0.5, keep_best=False,
+    act_steps="start", act_lr=1e-3, act_iters=0, quant_prob=0.5, keep_best=False,
     precision="float32", compile=False,
 )  # fmt: skip
 METHODS = {
@@ -118,7 +118,7 @@ def quantize(folder: Path, method: str, offload: bool) -> list[float]:
     """Return the perplexity of random tokens before and after 4 bits a weight."""
     example = {"input_ids": torch.arange(8).view(2, 4)}
     tokens = torch.randint(VOCABULARY, (4, 64), generator=torch.Generator().manual_seed(0))
-    streams = Streams(limit_gib=0.01, spill=Spill(folder / "spill"))
+    streams = ActivationCache(limit_gib=0.01, spill=DiskTensors(folder / "spill"))
     adapter: LanguageAdapter
     if offload:
         network, _, shards = pretrained.outline(AUTO, str(folder))
@@ -165,7 +165,7 @@ def streams(limit: str, folder: str) -> None:
         SHORT(
             adapter, batches, quantizer=RTN, ranges=MinMax(), grid=Grid(4, False, PerChannel()),
             generator=torch.Generator().manual_seed(0),
-            streams=Streams(limit_gib=float(limit), spill=Spill(folder)),
+            streams=ActivationCache(limit_gib=float(limit), spill=DiskTensors(folder)),
         )  # fmt: skip
     print(f"{found[0] / MIB:.0f}")
 

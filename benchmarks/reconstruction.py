@@ -51,7 +51,7 @@ Run = Callable[[], float]
 
 
 class Clock:
-    """An observer that times the iterations from the first reading of the loss to the last."""
+    """An callback that times the iterations from the first reading of the loss to the last."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -92,7 +92,7 @@ def floor(case: Case, adam: bool = False) -> Run:
     """
     adapter, unit, calls = reached(case)
     batch = torch.arange(case.batch_size)
-    targets = torch.zeros_like(unit.output(calls.run_all(unit.module, case.batch_size, CPU)))
+    targets = torch.zeros_like(unit.output(calls.replay_all(unit.module, case.batch_size, CPU)))
     weights = [layer.module.weight for layer in unit.layers]
 
     unit.module.requires_grad_(False)
@@ -102,7 +102,7 @@ def floor(case: Case, adam: bool = False) -> Run:
 
     def step() -> None:
         optimizer.zero_grad()
-        output = unit.output(calls.run(unit.module, batch, CPU))
+        output = unit.output(calls.replay(unit.module, batch, CPU))
         reconstruction_loss(output, targets[batch], adapter.channel_dim).backward()
         if adam:
             optimizer.step()
@@ -114,7 +114,7 @@ def loop(iters: int, batch_size: int, precision: Precision, compile_: bool) -> R
     """Return the loop as it is measured."""
     return Reconstruction(
         unit="block", iters=iters, lr=LR, batch_size=batch_size, schedule="constant",
-        inputs="quant", steps="start", act_lr=1e-4, act_iters=0, keep=1.0, keep_best=False,
+        inputs="quant", act_steps="start", act_lr=1e-4, act_iters=0, quant_prob=1.0, keep_best=False,
         precision=precision, compile=compile_,
     )  # fmt: skip
 
@@ -128,7 +128,7 @@ def ours(case: Case, method: QuantizerFactory, precision: Precision, compile_: b
         recon, adapter, method, GRID, MinMax(), draws, [clock], None, None, draws, True,
         NoCheckpoints(),
     )  # fmt: skip
-    targets = unit.output(job.run_all(unit.module, calls))
+    targets = unit.output(job.replay_all(unit.module, calls))
     quantizers = attach(unit.layers, method, GRID, MinMax())
 
     def run() -> float:
@@ -141,7 +141,7 @@ def ours(case: Case, method: QuantizerFactory, precision: Precision, compile_: b
 def plain(case: Case, method: str) -> Run:
     """Return what times the method's plain formula with torch's autograd and its default Adam."""
     adapter, unit, calls = reached(case)
-    targets = unit.output(calls.run_all(unit.module, case.batch_size, CPU))
+    targets = unit.output(calls.replay_all(unit.module, case.batch_size, CPU))
     learned: list[nn.Parameter] = []
     for layer in unit.layers:
         weight = layer.module.weight
@@ -158,7 +158,7 @@ def plain(case: Case, method: str) -> Run:
     def step() -> None:
         batch = torch.randperm(len(calls), generator=draws)[: case.batch_size]
         optimizer.zero_grad()
-        output = unit.output(calls.run(unit.module, batch, CPU))
+        output = unit.output(calls.replay(unit.module, batch, CPU))
         loss = reconstruction_loss(output, targets[batch], adapter.channel_dim)
         loss.backward()
         optimizer.step()
@@ -191,7 +191,7 @@ def forward(case: Case, frozen: bool) -> Run:
         attach(unit.layers, METHODS["flexround"], GRID, MinMax())
         freeze(unit.layers)
 
-    return timed(lambda: calls.run_all(unit.module, case.batch_size, CPU))
+    return timed(lambda: calls.replay_all(unit.module, case.batch_size, CPU))
 
 
 def table(case: Case, runs: dict[str, Run], rounds: int) -> None:

@@ -22,7 +22,7 @@ from flexround.reconstruction.report import BlockReport
 
 
 class Iterations:
-    """An observer that adds up the seconds of the iterations."""
+    """An callback that adds up the seconds of the iterations."""
 
     def __init__(self) -> None:
         self.seconds, self._last = 0.0, 0.0
@@ -49,7 +49,7 @@ def run(case: Case, iters: int) -> tuple[float, float]:
     loop(iters, case.batch_size, "float32", False)(
         adapter, calibration, quantizer=METHODS["flexround"], grid=GRID,
         ranges=LpSearch(2.4, 80, 0.01), generator=torch.Generator().manual_seed(0),
-        observers=[iterations],
+        callbacks=[iterations],
     )  # fmt: skip
     return time.perf_counter() - start, iterations.seconds
 

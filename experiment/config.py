@@ -1,7 +1,8 @@
-"""The typed schema of a run, and the checks that need no heavy import."""
+"""Schema of a run: every option with its type; the defaults stand in conf/config.yaml."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,26 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiment import ROOT, launchers
 from experiment.resolvers import _brecq, _by_bits, _by_scale, _if_finetuned, _signround_lr
+
+# Options that have had another name; it is taken for a release.
+RENAMED = {"recon.steps": "recon.act_steps", "recon.keep": "recon.quant_prob"}
+
+
+def renamed(overrides: Sequence[str]) -> list[str]:
+    """Return overrides with the names that options have now; each old one is told on stderr."""
+    found = []
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        prefix = name[: len(name) - len(name.lstrip("+~"))]
+        new = RENAMED.get(name.removeprefix(prefix))
+        if new is not None and equals:
+            print(
+                f"{name} is called {new} now; the old name goes with the next release",
+                file=sys.stderr,
+            )
+            text = f"{prefix}{new}={value}"
+        found.append(text)
+    return found
 
 
 @dataclass
@@ -99,6 +120,6 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     register()
     try:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose("config", overrides=list(overrides), return_hydra_config=True)
+            return compose("config", overrides=renamed(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(" ".join(str(error).split())) from error

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from experiment.shared_cache import Cache
-from flexround.calibration.activation_cache import Targets
+from flexround.calibration.activation_cache import FullPrecisionOutputs
 from flexround.models.base import ModelAdapter
 
 # The settings that decide what the evaluation of a network gives.
@@ -33,7 +33,7 @@ class Task(Protocol):
         ...
 
 
-class Shared:
+class FullPrecision:
     """The shared part of a run, made before anything is quantized.
 
     Attributes:
@@ -69,17 +69,17 @@ class Shared:
         metrics: dict[str, float] = json.loads(self._cache.get(key, make))
         return metrics
 
-    def targets(self) -> Targets:
+    def targets(self) -> FullPrecisionOutputs:
         """Return the blocks' full-precision outputs on the calibration samples."""
         samples = hashlib.sha256()
         for leaf in tree_leaves(list(self._calibration)):
             samples.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
         blocks = len(self._adapter.blocks())
         key = _key("targets", self.model, samples.hexdigest(), self._sums, self._machine, blocks)
-        return SharedTargets(self._cache, key, blocks)
+        return SharedOutputs(self._cache, key, blocks)
 
 
-class SharedTargets(Targets):
+class SharedOutputs(FullPrecisionOutputs):
     """Keeps outputs in the cache as long as those of all blocks take half of it at most."""
 
     def __init__(self, cache: Cache, key: str, blocks: int) -> None:
@@ -87,7 +87,7 @@ class SharedTargets(Targets):
         self._most = cache.limit // (2 * blocks)
         self._too_large = False
 
-    def of(self, block: int, compute: Callable[[], Tensor]) -> Tensor:
+    def get(self, block: int, compute: Callable[[], Tensor]) -> Tensor:
         """Return the outputs [samples, ...] of the block at that place, on the CPU when found."""
         from safetensors.torch import load, save
 

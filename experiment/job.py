@@ -20,9 +20,9 @@ from experiment.checks import check_idle, check_preset, check_values
 from experiment.conditions import changes, conditions
 from experiment.device import device_of
 from experiment.identity import FULL_STREAMS, identity, places, run_id
-from experiment.outcome import _in_sweep, leave
+from experiment.outcome import _in_sweep, write_outcome
 from experiment.recorder import Draft, commit, recording
-from experiment.sweeps.jobs import asked
+from experiment.sweeps.jobs import sweep_overrides
 from results.records.record import Record
 from results.records.selection import flatten
 from results.records.store import Store
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from experiment.shared_cache import Cache
-    from flexround.calibration.activation_cache import Streams
+    from flexround.calibration.activation_cache import ActivationCache
     from flexround.grid import QuantizedTensor
     from flexround.models.base import ModelAdapter
     from flexround.reconstruction.checkpoints import FileCheckpoints
@@ -66,7 +66,7 @@ class Job:
         Raises:
             ValueError: when the run has failed before, unless retry_failed=true.
         """
-        record = self.store.find(self.run_id)
+        record = self.store.get_or_quarantine(self.run_id)
         if record is None or self.cfg.rerun:
             return None
         if record.status == "ok":
@@ -108,7 +108,7 @@ class Job:
         owner = claim.take()
         if owner is not None:
             log.info("%s is at work on %s; left alone", owner, self.run_id)
-            leave(running=str(owner))
+            write_outcome(running=str(owner))
             yield False
             return
         try:
@@ -141,7 +141,7 @@ class Job:
 
         return Cache(Path(self.cfg.cache_dir, "shared"), self.cfg.cache_gib)
 
-    def streams(self) -> Streams:
+    def streams(self) -> ActivationCache:
         """Return how the activations of the calibration set are held.
 
         Raises:
@@ -149,15 +149,15 @@ class Job:
         """
         import torch
 
-        from flexround.calibration.activation_cache import Streams
-        from flexround.calibration.disk_tensors import Spill
+        from flexround.calibration.activation_cache import ActivationCache
+        from flexround.calibration.disk_tensors import DiskTensors
 
         name, limit = self.cfg.stream_dtype, self.cfg.stream_gib
         dtype = None if name == FULL_STREAMS else getattr(torch, name)
-        spill = Spill(self.cfg.spill_dir)
+        spill = DiskTensors(self.cfg.spill_dir)
         if limit is not None or self.cfg.offload:
-            spill.check()
-        return Streams(dtype, math.inf if limit is None else limit, spill)
+            spill.check_writable()
+        return ActivationCache(dtype, math.inf if limit is None else limit, spill)
 
     def saving(
         self,
@@ -184,7 +184,7 @@ class Job:
             bits=self.cfg.bits,
             seed=self.cfg.seed,
             settings=self.settings,
-            overrides=_told(HydraConfig.get().overrides.task),
+            overrides=portable_overrides(HydraConfig.get().overrides.task),
             places=places(self.cfg),
             **self.names,
         )
@@ -223,7 +223,7 @@ def current_job(cfg: DictConfig) -> Job:
     return Job(cfg, settings, names, store)
 
 
-def _told(overrides: Sequence[str]) -> list[str]:
+def portable_overrides(overrides: Sequence[str]) -> list[str]:
     """Return those of a job's overrides that remake its record elsewhere."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     keys = [(o.key_or_group.partition(".")[0], o.input_line) for o in parsed]
@@ -235,4 +235,4 @@ def _sweep_overrides() -> Sequence[str]:
     if not _in_sweep():
         return []
     sweep = OmegaConf.load(Path(HydraConfig.get().sweep.dir, "multirun.yaml"))
-    return asked(sweep.hydra)
+    return sweep_overrides(sweep.hydra)

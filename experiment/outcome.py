@@ -65,10 +65,10 @@ def _end(error: str) -> None:
     if not _in_sweep():
         sys.exit(f"error: {error}")
     log.error("error: %s", error)
-    leave(error=error)
+    write_outcome(error=error)
 
 
-def leave(**facts: str) -> None:
+def write_outcome(**facts: str) -> None:
     """Leave facts about this job in its output folder, for the sweep's end to read."""
     if _in_sweep():
         path = Path(HydraConfig.get().runtime.output_dir, OUTCOME)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment import ROOT
+from experiment.config import RENAMED
 from experiment.content import Contents
 from experiment.identity import DATA, FULL_STREAMS, IMAGES, finetuned_folder, reduced, run_id
 from flexround.utils.atomic_files import write_whole
@@ -82,6 +83,11 @@ def _completed(settings: dict[str, Any], data: Mapping[str, Any]) -> dict[str, A
     settings.setdefault("checkpoint", None)
     settings["idle"] = {}
     _name_files(settings)
+    for before, after in RENAMED.items():
+        group, _, name = before.partition(".")
+        node = settings.get(group)
+        if isinstance(node, dict) and name in node:
+            node[after.partition(".")[2]] = node.pop(name)
     if isinstance(digest, str):
         facts = finetuned_folder(settings) / "finetune.json"
         same = facts.is_file() and hashlib.sha256(facts.read_bytes()).hexdigest()[:16] == digest
@@ -131,7 +137,7 @@ def _move(store: Store, path: Path, made: Record) -> None:
     Cut off at any point, the same again goes on.
     """
     former = made.former_ids[0]
-    there = store.look(made.run_id)
+    there = store.peek(made.run_id)
     if there is None:
         store.write(made)
     elif there.started < made.started or (there.status, made.status) == ("failed", "ok"):

@@ -28,7 +28,7 @@ class Transposed(nn.Module):
         return out.T
 
 
-def check(layers: Sequence[Layer], grid: Grid, quantizer: QuantizerFactory) -> bool:
+def check_weights(layers: Sequence[Layer], grid: Grid, quantizer: QuantizerFactory) -> bool:
     """Check that every layer can be put on grid by quantizer, before any of them is worked on.
 
     Return whether there is anything to learn.

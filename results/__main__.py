@@ -143,7 +143,7 @@ def _table(argv: Sequence[str]) -> str:
 
 def _published(argv: Sequence[str]) -> str:
     from results.tables.formats import latex
-    from results.tables.paper_comparison import frame, join, shown, text
+    from results.tables.paper_comparison import as_text, compare_with_paper, frame, text
     from results.tables.published_numbers import published
 
     parser = _selection()
@@ -151,7 +151,7 @@ def _published(argv: Sequence[str]) -> str:
     parser.add_argument("--format", choices=TEXTS, default="markdown")
     args = parser.parse_args(argv)
     published(args.table)  # a name that is none is told before records are looked for
-    joined = frame(join(args.table, _chosen(args)))
+    joined = frame(compare_with_paper(args.table, _chosen(args)))
     for column, name in (("model", args.model), ("task", args.task)):
         if name is None:
             continue
@@ -160,7 +160,7 @@ def _published(argv: Sequence[str]) -> str:
         joined = joined[joined[column] == name]
     if args.format == "csv":
         return joined.to_csv(index=False).rstrip("\n")
-    return latex(shown(joined)) if args.format == "latex" else text(joined)
+    return latex(as_text(joined)) if args.format == "latex" else text(joined)
 
 
 def _chosen(args: argparse.Namespace) -> list[Record]:

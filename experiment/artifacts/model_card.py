@@ -14,10 +14,10 @@ import pandas as pd
 from flexround.artifact.artifact import Artifact, size_of
 from flexround.grid import Granularity
 from results.records.record import Record
-from results.tables.paper_comparison import beside
+from results.tables.paper_comparison import published_beside
 
 
-def card(artifact: Artifact, record: Record) -> str:
+def model_card(artifact: Artifact, record: Record) -> str:
     """Return the card in Markdown."""
     total = reduce(add, (size_of(layer) for layer in artifact.layers.values()))
     parts = [
@@ -71,7 +71,7 @@ def words(granularity: Granularity) -> str:
 
 
 def _numbers(record: Record) -> str:
-    found = beside(record)
+    found = published_beside(record)
     rows = []
     for metric, value in record.metrics.items():
         here = [j.cell for j in found if j.cell.metric == metric]

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from experiment.artifacts.model_card import card
+from experiment.artifacts.model_card import model_card
 from flexround.artifact.artifact import take
 from flexround.artifact.file_format import write
 from flexround.artifact.header import FILE
@@ -51,6 +51,6 @@ def save(
     with written_folder(folder) as part:
         write(artifact, part / FILE)
         task.write_architecture(adapter.model, part)
-        (part / "README.md").write_text(card(artifact, record), encoding="utf-8")
+        (part / "README.md").write_text(model_card(artifact, record), encoding="utf-8")
     log.info("artifact %s", folder)
     return folder

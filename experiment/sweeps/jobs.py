@@ -18,7 +18,7 @@ OUTCOME = "outcome.json"
 LAUNCHER = "launcher.json"
 
 
-def asked(hydra: DictConfig) -> list[str]:
+def sweep_overrides(hydra: DictConfig) -> list[str]:
     """Return the overrides that a sweep was asked for, an experiment's own parameters first."""
     params = hydra.sweeper.get("params") or {}
     return [*(f"{key}={value}" for key, value in params.items()), *hydra.overrides.task]

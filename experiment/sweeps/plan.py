@@ -58,7 +58,7 @@ def plan(overrides: Sequence[str]) -> list[PlannedRun]:
         with open_dict(cfg):
             del cfg["hydra"]
         name = run_id(identity(cfg))
-        record = Store(cfg.results_dir).look(name)
+        record = Store(cfg.results_dir).peek(name)
         if record is not None and record.conditions and changes(record.conditions, conditions(cfg)):
             record = None  # it has failed, and is tried again
         found.append(PlannedRun(model, task, quant, cfg, name, record))

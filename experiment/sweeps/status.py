@@ -13,7 +13,7 @@ from typing import Literal
 from omegaconf import DictConfig, OmegaConf
 
 from experiment.sweeps import slurm_queue
-from experiment.sweeps.jobs import LAUNCHER, OUTCOME, asked, job_folders, jobs_of
+from experiment.sweeps.jobs import LAUNCHER, OUTCOME, job_folders, jobs_of, sweep_overrides
 from results.records.claim import Claim, Owner
 from results.records.store import Store
 
@@ -51,7 +51,7 @@ class Sweep:
 
     def states(self) -> list[JobState]:
         """Return what has become of each run, in the order of the sweep."""
-        jobs = jobs_of(asked(self._config.hydra))
+        jobs = jobs_of(sweep_overrides(self._config.hydra))
         folders = {int(path.name): path for path in job_folders(self.folder)}
         queue = queued(self._submitted())
         launching = Claim(self.folder / LAUNCHER).seems_alive() or bool(queue)
@@ -88,7 +88,7 @@ class Sweep:
         owner = claim.owner()
         if owner is not None and claim.seems_alive() and not _ended(owner, queue):
             return "running", str(owner)
-        record = self.store.look(run_id)
+        record = self.store.peek(run_id)
         if record is not None:
             return ("done", "") if record.status == "ok" else ("failed", record.error or "")
         if owner is not None:  # it was at work, and has neither finished nor failed

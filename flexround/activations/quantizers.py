@@ -34,23 +34,23 @@ class ActivationQuantizer(nn.Module):
         self.name, self.bits = name, bits
 
     @property
-    def started(self) -> bool:
+    def initialized(self) -> bool:
         """Whether it has a range, or needs none."""
         return True
 
-    def steps(self) -> list[nn.Parameter]:
+    def parameters_to_learn(self) -> list[nn.Parameter]:
         """Return what can be learned."""
         return []
 
     def after_step(self) -> None:
         """Project what is learned back to where it is allowed."""
 
-    def held(self) -> dict[str, Tensor]:
+    def qparams(self) -> dict[str, Tensor]:
         """Return what makes a range, by name; nothing where it comes with the tensor."""
         return {}
 
-    def hold(self, held: dict[str, Tensor]) -> None:
-        """Take over what held() of another one gave."""
+    def load_qparams(self, held: dict[str, Tensor]) -> None:
+        """Take over what qparams() of another one gave."""
 
 
 class TensorQuantizer(ActivationQuantizer):
@@ -68,11 +68,11 @@ class TensorQuantizer(ActivationQuantizer):
         self.grid: Grid | None = None
 
     @property
-    def started(self) -> bool:
+    def initialized(self) -> bool:
         """Whether a tensor has set the range."""
         return self.grid is not None
 
-    def steps(self) -> list[nn.Parameter]:
+    def parameters_to_learn(self) -> list[nn.Parameter]:
         """Return the step size."""
         return [self.scale]
 
@@ -96,15 +96,15 @@ class TensorQuantizer(ActivationQuantizer):
         """Keep the step size positive."""
         self.scale.data.clamp_(min=SCALE_FLOOR)
 
-    def held(self) -> dict[str, Tensor]:
+    def qparams(self) -> dict[str, Tensor]:
         """Return the step size, the zero point, and whether codes are around 0."""
         if self.grid is None:
             return {}
         signed = torch.tensor(self.grid.symmetric)
         return {"scale": self.scale.detach(), "zero_point": self.zero_point, "signed": signed}
 
-    def hold(self, held: dict[str, Tensor]) -> None:
-        """Take over what held() of another one gave."""
+    def load_qparams(self, held: dict[str, Tensor]) -> None:
+        """Take over what qparams() of another one gave."""
         if held:
             self._set(held["scale"], held["zero_point"], bool(held["signed"]))
 

@@ -38,7 +38,7 @@ class StoredSite:
     @classmethod
     def of(cls, quantizer: ActivationQuantizer) -> StoredSite:
         """Return what makes quantizer, on the CPU."""
-        held = {name: value.detach().cpu() for name, value in quantizer.held().items()}
+        held = {name: value.detach().cpu() for name, value in quantizer.qparams().items()}
         if not held:
             return cls(quantizer.bits)
         return cls(quantizer.bits, held["scale"], held["zero_point"], bool(held["signed"]))
@@ -85,5 +85,7 @@ class StoredActivation:
         made = TensorQuantizer(name, site.bits, site.signed, ranges)
         zero_point = site.zero_point.to(self.device, site.scale.dtype)
         signed = torch.tensor(site.signed)
-        made.hold({"scale": site.scale.to(self.device), "zero_point": zero_point, "signed": signed})
+        made.load_qparams(
+            {"scale": site.scale.to(self.device), "zero_point": zero_point, "signed": signed}
+        )
         return made

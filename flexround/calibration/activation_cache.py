@@ -13,7 +13,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from flexround.calibration.disk_tensors import Spill
+from flexround.calibration.disk_tensors import DiskTensors
 
 HALF = (torch.float16, torch.bfloat16)
 # Of one size, live at once: both streams, the targets, and the outputs that are being made.
@@ -21,7 +21,7 @@ TOGETHER = 4
 
 
 @dataclass(frozen=True)
-class Streams:
+class ActivationCache:
     """Holds activations [samples, ...] in memory, or in a file where they would take too much.
 
     Attributes:
@@ -32,7 +32,7 @@ class Streams:
 
     dtype: torch.dtype | None = None
     limit_gib: float = math.inf
-    spill: Spill | None = None
+    spill: DiskTensors | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, *HALF):
@@ -42,7 +42,7 @@ class Streams:
         if self.limit_gib < math.inf and self.spill is None:
             raise ValueError(f"stream_gib={self.limit_gib}: give a folder to spill to as well")
 
-    def gather(self, parts: Iterable[Tensor]) -> Tensor:
+    def store(self, parts: Iterable[Tensor]) -> Tensor:
         """Return parts joined along their first axis, [samples, ...].
 
         Raises:
@@ -56,7 +56,7 @@ class Streams:
             size += part.nbytes
             if size > most:
                 assert self.spill is not None, "a limit comes with it"
-                return self.spill.put(chain(_emptied(held), rounded))
+                return self.spill.write(chain(_emptied(held), rounded))
         return torch.cat(held)
 
     def _round(self, part: Tensor) -> Tensor:
@@ -95,9 +95,9 @@ def page_locked(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
-class Targets:
+class FullPrecisionOutputs:
     """Computes the outputs of each block; a subclass may find them where another run left them."""
 
-    def of(self, block: int, compute: Callable[[], Tensor]) -> Tensor:
+    def get(self, block: int, compute: Callable[[], Tensor]) -> Tensor:
         """Return the outputs [samples, ...] of the block at that place, wherever they lie."""
         return compute()

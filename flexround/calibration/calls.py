@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from flexround.calibration.activation_cache import HALF, Streams, rows
+from flexround.calibration.activation_cache import HALF, ActivationCache, rows
 
 
 @torch.no_grad()
-def takers(
+def layers_sharing_input(
     modules: Iterable[nn.Module], run: Callable[[], object]
 ) -> tuple[list[nn.Module], list[list[nn.Module]]]:
     """Return modules in the order that run calls them, and those that take one tensor together."""
@@ -36,22 +36,22 @@ def takers(
     return list(dict.fromkeys(module for module, _ in taken)), list(together.values())
 
 
-class Reached(Exception):
+class StopForward(Exception):
     """Ends a forward pass once the watched module is called."""
 
 
 @contextlib.contextmanager
-def until_reached() -> Iterator[None]:
-    """Run a forward pass that ends where Reached is raised."""
+def stopped_forward() -> Iterator[None]:
+    """Run a forward pass that ends where StopForward is raised."""
     try:
         yield
-    except Reached as end:
+    except StopForward as end:
         # What the pass had computed so far would wait for the garbage collector.
         traceback.clear_frames(end.__traceback__)
 
 
 @contextlib.contextmanager
-def returning(module: nn.Module, output: Any) -> Iterator[None]:
+def stub_forward(module: nn.Module, output: Any) -> Iterator[None]:
     """Make module return output, whatever it is called with."""
     module.forward = lambda *_, **__: output
     try:
@@ -68,7 +68,7 @@ class PerSample:
 
 
 @dataclass(frozen=True)
-class Calls:
+class RecordedCalls:
     """All calls of one module over the calibration set.
 
     Attributes:
@@ -81,16 +81,16 @@ class Calls:
     inputs: Tensor
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
-    streams: Streams = field(default_factory=Streams)
+    streams: ActivationCache = field(default_factory=ActivationCache)
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def with_inputs(self, inputs: Tensor) -> Calls:
+    def with_inputs(self, inputs: Tensor) -> RecordedCalls:
         """Return the same calls on other inputs [samples, ...]."""
         return replace(self, inputs=inputs)
 
-    def to_float(self) -> Calls:
+    def to_float(self) -> RecordedCalls:
         """Return the calls with half-precision arguments in float32; inputs widen when they run."""
 
         def widen(leaf: Any) -> Any:
@@ -101,7 +101,7 @@ class Calls:
         args, kwargs = tree_map(widen, (self.args, self.kwargs))
         return replace(self, args=args, kwargs=kwargs)
 
-    def run(
+    def replay(
         self,
         module: nn.Module,
         indices: Tensor,
@@ -126,24 +126,26 @@ class Calls:
         return result
 
     @torch.no_grad()
-    def each(self, module: nn.Module, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+    def replay_each(
+        self, module: nn.Module, batch_size: int, device: torch.device
+    ) -> Iterator[Tensor]:
         """Yield module's outputs batch by batch, on device."""
         for part in torch.arange(len(self)).split(batch_size):
-            yield self.run(module, part, device)
+            yield self.replay(module, part, device)
 
-    def run_all(self, module: nn.Module, batch_size: int, device: torch.device) -> Tensor:
+    def replay_all(self, module: nn.Module, batch_size: int, device: torch.device) -> Tensor:
         """Return module's outputs on every sample, [samples, ...], where the inputs are stored."""
-        outputs = self.each(module, batch_size, device)
-        return self.streams.gather(out.to(self.inputs.device) for out in outputs)
+        outputs = self.replay_each(module, batch_size, device)
+        return self.streams.store(out.to(self.inputs.device) for out in outputs)
 
 
 @torch.no_grad()
-def capture(
+def record_calls(
     module: nn.Module,
     forward: Callable[[Any], Any],
     batches: Iterable[Any],
-    streams: Streams | None = None,
-) -> Calls:
+    streams: ActivationCache | None = None,
+) -> RecordedCalls:
     """Return the calls that module receives while forward runs on each batch, held by streams.
 
     Each forward pass stops where module is called. Tensor arguments that are the same in every
@@ -152,17 +154,17 @@ def capture(
     Raises:
         ValueError: when forward never calls module, or an argument's shape varies between batches.
     """
-    streams = streams or Streams()
+    streams = streams or ActivationCache()
     recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     sizes: list[int] = []
 
     def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         recorded.append((args, kwargs))
-        raise Reached
+        raise StopForward
 
     def firsts() -> Iterator[Tensor]:
         for batch in batches:
-            with until_reached():
+            with stopped_forward():
                 forward(batch)
             if len(recorded) == len(sizes):
                 raise ValueError("the model's forward pass does not call the block to capture")
@@ -173,11 +175,11 @@ def capture(
 
     handle = module.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        inputs = streams.gather(firsts())
+        inputs = streams.store(firsts())
     finally:
         handle.remove()
     args, kwargs = _merge(recorded, sizes)
-    return Calls(inputs, args, kwargs, streams)
+    return RecordedCalls(inputs, args, kwargs, streams)
 
 
 def _merge(

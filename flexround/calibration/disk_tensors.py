@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 
-class Spill:
+class DiskTensors:
     """Writes tensors to files in folder, which is made where it is missing."""
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder)
 
-    def check(self) -> None:
+    def check_writable(self) -> None:
         """Check that the folder can be written.
 
         Raises:
@@ -30,7 +30,7 @@ class Spill:
         """
         self._open().close()
 
-    def put(self, parts: Iterable[Tensor]) -> Tensor:
+    def write(self, parts: Iterable[Tensor]) -> Tensor:
         """Return parts, joined along their first axis, as one tensor on the CPU that is a file.
 
         Raises:
@@ -40,7 +40,7 @@ class Spill:
         with self._open() as file:
             for part in parts:
                 last = part.detach().cpu().contiguous()
-                self._write(file, last)
+                self._write_one(file, last)
                 length += len(last)
             assert last is not None, "there is something to write"
             held = mmap.mmap(file.fileno(), 0)
@@ -53,7 +53,7 @@ class Spill:
         except OSError as error:
             raise self._refusal(error) from error
 
-    def _write(self, file: IO[bytes], tensor: Tensor) -> None:
+    def _write_one(self, file: IO[bytes], tensor: Tensor) -> None:
         # Written rather than mapped and filled: a full disk is then an error and no SIGBUS.
         flat: Any = tensor.view(-1).view(torch.uint8).numpy()
         left = memoryview(flat)

@@ -24,7 +24,7 @@ def _chunks(values: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + step, len(values)))
 
 
-def keep_mask(like: Tensor, keep: float, draws: torch.Generator) -> Tensor:
+def mask(like: Tensor, keep: float, draws: torch.Generator) -> Tensor:
     """Return 1 with probability keep and 0 otherwise for each element, in like's type."""
     words = torch.empty(-(-like.numel() // 8), dtype=torch.int64, device=like.device)
     words.random_(-(2**63), None, generator=draws)
@@ -41,7 +41,7 @@ def mix(quantized: Tensor, plain: Tensor, keep: float, draws: torch.Generator) -
 
     draws lies on the tensors' device.
     """
-    return torch.lerp(plain, quantized, keep_mask(plain, keep, draws))
+    return torch.lerp(plain, quantized, mask(plain, keep, draws))
 
 
 class DroppedFakeQuantize(torch.autograd.Function):
@@ -62,7 +62,7 @@ class DroppedFakeQuantize(torch.autograd.Function):
     ) -> Tensor:
         """Return x_hat of x [elements]; scale, low = qmin - z and high = qmax - z are scalars."""
         out, passing = torch.empty_like(x), torch.empty_like(x)
-        kept = keep_mask(x, keep, draws) if keep < 1 else None
+        kept = mask(x, keep, draws) if keep < 1 else None
         for part in _chunks(x):
             rounded = (x[part] / scale).round_()
             levels = torch.maximum(rounded, low, out=out[part])

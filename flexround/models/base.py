@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from flexround.calibration.activation_cache import Streams
-from flexround.calibration.calls import Calls, capture
+from flexround.calibration.activation_cache import ActivationCache
+from flexround.calibration.calls import RecordedCalls, record_calls
 from flexround.grid import QuantizedTensor
 from flexround.structure import Block, Layer
 from flexround.utils.memory import explained
@@ -39,14 +39,14 @@ class ModelAdapter(ABC):
     Attributes:
         model: the module, in eval mode.
         device: where blocks run.
-        home: where they lie when they do not.
+        storage_device: where they lie when they do not.
         channel_dim: the axis of a block's output that the reconstruction loss sums over.
         activations: the quantizers that the model's activations pass, None where there are none.
     """
 
     model: nn.Module
     device: torch.device
-    home: torch.device
+    storage_device: torch.device
     channel_dim: int
     activations: Activations | None = None
 
@@ -67,15 +67,19 @@ class ModelAdapter(ABC):
         for batch in batches:
             yield self.forward(batch)
 
-    def capture(self, batches: Sequence[Any], streams: Streams | None = None) -> Calls:
+    def record_calls(
+        self, batches: Sequence[Any], streams: ActivationCache | None = None
+    ) -> RecordedCalls:
         """Return the calls of the first block over the calibration batches, held by streams."""
-        return capture(self.blocks()[0].module, self.forward, batches, streams)
+        return record_calls(self.blocks()[0].module, self.forward, batches, streams)
 
     def num_samples(self, batch: Any) -> int:
         """Return how many samples a calibration batch holds."""
         return len(batch)
 
-    def advance(self, index: int, outputs: Tensor, streams: Streams | None = None) -> Tensor:
+    def advance(
+        self, index: int, outputs: Tensor, streams: ActivationCache | None = None
+    ) -> Tensor:
         """Return the inputs of block index + 1 from the outputs [samples, ...] of block index."""
         return outputs
 
@@ -83,28 +87,28 @@ class ModelAdapter(ABC):
         """Return which positions count in the loss, [samples, ...], or None where all do."""
         return None
 
-    def loaded(self, block: Block) -> AbstractContextManager[None]:
+    def onloaded(self, block: Block) -> AbstractContextManager[None]:
         """Return the context in which block's weights are in memory, at home in their own type."""
         return nullcontext()
 
     @contextmanager
-    def at_work(self, block: Block) -> Iterator[None]:
+    def on_device(self, block: Block) -> Iterator[None]:
         """Have block on the device in float32; then at home in its own type again.
 
         Raises:
             ValueError: when memory runs out meanwhile; names the block.
         """
         where = f"block {block.name}"
-        with explained(where, self.device), self.loaded(block):
+        with explained(where, self.device), self.onloaded(block):
             dtype = block.dtype
             block.module.to(self.device, torch.float32)  # half precision is too coarse to train
             try:
                 with explained(where, self.device):  # before anything is let go of
                     yield
             finally:
-                block.module.to(self.home, dtype)
+                block.module.to(self.storage_device, dtype)
 
-    def keep(
+    def commit(
         self, block: Block, integers: dict[str, QuantizedTensor]
     ) -> dict[str, QuantizedTensor]:
         """Have the weights of a block at work as they are now in all that follows.
@@ -113,9 +117,9 @@ class ModelAdapter(ABC):
         """
         return integers
 
-    def rest(self, module: nn.Module) -> None:
+    def release(self, module: nn.Module) -> None:
         """Send a copy of a block at work home."""
-        module.to(self.home)
+        module.to(self.storage_device)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield all that the model stores, by name."""

@@ -60,7 +60,7 @@ class Shards:
         found = (name, name.removeprefix(prefix), prefix + name)
         return next((known for known in found if known in self._files), None)
 
-    def check(self, wanted: dict[str, Tensor]) -> None:
+    def check_tensors(self, wanted: dict[str, Tensor]) -> None:
         """Check that the files hold tensors of the names and shapes that are wanted.
 
         Raises:
@@ -100,7 +100,7 @@ class Shards:
         files: dict[str, dict[str, str]] = {}
         for own in names:
             stored = self.stored(own)
-            assert stored is not None, "check has been called"
+            assert stored is not None, "check_tensors has been called"
             files.setdefault(self._files[stored], {})[own] = stored
         return files
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from flexround.calibration.activation_cache import Streams
+from flexround.calibration.activation_cache import ActivationCache
 from flexround.models.base import check_kind
 from flexround.models.checkpoint_shards import Shards
 from flexround.models.language_adapter import LanguageAdapter, Tokens
@@ -61,7 +61,7 @@ class LanguageModel:
         source: LanguageSource,
         checkpoint: str | None,
         device: torch.device,
-        offload: Streams | None = None,
+        offload: ActivationCache | None = None,
     ) -> LanguageAdapter:
         """Return the adapter of this model with source's full-precision weights.
 

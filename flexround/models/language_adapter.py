@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexround.calibration.activation_cache import Streams
-from flexround.calibration.calls import Calls, capture, takers
+from flexround.calibration.activation_cache import ActivationCache
+from flexround.calibration.calls import RecordedCalls, layers_sharing_input, record_calls
 from flexround.models.base import ModelAdapter
 from flexround.structure import Block, Layer, Site, is_quantizable
 
@@ -50,7 +50,7 @@ class LanguageAdapter(ModelAdapter):
         Raises:
             ValueError: when there is no list of like layers.
         """
-        self.device, self.home = device, torch.device("cpu")
+        self.device, self.storage_device = device, torch.device("cpu")
         self.model = model.eval().requires_grad_(False)
         config: Any = model.config
         config.use_cache = False  # a cache would grow each time that a call is replayed
@@ -76,16 +76,20 @@ class LanguageAdapter(ModelAdapter):
         logits: Tensor = out.logits
         return logits
 
-    def capture(self, batches: Sequence[Tokens], streams: Streams | None = None) -> Calls:
+    def record_calls(
+        self, batches: Sequence[Tokens], streams: ActivationCache | None = None
+    ) -> RecordedCalls:
         """Return the calls of the first layer over the calibration batches, in float32."""
-        self.model.to(self.home)
-        return self._capture(batches, streams)
+        self.model.to(self.storage_device)
+        return self._record_calls(batches, streams)
 
-    def _capture(self, batches: Sequence[Tokens], streams: Streams | None) -> Calls:
+    def _record_calls(
+        self, batches: Sequence[Tokens], streams: ActivationCache | None
+    ) -> RecordedCalls:
         first, device = self.blocks()[0].module, self.device
-        self.device = self.home
+        self.device = self.storage_device
         try:
-            return capture(first, self._logits, batches, streams).to_float()
+            return record_calls(first, self._logits, batches, streams).to_float()
         finally:
             self.device = device
 
@@ -125,7 +129,7 @@ class LanguageAdapter(ModelAdapter):
         are left alone (FlexRound, sec. 4.3).
         """
         layers = [module for module in self.model.modules() if is_quantizable(module)]
-        order, together = takers(layers, lambda: self._try(example))
+        order, together = layers_sharing_input(layers, lambda: self._try(example))
         sites = [Site(f"{names[ms[0]]}.input", ms, "input") for ms in together]
         cached = [m for m in order if names[m].endswith(KEYS_AND_VALUES)]
         sites += [Site(f"{names[m]}.output", [m], "output", role="kv") for m in cached]

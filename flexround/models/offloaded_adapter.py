@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexround.calibration.activation_cache import Streams
-from flexround.calibration.calls import Calls, Reached, returning, until_reached
-from flexround.calibration.disk_tensors import Spill
+from flexround.calibration.activation_cache import ActivationCache
+from flexround.calibration.calls import RecordedCalls, StopForward, stopped_forward, stub_forward
+from flexround.calibration.disk_tensors import DiskTensors
 from flexround.grid import QuantizedTensor
 from flexround.models.checkpoint_shards import Shards
 from flexround.models.language_adapter import LanguageAdapter, Tokens, chain_of
@@ -36,7 +36,7 @@ class OffloadedAdapter(LanguageAdapter):
         example: Tokens,
         device: torch.device,
         shards: Shards,
-        streams: Streams,
+        streams: ActivationCache,
     ) -> None:
         """Read all of model, on the meta device so far, but the blocks.
 
@@ -44,8 +44,8 @@ class OffloadedAdapter(LanguageAdapter):
             ValueError: when shards lack a tensor (names it), or nothing can be spilled.
         """
         assert streams.spill is not None, "there is where to keep what is quantized"
-        self._spill: Spill = streams.spill
-        self._spill.check()
+        self._spill: DiskTensors = streams.spill
+        self._spill.check_writable()
         # What is evaluated keeps its own type.
         self._shards, self._streams = shards, replace(streams, dtype=None)
         self._kept: dict[nn.Module, dict[str, Tensor]] = {}
@@ -54,16 +54,18 @@ class OffloadedAdapter(LanguageAdapter):
         state = model.state_dict()
         inside = {f"{name}.{key}": key for name, m in self._chain.items() for key in m.state_dict()}
         rest = {n: t for n, t in state.items() if n not in inside and shards.stored(n) is not None}
-        shards.check({name: t for name, t in state.items() if name in inside or name in rest})
+        shards.check_tensors(
+            {name: t for name, t in state.items() if name in inside or name in rest}
+        )
         read = {name: t.to(rest[name].dtype, copy=True) for name, t in shards.read(rest).items()}
         model.load_state_dict(read, strict=False, assign=True)
         model.tie_weights()  # type: ignore[operator]
         held = model.state_dict()
-        shards.check({n: t for n, t in held.items() if t.is_meta and n not in inside})
+        shards.check_tensors({n: t for n, t in held.items() if t.is_meta and n not in inside})
         super().__init__(model, example, device)
 
     @contextmanager
-    def loaded(self, block: Block) -> Iterator[None]:
+    def onloaded(self, block: Block) -> Iterator[None]:
         """Have block's weights in memory, as they were kept last, until the context ends."""
         with self._present(block.name, block.module):
             yield
@@ -77,7 +79,7 @@ class OffloadedAdapter(LanguageAdapter):
         try:
             yield
         finally:
-            self.rest(module)
+            self.release(module)
             give_back()
 
     def _current(
@@ -90,7 +92,7 @@ class OffloadedAdapter(LanguageAdapter):
         found = self._shards.read([f"{name}.{key}" for key in keys])
         yield from ((full.removeprefix(f"{name}."), tensor) for full, tensor in found.items())
 
-    def keep(
+    def commit(
         self, block: Block, integers: dict[str, QuantizedTensor]
     ) -> dict[str, QuantizedTensor]:
         """Have the weights of a block at work as they are now in all that follows.
@@ -99,20 +101,20 @@ class OffloadedAdapter(LanguageAdapter):
         """
         own = self._types[block.module]
         self._kept[block.module] = {
-            key: self._spill.put([tensor.to(own[key])])
+            key: self._spill.write([tensor.to(own[key])])
             for key, tensor in block.module.state_dict().items()
         }
         return {
             name: replace(
                 held,
-                codes=self._spill.put([held.codes]),
-                scale=held.scale.to(self.home),
-                zero_point=held.zero_point.to(self.home),
+                codes=self._spill.write([held.codes]),
+                scale=held.scale.to(self.storage_device),
+                zero_point=held.zero_point.to(self.storage_device),
             )
             for name, held in integers.items()
         }
 
-    def rest(self, module: nn.Module) -> None:
+    def release(self, module: nn.Module) -> None:
         """Let go of the weights of a block or of a copy of one."""
         empty = {key: torch.empty_like(t, device="meta") for key, t in module.state_dict().items()}
         module.load_state_dict(empty, assign=True)
@@ -164,9 +166,9 @@ class OffloadedAdapter(LanguageAdapter):
                 ends.append(output[1:] if isinstance(output, tuple) else None)
                 first = output[0] if isinstance(output, tuple) else output
                 shapes.append(first.shape)
-                yield first.flatten(0, -2).to(self.home)  # batches differ in their length
+                yield first.flatten(0, -2).to(self.storage_device)  # batches differ in their length
 
-        whole = self._streams.gather(outputs())
+        whole = self._streams.store(outputs())
         parts = whole.split([shape[:-1].numel() for shape in shapes])
         firsts = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
         return [f if end is None else (f, *end) for f, end in zip(firsts, ends, strict=True)]
@@ -180,7 +182,7 @@ class OffloadedAdapter(LanguageAdapter):
             first = first.to(self.device)
         with ExitStack() as stack:
             for module in list(self._chain.values())[:count]:
-                stack.enter_context(returning(module, (first, *output[1:]) if whole else first))
+                stack.enter_context(stub_forward(module, (first, *output[1:]) if whole else first))
             yield
 
     def _output(self, module: nn.Module, batch: Tokens) -> Any:
@@ -189,20 +191,22 @@ class OffloadedAdapter(LanguageAdapter):
 
         def stop(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
             found.append(output)
-            raise Reached
+            raise StopForward
 
         handle = module.register_forward_hook(stop)
         try:
-            with until_reached():
+            with stopped_forward():
                 self._logits(batch)
         finally:
             handle.remove()
         return found[0]
 
-    def capture(self, batches: Sequence[Tokens], streams: Streams | None = None) -> Calls:
+    def record_calls(
+        self, batches: Sequence[Tokens], streams: ActivationCache | None = None
+    ) -> RecordedCalls:
         """Return the calls of the first layer over the calibration batches, in float32."""
-        self._move(self.home)
-        return self._capture(batches, streams)
+        self._move(self.storage_device)
+        return self._record_calls(batches, streams)
 
     def _try(self, example: Tokens) -> None:
         self.forward(example)

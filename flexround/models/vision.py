@@ -14,8 +14,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from flexround.calibration.activation_cache import Streams, rows
-from flexround.calibration.calls import capture, returning
+from flexround.calibration.activation_cache import ActivationCache, rows
+from flexround.calibration.calls import record_calls, stub_forward
 from flexround.models.base import ModelAdapter, check_kind
 from flexround.models.batch_norm import fold_batch_norm
 from flexround.models.equalization import absorb_biases, equalize, replace_relu6
@@ -104,7 +104,7 @@ class VisionModel:
         source: VisionSource,
         checkpoint: str | None,
         device: torch.device,
-        offload: Streams | None = None,
+        offload: ActivationCache | None = None,
     ) -> VisionAdapter:
         """Return the adapter of this architecture with source's full-precision weights.
 
@@ -152,7 +152,7 @@ class VisionAdapter(ModelAdapter):
         Raises:
             ValueError: when the network is not a chain of blocks.
         """
-        self.device = self.home = device
+        self.device = self.storage_device = device
         self.model = model.eval().requires_grad_(False).to(device)
         self._example = example.to(device)
         for module in self.model.modules():
@@ -175,7 +175,9 @@ class VisionAdapter(ModelAdapter):
         return logits
 
     @torch.no_grad()
-    def advance(self, index: int, outputs: Tensor, streams: Streams | None = None) -> Tensor:
+    def advance(
+        self, index: int, outputs: Tensor, streams: ActivationCache | None = None
+    ) -> Tensor:
         """Return the inputs of block index + 1 from the outputs [samples, ...] of block index.
 
         What lies between the two (pooling, flattening, a stem's ReLU) is run by the model itself,
@@ -187,12 +189,14 @@ class VisionAdapter(ModelAdapter):
             here = rows(outputs, part, self.device)
             with ExitStack() as stack:
                 for block, stand_in in zip(self._blocks[:index], self._stand_ins, strict=False):
-                    stack.enter_context(returning(block.module, stand_in))
-                stack.enter_context(returning(self._blocks[index].module, here))
-                return capture(target, self.model, [self._example[:1]]).inputs.to(outputs.device)
+                    stack.enter_context(stub_forward(block.module, stand_in))
+                stack.enter_context(stub_forward(self._blocks[index].module, here))
+                return record_calls(target, self.model, [self._example[:1]]).inputs.to(
+                    outputs.device
+                )
 
         parts = torch.arange(len(outputs)).split(64)
-        return (streams or Streams()).gather(map(inputs, parts))
+        return (streams or ActivationCache()).store(map(inputs, parts))
 
     def _check_chain(self, order: Trace) -> None:
         for index, (block, after) in enumerate(

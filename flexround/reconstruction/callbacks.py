@@ -11,7 +11,7 @@ from flexround.reconstruction.report import BlockReport
 log = logging.getLogger(__name__)
 
 
-class Observer(Protocol):
+class Callback(Protocol):
     """Told of each step of a reconstruction."""
 
     def begin(self, units: Sequence[str], iters: int) -> None:
@@ -27,7 +27,7 @@ class Observer(Protocol):
         ...
 
 
-class Reports:
+class ReportLog:
     """Keeps the reports and writes one log line a unit."""
 
     def __init__(self) -> None:

@@ -164,7 +164,7 @@ def pack(
         tensors[f"{name}.scale"] = held.scale
         tensors[f"{name}.zero_point"] = held.zero_point
     for quantizer in activations:
-        for name, value in quantizer.held().items():
+        for name, value in quantizer.qparams().items():
             tensors[f"{quantizer.name}.{name}"] = value
     for index, generator in enumerate(generators):
         tensors[f"generator.{index}"] = generator.get_state()
@@ -189,7 +189,9 @@ def unpack(
         bake(layer, integers[layer.name])
     for quantizer in activations:
         start = f"{quantizer.name}."
-        quantizer.hold({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
+        quantizer.load_qparams(
+            {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
+        )
     for index, generator in enumerate(generators):
         generator.set_state(tensors[f"generator.{index}"])
     return integers

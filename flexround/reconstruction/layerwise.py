@@ -11,16 +11,15 @@ from torch import Tensor
 
 from flexround.activations.hooks import Activations
 from flexround.activations.quantizers import Activation
-from flexround.attach import bake
-from flexround.attach import check as check_layers
-from flexround.calibration.activation_cache import Streams, Targets
-from flexround.calibration.calls import Calls, takers
+from flexround.attach import bake, check_weights
+from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
+from flexround.calibration.calls import RecordedCalls, layers_sharing_input
 from flexround.cost import Cost
 from flexround.grid import Grid, QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.quantizers.rtn import RTN
 from flexround.ranges import Ranges
-from flexround.reconstruction.callbacks import Observer
+from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.checkpoints import Checkpoints, NoCheckpoints, pack, unpack
 from flexround.reconstruction.checks import check_sites
 from flexround.reconstruction.report import BlockReport, Stopwatch, thin
@@ -56,10 +55,10 @@ class Solve:
         ranges: Ranges,
         generator: torch.Generator,
         activation: Activation | None = None,
-        observers: Sequence[Observer] = (),
+        callbacks: Sequence[Callback] = (),
         checkpoints: Checkpoints | None = None,
-        targets: Targets | None = None,
-        streams: Streams | None = None,
+        targets: FullPrecisionOutputs | None = None,
+        streams: ActivationCache | None = None,
     ) -> dict[str, QuantizedTensor]:
         """Quantize adapter's model in place and return each layer's integers by name.
 
@@ -72,17 +71,17 @@ class Solve:
         """
         self.check(adapter, calibration, grid, quantizer, activation)
         blocks = adapter.blocks()
-        for observer in observers:
-            observer.begin([block.name for block in blocks], 0)
+        for callback in callbacks:
+            callback.begin([block.name for block in blocks], 0)
         kept = checkpoints or NoCheckpoints()
-        streams = streams or Streams()
-        calls = noisy = adapter.capture(calibration, streams)
+        streams = streams or ActivationCache()
+        calls = noisy = adapter.record_calls(calibration, streams)
         activations = None
         if activation is not None:
             activations = Activations(blocks, activation, ranges, generator)
         quantized: dict[str, QuantizedTensor] = {}
         for index, block in enumerate(blocks):
-            with adapter.at_work(block):
+            with adapter.on_device(block):
                 sites = [] if activations is None else activations.of(block.name)
                 saved = kept.find(block.name)
                 if saved is None:
@@ -93,9 +92,9 @@ class Solve:
                 else:
                     integers = unpack(saved, block.layers, grid, sites, [])
                     report = saved.report
-                quantized |= adapter.keep(block, integers)
-                for observer in observers:
-                    observer.end_block(report)
+                quantized |= adapter.commit(block, integers)
+                for callback in callbacks:
+                    callback.end_block(report)
                 if index + 1 < len(blocks):
                     outputs = self._run(block, calls, adapter)
                     if activations is not None:
@@ -111,8 +110,8 @@ class Solve:
     def _block(
         self,
         block: Block,
-        calls: Calls,
-        noisy: Calls,
+        calls: RecordedCalls,
+        noisy: RecordedCalls,
         adapter: ModelAdapter,
         quantizer: Solver,
         grid: Grid,
@@ -125,7 +124,7 @@ class Solve:
         for layers in self._sets(block, calls, adapter):
             hessians = Hessians(layers)
             with hessians.collecting():
-                for _ in calls.each(block.module, self.batch_size, adapter.device):
+                for _ in calls.replay_each(block.module, self.batch_size, adapter.device):
                     pass
             found += [solve(layer, hessians, quantizer, grid, ranges) for layer in layers]
         bits = {layer.name: layer.grid(grid).bits for layer in block.layers}
@@ -143,7 +142,7 @@ class Solve:
 
     def check_method(self, quantizer: Solver, grid: Grid) -> None:
         """Check the solver's options against the grid."""
-        quantizer.check(grid)
+        quantizer.check_grid(grid)
 
     def check(
         self,
@@ -159,35 +158,37 @@ class Solve:
             ValueError: when a weight does not fit the grid (names the layer), or activations can't
                 be quantized.
         """
-        quantizer.check(grid)
+        quantizer.check_grid(grid)
         for block in adapter.blocks():
-            with adapter.loaded(block):
-                check_layers(block.layers, grid, RTN)
+            with adapter.onloaded(block):
+                check_weights(block.layers, grid, RTN)
         if activation is not None:
             check_sites(activation, adapter)
 
     def _start(
-        self, activations: Activations, block: Block, calls: Calls, adapter: ModelAdapter
+        self, activations: Activations, block: Block, calls: RecordedCalls, adapter: ModelAdapter
     ) -> dict[str, int]:
         """Set the ranges of a block's activations; return their bits by name."""
 
         def run(indices: Tensor) -> None:
-            output = calls.run(block.module, indices, adapter.device)
+            output = calls.replay(block.module, indices, adapter.device)
             if block.activation is not None:
                 block.activation(output)  # its output is a site of the block
 
         return {site.name: site.bits for site in activations.start(block.name, run, len(calls))}
 
-    def _run(self, block: Block, calls: Calls, adapter: ModelAdapter) -> Tensor:
-        return calls.run_all(block.module, self.batch_size, adapter.device)
+    def _run(self, block: Block, calls: RecordedCalls, adapter: ModelAdapter) -> Tensor:
+        return calls.replay_all(block.module, self.batch_size, adapter.device)
 
-    def _sets(self, block: Block, calls: Calls, adapter: ModelAdapter) -> list[list[Layer]]:
+    def _sets(self, block: Block, calls: RecordedCalls, adapter: ModelAdapter) -> list[list[Layer]]:
         """Return the layers that are solved at once: those that take the same tensor."""
         if not self.sequential:
             return [list(block.layers)]
         layers = {layer.module: layer for layer in block.layers}
         first = torch.arange(1)
-        _, together = takers(layers, lambda: calls.run(block.module, first, adapter.device))
+        _, together = layers_sharing_input(
+            layers, lambda: calls.replay(block.module, first, adapter.device)
+        )
         return [[layers[module] for module in modules] for modules in together]
 
 

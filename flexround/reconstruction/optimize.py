@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flexround.cost import Cost, StepCounter, training_cost
-from flexround.reconstruction.callbacks import Observer
+from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.report import Curve
 
 # How often the loss is read: each reading makes a GPU wait.
@@ -36,7 +36,7 @@ def step_optimizer(sizes: Sequence[torch.nn.Parameter], lr: float, iters: int) -
     return scheduled(torch.optim.Adam(list(sizes), lr=lr, fused=True), "cosine", iters)
 
 
-class Best:
+class BestParameters:
     """Holds the parameters of the lowest error so far."""
 
     def __init__(self, params: Sequence[torch.nn.Parameter]) -> None:
@@ -60,14 +60,14 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Descent:
+class UnitOptimizer:
     """Stochastic descent over the calibration samples of the unit called name."""
 
     name: str
     iters: int
     batch_size: int
     generator: torch.Generator
-    observers: Sequence[Observer]
+    callbacks: Sequence[Callback]
 
     def run(
         self,
@@ -75,7 +75,7 @@ class Descent:
         losses: Callable[[Tensor, float], tuple[Tensor, Tensor]],
         optimizers: Sequence[Scheduled],
         after_step: Callable[[], None],
-        best: Best | None = None,
+        best: BestParameters | None = None,
     ) -> tuple[Cost, Curve]:
         """Take all steps and return their cost and [iteration, error] as it was read.
 
@@ -117,6 +117,6 @@ class Descent:
                 "lower recon.lr"
             )
         value = error.item()
-        for observer in self.observers:
-            observer.step(self.name, iteration, value)
+        for callback in self.callbacks:
+            callback.step(self.name, iteration, value)
         return value

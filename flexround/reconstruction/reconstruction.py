@@ -17,20 +17,20 @@ import torch
 
 from flexround.activations.hooks import Activations
 from flexround.activations.quantizers import Activation
-from flexround.attach import check
-from flexround.calibration.activation_cache import Streams, Targets
+from flexround.attach import check_weights
+from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
 from flexround.grid import Grid, PerTensor, QuantizedTensor
 from flexround.kernels.chunking import check_compiler
 from flexround.kernels.qdrop import RESOLUTION
 from flexround.models.base import ModelAdapter
 from flexround.quantizers.base import QuantizerFactory
 from flexround.ranges import MinMax, Ranges
-from flexround.reconstruction.callbacks import Observer
+from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.checkpoints import Checkpoints, NoCheckpoints
 from flexround.reconstruction.checks import check_sites
 from flexround.reconstruction.optimize import Schedule
 from flexround.reconstruction.precision import Precision, check_precision
-from flexround.reconstruction.step_sizes import learn_steps
+from flexround.reconstruction.step_sizes import learn_step_sizes
 from flexround.reconstruction.unit import Unit, UnitJob
 from flexround.structure import Block
 
@@ -46,8 +46,8 @@ class Reconstruction:
         batch_size: calibration samples a step, drawn without replacement within a step.
         schedule: constant, or down to 0 by a cosine or a line.
         inputs: quant feeds the student the quantized prefix's output, fp the full-precision one,
-            mixed each element of the first with probability keep and of the second otherwise.
-        steps: when the step sizes of activations are learned: not at all (start), after all weights
+            mixed each element of the first with probability quant_prob and of the second otherwise.
+        act_steps: when the step sizes of activations are learned: not at all (start), after all weights
             as in BRECQ, or together with each block's weights as in QDrop.
         act_lr: their learning rate, taken down to 0 by a cosine.
         act_iters: their iterations where they are learned after the weights.
@@ -55,7 +55,7 @@ class Reconstruction:
         precision: of the iterations' matrix products: float32, tf32 or bfloat16. Weights, rounding
             and the loss stay float32, and so does everything outside of the iterations.
         compile: fuse the methods' passes by torch.compile, which needs a compiler.
-        keep: probability that an element stays quantized while learning, QDrop's 0.5; 1 is all.
+        quant_prob: probability that an element stays quantized while learning, QDrop's 0.5; 1 is all.
     """
 
     unit: Literal["block", "layer"]
@@ -64,10 +64,10 @@ class Reconstruction:
     batch_size: int
     schedule: Schedule
     inputs: Literal["quant", "fp", "mixed"]
-    steps: Literal["start", "after", "together"]
+    act_steps: Literal["start", "after", "together"]
     act_lr: float
     act_iters: int
-    keep: float
+    quant_prob: float
     keep_best: bool
     precision: Precision
     compile: bool
@@ -77,7 +77,7 @@ class Reconstruction:
             ("unit", self.unit, ("block", "layer")),
             ("schedule", self.schedule, ("constant", "cosine", "linear")),
             ("inputs", self.inputs, ("quant", "fp", "mixed")),
-            ("steps", self.steps, ("start", "after", "together")),
+            ("act_steps", self.act_steps, ("start", "after", "together")),
         ):
             if value not in allowed:
                 raise ValueError(f"recon.{name}={value}: give one of {', '.join(allowed)}")
@@ -89,12 +89,14 @@ class Reconstruction:
         for name, rate in (("lr", self.lr), ("act_lr", self.act_lr)):
             if not (rate > 0 and math.isfinite(rate)):
                 raise ValueError(f"recon.{name}={rate}: give a number above 0")
-        if not 1 / RESOLUTION <= self.keep <= 1:
-            raise ValueError(f"recon.keep={self.keep}: give 1/{RESOLUTION} to 1, which is all")
-        if self.steps == "together" and self.unit == "layer":
+        if not 1 / RESOLUTION <= self.quant_prob <= 1:
             raise ValueError(
-                "recon.unit=layer with recon.steps=together: step sizes are learned a block at a "
-                "time; give recon.unit=block, or recon.steps=after"
+                f"recon.quant_prob={self.quant_prob}: give 1/{RESOLUTION} to 1, which is all"
+            )
+        if self.act_steps == "together" and self.unit == "layer":
+            raise ValueError(
+                "recon.unit=layer with recon.act_steps=together: step sizes are learned a block "
+                "at a time; give recon.unit=block, or recon.act_steps=after"
             )
 
     def __call__(
@@ -107,10 +109,10 @@ class Reconstruction:
         ranges: Ranges,
         generator: torch.Generator,
         activation: Activation | None = None,
-        observers: Sequence[Observer] = (),
+        callbacks: Sequence[Callback] = (),
         checkpoints: Checkpoints | None = None,
-        targets: Targets | None = None,
-        streams: Streams | None = None,
+        targets: FullPrecisionOutputs | None = None,
+        streams: ActivationCache | None = None,
     ) -> dict[str, QuantizedTensor]:
         """Quantize adapter's model in place and return each layer's integers by name.
 
@@ -125,11 +127,11 @@ class Reconstruction:
         """
         learns = self.check(adapter, calibration, grid, quantizer, activation)
         blocks = adapter.blocks()
-        streams = streams or Streams()
-        fp = quant = adapter.capture(calibration, streams)
+        streams = streams or ActivationCache()
+        fp = quant = adapter.record_calls(calibration, streams)
         units = [list(self._units(block)) for block in blocks]
-        for observer in observers:
-            observer.begin(
+        for callback in callbacks:
+            callback.begin(
                 [unit.name for group in units for unit in group], self.iters if learns else 0
             )
         mask = adapter.loss_mask(calibration)
@@ -138,19 +140,19 @@ class Reconstruction:
         if activation is not None:
             activations = Activations(blocks, activation, ranges, draws)
         job = UnitJob(
-            self, adapter, quantizer, grid, ranges, generator, observers, mask,
+            self, adapter, quantizer, grid, ranges, generator, callbacks, mask,
             activations, draws, learns, checkpoints or NoCheckpoints(),
         )  # fmt: skip
-        targets = targets or Targets()
-        second_pass = activations is not None and not job.together
+        targets = targets or FullPrecisionOutputs()
+        second_pass = activations is not None and not job.learns_activations
         teachers: list[Block] = []
         quantized: dict[str, QuantizedTensor] = {}
         for index, block in enumerate(blocks):
-            with adapter.at_work(block):
+            with adapter.on_device(block):
                 teacher = block
                 if second_pass or self.unit == "layer":
                     teacher = replace(block, module=copy.deepcopy(block.module))
-                fp_outputs = targets.of(index, partial(job.run_all, block.module, fp))
+                fp_outputs = targets.get(index, partial(job.replay_all, block.module, fp))
                 fp_outputs = fp_outputs.to(fp.inputs.device)
                 ahead = None
                 if index + 1 < len(blocks):
@@ -159,24 +161,24 @@ class Reconstruction:
                     fp = quant  # it has served, and need not be held while the block learns
                 integers: dict[str, QuantizedTensor] = {}
                 for unit in units[index]:
-                    found = job.finished(unit)
+                    found = job.resume(unit)
                     if found is None:
                         found = job.reconstruct(
                             unit, *job.streams(block, unit, teacher.module, fp, quant, fp_outputs)
                         )
                     integers |= found
-                quantized |= adapter.keep(block, integers)
+                quantized |= adapter.commit(block, integers)
                 if ahead is not None:
                     fp = ahead
-                    with job.student():
-                        outputs = job.run_all(block.module, quant)
+                    with job.quantized_activations():
+                        outputs = job.replay_all(block.module, quant)
                         quant = quant.with_inputs(adapter.advance(index, outputs, streams))
                 if second_pass:
-                    adapter.rest(teacher.module)
+                    adapter.release(teacher.module)
                     teachers.append(teacher)
         if second_pass:
             del fp, quant
-            learn_steps(job, blocks, teachers, calibration, targets, streams)
+            learn_step_sizes(job, blocks, teachers, calibration, targets, streams)
         if activations is not None:
             activations.leave_on()
             adapter.activations = activations
@@ -203,8 +205,8 @@ class Reconstruction:
             check_compiler(adapter.device)
         learns = False
         for block in adapter.blocks():
-            with adapter.loaded(block):
-                learns |= check(block.layers, grid, quantizer)
+            with adapter.onloaded(block):
+                learns |= check_weights(block.layers, grid, quantizer)
         samples = sum(adapter.num_samples(batch) for batch in calibration)
         if learns and self.iters and samples < self.batch_size:
             raise ValueError(
@@ -229,10 +231,10 @@ class Reconstruction:
             )
 
     def _check_activation(self, activation: Activation, adapter: ModelAdapter) -> None:
-        if self.steps != "start" and not activation.learns:
+        if self.act_steps != "start" and not activation.learns:
             raise ValueError(
-                f"recon.steps={self.steps} learns step sizes, and {type(activation).__name__} has "
-                "none; give recon=block or recon=layer, or activation=static_per_tensor"
+                f"recon.act_steps={self.act_steps} learns step sizes, and {type(activation).__name__} "
+                "has none; give recon=block or recon=layer, or activation=static_per_tensor"
             )
         check_sites(activation, adapter)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from flexround.calibration.activation_cache import Streams, Targets
-from flexround.calibration.calls import Calls
+from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
+from flexround.calibration.calls import RecordedCalls
 from flexround.cost import Cost
-from flexround.reconstruction.optimize import Descent, step_optimizer
+from flexround.reconstruction.optimize import UnitOptimizer, step_optimizer
 from flexround.reconstruction.report import Curve, Stopwatch
 from flexround.reconstruction.unit import Unit, UnitJob
 from flexround.structure import Block
@@ -24,13 +24,13 @@ from flexround.structure import Block
 POWER = 2.4
 
 
-def learn_steps(
+def learn_step_sizes(
     job: UnitJob,
     blocks: Sequence[Block],
     teachers: Sequence[Block],
     calibration: Sequence[Any],
-    targets: Targets,
-    streams: Streams,
+    targets: FullPrecisionOutputs,
+    streams: ActivationCache,
 ) -> None:
     """Set every block's activation ranges, and learn them where the setting does.
 
@@ -38,21 +38,21 @@ def learn_steps(
     """
     assert job.activations is not None, "there are activations to quantize"
     recon, adapter = job.recon, job.adapter
-    iters = recon.act_iters if recon.steps == "after" and job.learns else 0
-    for observer in job.observers:
-        observer.begin([_name(block) for block in blocks if job.activations.of(block.name)], iters)
-    fp = quant = adapter.capture(calibration, streams)
+    iters = recon.act_iters if recon.act_steps == "after" and job.learns else 0
+    for callback in job.callbacks:
+        callback.begin([_name(block) for block in blocks if job.activations.of(block.name)], iters)
+    fp = quant = adapter.record_calls(calibration, streams)
     for index, (block, teacher) in enumerate(zip(blocks, teachers, strict=True)):
-        with adapter.at_work(block), adapter.at_work(teacher):
-            fp_outputs = targets.of(index, partial(job.run_all, teacher.module, fp))
+        with adapter.on_device(block), adapter.on_device(teacher):
+            fp_outputs = targets.get(index, partial(job.replay_all, teacher.module, fp))
             fp_outputs = fp_outputs.to(fp.inputs.device)
             sites = job.activations.of(block.name)
-            if sites and job.reopen(_name(block), (), sites) is None:
+            if sites and job.restore(_name(block), (), sites) is None:
                 _learn_block(job, block, quant, fp_outputs, iters)
             if index + 1 < len(blocks):
                 fp = fp.with_inputs(adapter.advance(index, fp_outputs, streams))
                 with job.activations.on():
-                    outputs = job.run_all(block.module, quant)
+                    outputs = job.replay_all(block.module, quant)
                     quant = quant.with_inputs(adapter.advance(index, outputs, streams))
 
 
@@ -60,22 +60,24 @@ def _name(block: Block) -> str:
     return f"{block.name} activations"
 
 
-def _learn_block(job: UnitJob, block: Block, quant: Calls, outputs: Tensor, iters: int) -> None:
+def _learn_block(
+    job: UnitJob, block: Block, quant: RecordedCalls, outputs: Tensor, iters: int
+) -> None:
     assert job.activations is not None, "there are activations to quantize"
     watch = Stopwatch(job.adapter.device)
     unit = Unit(block.name, block.module, block.layers, block.activation)
     targets = unit.all_outputs(outputs, quant.streams)
-    quantizers = job.start(unit, quant)
+    quantizers = job.init_activation_ranges(unit, quant)
     on = job.activations.on
     with on():
         before = job.error(unit, quant, targets)
-    sizes = [step for quantizer in quantizers for step in quantizer.steps()]
+    sizes = [step for quantizer in quantizers for step in quantizer.parameters_to_learn()]
     cost, curve = Cost(), Curve()
     if iters and sizes:
 
         def losses(batch: Tensor, _: float) -> tuple[Tensor, Tensor]:
             with on(), job.products():
-                output = unit.output(quant.run(unit.module, batch, job.adapter.device))
+                output = unit.output(quant.replay(unit.module, batch, job.adapter.device))
             error = job.loss(output.float(), targets, batch, POWER)
             return error, error
 
@@ -84,10 +86,12 @@ def _learn_block(job: UnitJob, block: Block, quant: Calls, outputs: Tensor, iter
                 quantizer.after_step()
 
         optimizers = [step_optimizer(sizes, job.recon.act_lr, iters)]
-        descent = Descent(_name(block), iters, job.recon.batch_size, job.generator, job.observers)
-        cost, curve = descent.run(len(targets), losses, optimizers, after_step)
+        optimizer_loop = UnitOptimizer(
+            _name(block), iters, job.recon.batch_size, job.generator, job.callbacks
+        )
+        cost, curve = optimizer_loop.run(len(targets), losses, optimizers, after_step)
     with on():
         after = job.error(unit, quant, targets)
     bits = {quantizer.name: quantizer.bits for quantizer in quantizers}
     report = watch.report(_name(block), bits, before, after, cost, curve=curve)
-    job.close(_name(block), report, {}, quantizers)
+    job.save(_name(block), report, {}, quantizers)

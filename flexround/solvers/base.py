@@ -15,7 +15,7 @@ from flexround.ranges import Ranges
 class Solver(Protocol):
     """Rounds one weight against its Hessian."""
 
-    def check(self, grid: Grid) -> None:
+    def check_grid(self, grid: Grid) -> None:
         """Check that the options go with the grid."""
         ...
 

@@ -53,10 +53,10 @@ class CDQuant:
         if not self.sweeps > 0:
             raise ValueError(f"quant.sweeps={self.sweeps}: give a number above 0")
 
-    def check(self, grid: Grid) -> None:
+    def check_grid(self, grid: Grid) -> None:
         """Check that the options go with the grid."""
         if self.start == "gptq":
-            self.gptq.check(grid)
+            self.gptq.check_grid(grid)
 
     def cost(self, out: int, into: int, steps: int) -> Cost:
         """Return the cost of a weight [out, in] after steps: the gradient, and its updates."""

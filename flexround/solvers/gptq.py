@@ -73,7 +73,7 @@ class GPTQ:
         if self.static_groups and self.stale_scales:
             raise ValueError("quant.stale_scales=true does nothing with quant.static_groups=true")
 
-    def check(self, grid: Grid) -> None:
+    def check_grid(self, grid: Grid) -> None:
         """Check that the options go with the grid.
 
         Raises:

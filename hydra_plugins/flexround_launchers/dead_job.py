@@ -16,7 +16,7 @@ def folder_of(config: DictConfig, number: int) -> Path:
     return Path(config.hydra.sweep.dir, str(number))
 
 
-def lost(folder: Path, error: str) -> JobReturn:
+def record_dead_job(folder: Path, error: str) -> JobReturn:
     """Leave the error in the job's folder, as the job would have; return a job without value."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / OUTCOME

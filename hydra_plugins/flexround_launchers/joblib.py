@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from experiment.config import register
-from hydra_plugins.flexround_launchers.dead_job import folder_of, lost
+from hydra_plugins.flexround_launchers.dead_job import folder_of, record_dead_job
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class JoblibLauncher(Launcher):
                 log.warning("a process was killed; #%d runs again, alone", number)
                 if not self._run([number], todo, returns):
                     text = "its process was killed, maybe for want of memory"
-                    returns[number] = lost(folder_of(self.config, number), text)
+                    returns[number] = record_dead_job(folder_of(self.config, number), text)
 
     def _run(
         self, numbers: list[int], todo: dict[int, Sequence[str]], returns: dict[int, JobReturn]

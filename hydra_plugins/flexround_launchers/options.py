@@ -43,7 +43,7 @@ def parameters(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check(options: dict[str, Any]) -> None:
+def check_times(options: dict[str, Any]) -> None:
     """Look at the times.
 
     Raises:

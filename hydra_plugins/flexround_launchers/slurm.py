@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 
 from experiment.sweeps import slurm_queue
 from flexround.utils.packages import missing_package
-from hydra_plugins.flexround_launchers.dead_job import folder_of, lost
-from hydra_plugins.flexround_launchers.options import check, parameters
+from hydra_plugins.flexround_launchers.dead_job import folder_of, record_dead_job
+from hydra_plugins.flexround_launchers.options import check_times, parameters
 from hydra_plugins.flexround_launchers.waiting import ended
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class SlurmLauncher(Launcher):
         Raises:
             ValueError: says what is missing, or which option is wrong.
         """
-        check(self.options)
+        check_times(self.options)
         try:
             from hydra_plugins.hydra_submitit_launcher.submitit_launcher import (
                 SlurmLauncher as Plugin,
@@ -148,7 +148,7 @@ class SlurmLauncher(Launcher):
             except UncompletedJobError:
                 state = "failed outside of the run"
         text = f"SLURM job {job.job_id}: {state}; its log is {job.paths.stdout}"
-        return lost(folder_of(self.config, number), text + WAY_OUT.get(state, ""))
+        return record_dead_job(folder_of(self.config, number), text + WAY_OUT.get(state, ""))
 
 
 class SlurmJob:

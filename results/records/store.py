@@ -54,7 +54,7 @@ class Store:
                 "give another with results_dir=PATH"
             ) from error
 
-    def find(self, run_id: str) -> Record | None:
+    def get_or_quarantine(self, run_id: str) -> Record | None:
         """Return the record of run_id, or None where there is none.
 
         One that can't be read is set aside, to be computed again.
@@ -89,8 +89,8 @@ class Store:
         """Return the folder of the integers that a run with save=true has found."""
         return self.root / "artifacts" / run_id
 
-    def look(self, run_id: str) -> Record | None:
-        """Return the record of run_id as find does, and touch nothing."""
+    def peek(self, run_id: str) -> Record | None:
+        """Return the record of run_id as get_or_quarantine does, and touch nothing."""
         path = self.path(run_id)
         try:
             return self._read(path) if path.exists() else None
@@ -100,7 +100,7 @@ class Store:
 
     def names(self, run_id: str) -> list[str]:
         """Return what the run called run_id is called, and what it was called before."""
-        record = self.look(run_id)
+        record = self.peek(run_id)
         return [run_id, *(record.former_ids if record is not None else ())]
 
     def check_schema(self) -> None:
@@ -126,7 +126,7 @@ class Store:
 
     def replaced(self, run_id: str) -> str | None:
         """Return when the finished run began whose record a new one would replace, or None."""
-        old = self.look(run_id)
+        old = self.peek(run_id)
         return old.started if old is not None and old.status == "ok" else None
 
     def outcomes_path(self, run_id: str) -> Path:

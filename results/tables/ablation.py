@@ -17,7 +17,7 @@ import pandas as pd
 
 from results.records.record import Record
 from results.records.selection import facts, nearest
-from results.tables.coupled_settings import below, followers
+from results.tables.coupled_settings import below, coupled_settings
 from results.tables.formats import PLUS_MINUS, latex, markdown
 from results.tables.leaderboard import CELL, SEEDS, TOLD_APART, mean_text, numbers
 
@@ -106,7 +106,7 @@ def word(value: Any) -> str:
 
 def _groups(records: Sequence[Record], setting: str, by: Sequence[str]) -> dict[Held, Group]:
     """Return the runs by what is held, then by their value."""
-    along = followers(setting)
+    along = coupled_settings(setting)
     alike: dict[Held, list[Record]] = {}
     for record in records:
         own = facts(record)
@@ -158,7 +158,7 @@ def _telling(keys: Sequence[Held], by: Sequence[str], setting: str) -> list[str]
 
 def _along(groups: Iterable[Group], setting: str) -> list[str]:
     """Return which other settings changed with the varied one, and how."""
-    along = [name for name in followers(setting) if name not in SEEDS]
+    along = [name for name in coupled_settings(setting) if name not in SEEDS]
     changed: dict[str, list[Any]] = {}
     for group in groups:
         flats = [facts(runs[0]) for runs in group.values()]

@@ -20,7 +20,7 @@ TUNED = ("model", "quant", "task")  # what the files of conf/tuned go by
 REFERENCE = re.compile(r"\$\{([a-z_][\w.]*)\}", re.IGNORECASE)
 
 
-def followers(setting: str) -> list[str]:
+def coupled_settings(setting: str) -> list[str]:
     """Return the dotted names, whole branches among them, that change along with setting."""
     groups = [setting, *(["tuned"] if setting in TUNED else [])]
     own = [name for group in groups for name, _ in _set_by(group)] if _is_group(setting) else []

@@ -22,7 +22,7 @@ LOWER_IS_BETTER = ("perplexity",)
 
 
 @dataclass(frozen=True)
-class Joined:
+class ComparedCell:
     """A published cell with our values of it, one a seed."""
 
     cell: Cell
@@ -41,7 +41,7 @@ class Joined:
         return abs(self.value - self.cell.value) <= stdev(self.ours)
 
 
-def join(table: str, records: Sequence[Record]) -> list[Joined]:
+def compare_with_paper(table: str, records: Sequence[Record]) -> list[ComparedCell]:
     """Return every cell of a published table with what records have of it.
 
     Raises:
@@ -51,7 +51,7 @@ def join(table: str, records: Sequence[Record]) -> list[Joined]:
     if not cells:
         raise ValueError(f"{table} lists settings, not results; they are in conf/tuned/")
     done = newest_version([record for record in records if record.status == "ok"])
-    return [Joined(cell, _values(cell, done)) for cell in cells]
+    return [ComparedCell(cell, _values(cell, done)) for cell in cells]
 
 
 def newest_version(records: Sequence[Record]) -> list[Record]:
@@ -62,10 +62,10 @@ def newest_version(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if record.task_version == newest[record.task]]
 
 
-def beside(record: Record) -> list[Joined]:
+def published_beside(record: Record) -> list[ComparedCell]:
     """Return the published cells that record is a run of, each with its value."""
     cells = [cell for cell in published() if "." not in cell.metric]
-    return [Joined(cell, ours) for cell in cells if (ours := _values(cell, [record]))]
+    return [ComparedCell(cell, ours) for cell in cells if (ours := _values(cell, [record]))]
 
 
 def _values(cell: Cell, records: Sequence[Record]) -> list[float]:
@@ -94,7 +94,7 @@ def _is(record: Record, cell: Cell) -> bool:
     settings = record.settings
     quantized = settings.get("activation") is not None
     bits = f"W{record.bits}A{settings['act_bits']}" if quantized else f"W{record.bits}"
-    together = quantized and settings.get("recon", {}).get("steps") == "together"
+    together = quantized and settings.get("recon", {}).get("act_steps") == "together"
     words = cell.setting.split()
     wanted = {word.partition("=")[0]: word.partition("=")[2] for word in words}
     samples = wanted.get("num_samples", str(settings["num_samples"]))
@@ -121,7 +121,7 @@ def _task(cell: Cell) -> str:
     return "five_shot" if "num_fewshot=5" in cell.setting.split() else cell.task
 
 
-def frame(joined: Sequence[Joined]) -> pd.DataFrame:
+def frame(joined: Sequence[ComparedCell]) -> pd.DataFrame:
     """Return one row a cell: names, ours, n, paper, difference, noise, and both ranks.
 
     A rank is the place among the methods of one model, task, setting, bits and metric, 1 the best,
@@ -157,7 +157,7 @@ def frame(joined: Sequence[Joined]) -> pd.DataFrame:
     return table
 
 
-def shown(table: pd.DataFrame) -> pd.DataFrame:
+def as_text(table: pd.DataFrame) -> pd.DataFrame:
     """Return the join's cells as text."""
     return pd.DataFrame(
         {
@@ -177,7 +177,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 
 def text(table: pd.DataFrame) -> str:
     """Return the join in Markdown, with how many orders agree."""
-    lines = [markdown(shown(table))]
+    lines = [markdown(as_text(table))]
     if "rank_ours" in table:
         column = ["model", "task", "setting", "bits", "metric"]
         ranked = table.dropna(subset=["rank_ours"]).groupby(column, sort=False)

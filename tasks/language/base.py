@@ -61,7 +61,7 @@ class TransformerTask(Task):
         """
         source = self._source(model, checkpoint)
         network, self._tokenizer = self.open(source)
-        self.check(network, source)
+        self.check_network(network, source)
         return network
 
     def outline(self, model: LanguageModel, checkpoint: str | None) -> tuple[nn.Module, Shards]:
@@ -80,7 +80,7 @@ class TransformerTask(Task):
         else:
             found = pretrained.outline(auto, source)
         network, self._tokenizer, shards = found
-        self.check(network, source)
+        self.check_network(network, source)
         return network, shards
 
     def _source(self, model: LanguageModel, checkpoint: str | None) -> str:
@@ -103,7 +103,7 @@ class TransformerTask(Task):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network, self._tokenizer = self.open(checkpoint or model.source, self.head())
-        self.check(network, checkpoint or model.source)
+        self.check_network(network, checkpoint or model.source)
         return network
 
     def open(self, source: str, head: dict[str, Any] | None = None) -> tuple[nn.Module, Any]:
@@ -121,7 +121,7 @@ class TransformerTask(Task):
         """Return the settings of transformers' config that a new head needs."""
         return {}
 
-    def check(self, network: nn.Module, source: str) -> None:
+    def check_network(self, network: nn.Module, source: str) -> None:
         """Check that the network fits the task.
 
         Raises:

@@ -105,7 +105,7 @@ class Classification(TransformerTask):
         config.pad_token_id = tokenizer.pad_token_id
         return network, tokenizer
 
-    def check(self, network: nn.Module, source: str) -> None:
+    def check_network(self, network: nn.Module, source: str) -> None:
         """Check that the head has the task's classes.
 
         Raises:

@@ -55,7 +55,7 @@ class LanguageModeling(TransformerTask):
         self._seq_len, self._eval_batch_size = seq_len, eval_batch_size
         self._windows: Tensor | None = None
 
-    def check(self, network: nn.Module, source: str) -> None:
+    def check_network(self, network: nn.Module, source: str) -> None:
         """Check that a window fits the model's positions.
 
         Raises:

@@ -86,7 +86,7 @@ class Squad(TransformerTask):
         self._n_best, self._max_answer = n_best, max_answer
         self._eval_batch_size, self._max_eval = eval_batch_size, max_eval
 
-    def check(self, network: nn.Module, source: str) -> None:
+    def check_network(self, network: nn.Module, source: str) -> None:
         """Check that a window fits the model's positions.
 
         Raises:

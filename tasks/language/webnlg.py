@@ -65,7 +65,7 @@ class WebNLG(TransformerTask):
         self._tokenize, self._lowercase = tokenize, lowercase
         self._eval_batch_size, self._max_eval = eval_batch_size, max_eval
 
-    def check(self, network: nn.Module, source: str) -> None:
+    def check_network(self, network: nn.Module, source: str) -> None:
         """Check that a sequence fits the model's positions.
 
         Raises:

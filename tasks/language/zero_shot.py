@@ -91,7 +91,7 @@ class ZeroShot(TransformerTask):
             self._tasks = {k: t for name in self._names for k, t in self._items(name).items()}
         return super().load(model, checkpoint)
 
-    def check(self, network: nn.Module, source: str) -> None:
+    def check_network(self, network: nn.Module, source: str) -> None:
         """Check that a calibration sample fits the model's positions.
 
         Raises:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiment.full_precision import Shared, digest_of_model
+from experiment.full_precision import FullPrecision, digest_of_model
 from experiment.shared_cache import Cache
 from tests.flexround.reconstruction.test_reconstruction import adapter, calibration
 
@@ -88,13 +88,13 @@ def test_a_full_disk_costs_the_entry_and_not_the_run(tmp_path, monkeypatch, capl
 
 
 def shared(cache, model, batch_size=8):
-    return Shared(cache, model, calibration(), batch_size)
+    return FullPrecision(cache, model, calibration(), batch_size)
 
 
 def test_targets_are_the_same_and_computed_once(tmp_path):
     cache, outputs = Cache(tmp_path, 1), torch.randn(4, 3)
-    assert torch.equal(shared(cache, adapter()).targets().of(0, lambda: outputs), outputs)
-    assert torch.equal(shared(cache, adapter()).targets().of(0, never), outputs)
+    assert torch.equal(shared(cache, adapter()).targets().get(0, lambda: outputs), outputs)
+    assert torch.equal(shared(cache, adapter()).targets().get(0, never), outputs)
 
 
 def test_targets_of_another_network_batch_or_block_are_others(tmp_path):
@@ -105,7 +105,7 @@ def test_targets_of_another_network_batch_or_block_are_others(tmp_path):
             made.append(1)
             return torch.zeros(1)
 
-        shared(cache, model, batch_size).targets().of(block, make)
+        shared(cache, model, batch_size).targets().get(block, make)
 
     changed = adapter()
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_targets_that_would_fill_the_cache_are_not_kept(tmp_path):
     targets = shared(cache, adapter()).targets()
     large = torch.zeros(1000)
     for block in range(3):
-        assert targets.of(block, lambda: large) is large
+        assert targets.get(block, lambda: large) is large
     assert sum(p.stat().st_size for p in tmp_path.glob("*.entry")) < 1000
 
 

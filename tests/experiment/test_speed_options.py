@@ -10,7 +10,7 @@ from torch import nn
 
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
 from flexround.kernels.chunking import check_compiler, compiling
-from flexround.reconstruction.callbacks import Reports
+from flexround.reconstruction.callbacks import ReportLog
 from flexround.reconstruction.precision import check_precision, products
 from tests.flexround.quantizers.methods import LAYERS, METHODS, shaken, weight_of
 from tests.flexround.quantizers.test_formulas import RANGES, passes
@@ -22,8 +22,8 @@ LEARNED = [name for name in METHODS if name != "rtn"]
 
 def reports_of(setting, method):
     """Return what became of each unit."""
-    reports = Reports()
-    quantize(setting, method, observers=[reports])
+    reports = ReportLog()
+    quantize(setting, method, callbacks=[reports])
     return reports.blocks
 
 

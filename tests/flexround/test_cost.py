@@ -17,7 +17,7 @@ from tests.flexround.quantizers.methods import METHODS
 OUT, INTO, SAMPLES, ITERS = 20, 30, 8, 3
 SETTING = Reconstruction(
     unit="layer", iters=ITERS, lr=1e-3, batch_size=SAMPLES, schedule="constant", inputs="quant",
-    steps="start", act_lr=1e-3, act_iters=0, keep=1.0, keep_best=False,
+    act_steps="start", act_lr=1e-3, act_iters=0, quant_prob=1.0, keep_best=False,
     precision="float32", compile=False,
 )  # fmt: skip
 
@@ -47,7 +47,7 @@ def cost(method, **options):
     Reconstruction(**{**SETTING.__dict__, **options})(
         adapter, [torch.randn(SAMPLES, INTO)], quantizer=method,
         grid=Grid(4, False, PerChannel()), ranges=MinMax(),
-        generator=torch.Generator().manual_seed(0), observers=[keep],
+        generator=torch.Generator().manual_seed(0), callbacks=[keep],
     )  # fmt: skip
     (report,) = keep.reports
     return report.cost

@@ -191,13 +191,13 @@ APP = """
 import os, signal, sys
 import hydra
 from experiment.errors import one_line_errors
-from experiment.job import leave
+from experiment.job import write_outcome
 from experiment.config import register
 register()
 
 @hydra.main(version_base="1.3", config_path="{conf}", config_name="config")
 def main(cfg):
-    leave(run_id=f"run{{cfg.bits}}", threads=os.environ["OMP_NUM_THREADS"])
+    write_outcome(run_id=f"run{{cfg.bits}}", threads=os.environ["OMP_NUM_THREADS"])
     {body}
     return float(cfg.bits)
 
@@ -291,7 +291,7 @@ def test_slurm_outlives_a_job_that_is_killed(slurm, app, tmp_path):
 @pytest.mark.slurm
 def test_slurm_queues_a_preempted_run_again(slurm, app, tmp_path):
     body = (
-        "leave(starts=os.environ.get('SLURM_RESTART_COUNT', 'first'))\n"
+        "write_outcome(starts=os.environ.get('SLURM_RESTART_COUNT', 'first'))\n"
         "    if 'SLURM_RESTART_COUNT' not in os.environ: os.kill(os.getpid(), signal.SIGUSR2)"
     )
     done = app(body, "bits=3,4", "hydra/launcher=slurm")

@@ -209,7 +209,7 @@ for run in range(12):
     assert cache.get(f"entry{run}", make) == bytes([run]) * 50_000
     claim = store.claim(run_id)
     if claim.take() is None:
-        if store.find(run_id) is None:
+        if store.get_or_quarantine(run_id) is None:
             (root / f"ran-{run}-{number}").touch()
             time.sleep(0.01)
             store.write(Record(

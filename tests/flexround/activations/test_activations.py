@@ -17,7 +17,7 @@ from flexround.activations.quantizers import (
     TokenQuantizer,
 )
 from flexround.grid import Grid, PerTensor
-from flexround.kernels.qdrop import keep_mask, mix
+from flexround.kernels.qdrop import mask, mix
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.models.vision import VisionAdapter
 from flexround.ranges import LpSearch, MinMax
@@ -32,8 +32,8 @@ from tests.flexround.reconstruction.test_reconstruction import (
 )
 
 STATIC = StaticPerTensor(4, True, stem_bits=8, head_bits=8, kv_bits=None, init_samples=8)
-BRECQ = replace(SETTING, steps="after", act_iters=60, act_lr=1e-3)
-QDROP = replace(SETTING, steps="together", inputs="mixed", act_lr=1e-3)
+BRECQ = replace(SETTING, act_steps="after", act_iters=60, act_lr=1e-3)
+QDROP = replace(SETTING, act_steps="together", inputs="mixed", act_lr=1e-3)
 
 
 def draws(seed=0):
@@ -62,7 +62,7 @@ def test_the_step_sizes_gradient_is_lsqs(symmetric, signed, keep):
     # LSQ eq. 3: round(x/s) - x/s inside the range, its bound outside; x passes inside only.
     wanted = torch.where(inside, level - steps, level.clamp(low, high))
     # The same draws tell which elements are kept; the others pass x on and say nothing of s.
-    kept = keep_mask(x.detach(), keep, draws(2)).bool()
+    kept = mask(x.detach(), keep, draws(2)).bool()
     (quantizer(x, keep, draws(2)) * weight).sum().backward()
     torch.testing.assert_close(quantizer.scale.grad, (wanted * weight * kept).sum())
     torch.testing.assert_close(x.grad, weight * (inside | ~kept))
@@ -154,7 +154,7 @@ def quantized(setting, method="flexround", activation=STATIC, seed=0, ranges=RAN
 
     setting(
         target, calibration(32), quantizer=METHODS[method], grid=Grid(3, True, PerTensor()),
-        ranges=ranges, generator=draws(seed), activation=activation, observers=[Watch()],
+        ranges=ranges, generator=draws(seed), activation=activation, callbacks=[Watch()],
     )  # fmt: skip
     return target, reports
 
@@ -319,8 +319,8 @@ def test_an_activation_that_is_not_finite_is_named():
     [(lambda: StaticPerTensor(9, True, 8, 8, None, 1), "act_bits=9"),
      (lambda: StaticPerTensor(4, True, 8, 8, None, 0), "init_samples=0"),
      (lambda: DynamicPerToken(8, 1), "kv_bits=1"),
-     (lambda: replace(QDROP, unit="layer"), "recon.unit=layer with recon.steps=together"),
-     (lambda: replace(QDROP, keep=0.0), "recon.keep=0.0"),
+     (lambda: replace(QDROP, unit="layer"), "recon.unit=layer with recon.act_steps=together"),
+     (lambda: replace(QDROP, quant_prob=0.0), "recon.quant_prob=0.0"),
      (lambda: replace(QDROP, act_lr=0.0), "recon.act_lr=0.0"),
      (lambda: quantized(BRECQ, activation=DynamicPerToken(8, None)), "DynamicPerToken has none"),
      (lambda: quantized(SETTING, activation=DynamicPerToken(8, 8)), "is for transformers, whose"),
@@ -336,7 +336,7 @@ def test_what_makes_no_sense_is_refused(make, message):
     ("args", "message"),
     [(["act_bits=4"], "act_bits=4 does nothing with the chosen activation"),
      (["activation=static_per_tensor", "recon=block", "recon.act_lr=1"], "recon.act_lr=1 does not"),
-     (["activation=dynamic_per_token", "recon=qdrop"], "recon.steps=together learns step sizes"),
+     (["activation=dynamic_per_token", "recon=qdrop"], "recon.act_steps=together learns"),
      (["activation=static_per_tensor", "act_bits=1"], "act_bits=1: give a whole number"),
      (["quant=signround", "recon.iters=0"], "recon.iters=0 leaves SignRound at round-to-nearest"),
      (["quant=lrq", "quant.rank=4"], "layer conv_stem: LRQ is for linear layers"),

@@ -160,7 +160,7 @@ STATIC = StaticPerTensor(4, True, 4, 8, None, 8)
 SETTINGS = {
     "rtn": (RTN, METHODS["rtn"], None),
     "static": (RTN, METHODS["rtn"], STATIC),
-    "learned": (replace(SETTING, iters=5, steps="together"), METHODS["flexround"], STATIC),
+    "learned": (replace(SETTING, iters=5, act_steps="together"), METHODS["flexround"], STATIC),
     "solver": (Solve(8, sequential=True), PLAIN, STATIC),
 }
 

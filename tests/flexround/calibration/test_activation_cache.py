@@ -1,4 +1,4 @@
-"""Streams: held in memory, in half precision or in files, with the same results."""
+"""ActivationCache: held in memory, in half precision or in files, with the same results."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch
 
 from flexround.activations.quantizers import StaticPerTensor
 from flexround.calibration import activation_cache
-from flexround.calibration.activation_cache import Streams, rows
-from flexround.calibration.disk_tensors import Spill
+from flexround.calibration.activation_cache import ActivationCache, rows
+from flexround.calibration.disk_tensors import DiskTensors
 from flexround.reconstruction import reconstruction
 from flexround.reconstruction.layerwise import Solve
 from tests.flexround.quantizers.methods import METHODS
@@ -37,8 +37,8 @@ CASES = {
     "block": (SHORT, METHODS["flexround"], None),
     "layer": (replace(SHORT, unit="layer"), METHODS["flexround"], None),
     "fp": (replace(SHORT, inputs="fp"), METHODS["flexround"], None),
-    "qdrop": (replace(SHORT, inputs="mixed", steps="together"), METHODS["flexround"], STATIC),
-    "brecq": (replace(SHORT, steps="after", act_iters=5), METHODS["adaround"], STATIC),
+    "qdrop": (replace(SHORT, inputs="mixed", act_steps="together"), METHODS["flexround"], STATIC),
+    "brecq": (replace(SHORT, act_steps="after", act_iters=5), METHODS["adaround"], STATIC),
     "cdquant": (Solve(8, sequential=True), CYCLIC, STATIC),
 }
 
@@ -59,19 +59,19 @@ def quantize(case, held=None):
 def test_what_lies_on_disk_changes_no_bit(case, tmp_path):
     spill = Counting(tmp_path / "spill")
     codes, outputs = quantize(case)
-    other, again = quantize(case, Streams(limit_gib=0, spill=spill))
+    other, again = quantize(case, ActivationCache(limit_gib=0, spill=spill))
     assert spill.puts > len(codes)
     assert all(torch.equal(codes[name].codes, other[name].codes) for name in codes)
     assert torch.equal(outputs, again)
     assert list((tmp_path / "spill").iterdir()) == []
 
 
-class Counting(Spill):
+class Counting(DiskTensors):
     """Counts what it is given."""
 
     puts = 0
 
-    def put(self, parts):
+    def write(self, parts):
         """Count and put."""
         self.puts += 1
         return super().put(parts)
@@ -80,17 +80,17 @@ class Counting(Spill):
 def test_only_what_does_not_fit_goes_to_disk(tmp_path):
     spill = Counting(tmp_path)
     # Two streams, the targets and the outputs in the making: four times 4 KiB.
-    held = Streams(limit_gib=4 * 4096 / 2**30, spill=spill)
-    held.gather([torch.zeros(8, 64), torch.zeros(8, 64)])
+    held = ActivationCache(limit_gib=4 * 4096 / 2**30, spill=spill)
+    held.store([torch.zeros(8, 64), torch.zeros(8, 64)])
     assert spill.puts == 0
-    held.gather([torch.zeros(8, 64), torch.zeros(8, 64), torch.zeros(1, 64)])
+    held.store([torch.zeros(8, 64), torch.zeros(8, 64), torch.zeros(1, 64)])
     assert spill.puts == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
 def test_a_spilled_tensor_is_the_tensor(tmp_path, dtype):
     parts = [torch.randn(n, 3, 2).to(dtype) for n in (2, 1, 4)]
-    found = Spill(tmp_path).put(iter(parts))
+    found = DiskTensors(tmp_path).put(iter(parts))
     assert found.dtype == dtype
     assert torch.equal(found, torch.cat(parts))
     assert list(tmp_path.iterdir()) == []  # while it is in use
@@ -102,7 +102,7 @@ def test_a_run_that_fails_leaves_no_file(tmp_path):
         setting(
             adapter(), calibration(), quantizer=METHODS["flexround"], grid=GRID, ranges=RANGES,
             generator=torch.Generator().manual_seed(0),
-            streams=Streams(limit_gib=0, spill=Spill(tmp_path)),
+            streams=ActivationCache(limit_gib=0, spill=DiskTensors(tmp_path)),
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
@@ -110,7 +110,7 @@ def test_a_run_that_fails_leaves_no_file(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_off_by_half_an_epsilon_at_most(dtype):
     values = torch.randn(64, 33, generator=torch.Generator().manual_seed(0))
-    held = Streams(dtype).gather(values.split(10))
+    held = ActivationCache(dtype).gather(values.split(10))
     assert held.dtype == dtype
     off = (rows(held, torch.arange(64), CPU) - values).abs()
     assert off.max() > 0
@@ -121,7 +121,7 @@ def test_half_precision_is_off_by_half_an_epsilon_at_most(dtype):
 @pytest.mark.parametrize("case", ["block", "cdquant"])
 def test_half_precision_barely_moves_the_results(case, dtype):
     _, outputs = quantize(case)
-    _, near = quantize(case, Streams(dtype))
+    _, near = quantize(case, ActivationCache(dtype))
     off = (near - outputs).norm() / outputs.norm()
     # Rounded at each of four blocks, and codes at the edge between two may fall on the other side.
     assert 0 < off < 64 * torch.finfo(dtype).eps
@@ -129,13 +129,13 @@ def test_half_precision_barely_moves_the_results(case, dtype):
 
 def test_what_float16_can_not_hold_is_refused():
     with pytest.raises(ValueError, match=r"ends at 65504, an activation is 7e\+04; give bfloat16"):
-        Streams(torch.float16).gather([torch.tensor([1.0, 7e4])])
+        ActivationCache(torch.float16).gather([torch.tensor([1.0, 7e4])])
 
 
 def test_a_folder_without_rights_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"spill_dir=.*file/in: Not a directory; give a folder"):
-        Spill(tmp_path / "file" / "in").check()
+        DiskTensors(tmp_path / "file" / "in").check()
 
 
 def test_a_folder_without_room_is_named(tmp_path):
@@ -144,7 +144,7 @@ def test_a_folder_without_room_is_named(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
         with pytest.raises(ValueError, match=r"spill_dir=.*: File too large; give a folder with"):
-            Spill(tmp_path).put([torch.zeros(100), torch.zeros(1000)])
+            DiskTensors(tmp_path).put([torch.zeros(100), torch.zeros(1000)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
@@ -181,7 +181,7 @@ def test_no_copy_of_a_block_is_made_where_its_outputs_are_enough(monkeypatch):
 @pytest.mark.parametrize("limit", [-1.0, float("nan")])
 def test_a_limit_out_of_range_is_refused(limit, tmp_path):
     with pytest.raises(ValueError, match="stream_gib="):
-        Streams(limit_gib=limit, spill=Spill(tmp_path))
+        ActivationCache(limit_gib=limit, spill=DiskTensors(tmp_path))
 
 
 @pytest.mark.slow

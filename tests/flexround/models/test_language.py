@@ -10,7 +10,7 @@ from flexround.attach import attach, freeze
 from flexround.grid import Grid, PerChannel, PerTensor
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.ranges import MinMax
-from flexround.reconstruction.callbacks import Reports
+from flexround.reconstruction.callbacks import ReportLog
 from flexround.reconstruction.reconstruction import Reconstruction
 from flexround.reconstruction.unit import reconstruction_loss
 from flexround.structure import Layer
@@ -79,9 +79,9 @@ def test_replayed_calls_are_the_models_own_forward_pass(family, padding):
     handle.remove()
     expected = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
 
-    stream = adapter.capture(halves(batch))
+    stream = adapter.record_calls(halves(batch))
     for index, block in enumerate(adapter.blocks()):
-        outputs = stream.run_all(block.module, 4, CPU)
+        outputs = stream.replay_all(block.module, 4, CPU)
         stream = stream.with_inputs(adapter.advance(index, outputs))
     mask = batch.get("attention_mask", torch.ones(6, 12)).bool()
     torch.testing.assert_close(outputs[mask], expected[mask])
@@ -93,8 +93,8 @@ def test_a_mask_that_only_some_batches_need_is_not_lost():
     whole = tokens("right")
     whole["attention_mask"][:3] = 1
     with pytest.raises(ValueError, match="give the calibration samples as one batch"):
-        adapter.capture(halves(whole))
-    assert len(adapter.capture([whole])) == 6
+        adapter.record_calls(halves(whole))
+    assert len(adapter.record_calls([whole])) == 6
 
 
 def test_layers_come_in_execution_order():
@@ -140,7 +140,7 @@ def test_padding_does_not_count_in_the_loss():
 def test_what_padding_holds_does_not_change_the_codes(padding):
     setting = Reconstruction(
         unit="block", iters=5, lr=5e-3, batch_size=3, schedule="constant", inputs="quant",
-        steps="start", act_lr=1e-3, act_iters=0, keep=0.5, keep_best=False,
+        act_steps="start", act_lr=1e-3, act_iters=0, quant_prob=0.5, keep_best=False,
         precision="float32", compile=False,
     )  # fmt: skip
     results = []
@@ -163,7 +163,7 @@ def test_half_precision_is_trained_in_float32_and_cast_once(dtype):
     adapter = LanguageAdapter(network("llama", dtype), EXAMPLE, CPU)
     seen = []
 
-    class Watch(Reports):
+    class Watch(ReportLog):
         """Notes the precision at work."""
 
         def step(self, unit, iteration, error):
@@ -171,13 +171,13 @@ def test_half_precision_is_trained_in_float32_and_cast_once(dtype):
 
     setting = Reconstruction(
         unit="block", iters=3, lr=1e-3, batch_size=3, schedule="constant", inputs="quant",
-        steps="start", act_lr=1e-3, act_iters=0, keep=0.5, keep_best=False,
+        act_steps="start", act_lr=1e-3, act_iters=0, quant_prob=0.5, keep_best=False,
         precision="float32", compile=False,
     )  # fmt: skip
     codes = setting(
         adapter, halves(tokens()), quantizer=METHODS["flexround"],
         grid=Grid(4, False, PerTensor()), ranges=MinMax(),
-        generator=torch.Generator().manual_seed(0), observers=[Watch()],
+        generator=torch.Generator().manual_seed(0), callbacks=[Watch()],
     )  # fmt: skip
     assert set(seen) == {torch.float32}
     for name, integers in codes.items():

@@ -15,8 +15,8 @@ from benchmarks.memory import make_model, measure
 from experiment.full_precision import digest_of_model
 from flexround.activations.quantizers import StaticPerTensor
 from flexround.artifact.header import FILE
-from flexround.calibration.activation_cache import Streams
-from flexround.calibration.disk_tensors import Spill
+from flexround.calibration.activation_cache import ActivationCache
+from flexround.calibration.disk_tensors import DiskTensors
 from flexround.grid import Grid, PerChannel
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.models.offloaded_adapter import OffloadedAdapter
@@ -38,8 +38,8 @@ SHORT = replace(SETTING, iters=3, batch_size=4)
 CASES = {
     "flexround": (SHORT, METHODS["flexround"], None),
     "layer": (replace(SHORT, unit="layer"), METHODS["rtn"], None),
-    "qdrop": (replace(SHORT, inputs="mixed", steps="together"), METHODS["flexround"], STATIC),
-    "brecq": (replace(SHORT, steps="after", act_iters=3), METHODS["flexround"], STATIC),
+    "qdrop": (replace(SHORT, inputs="mixed", act_steps="together"), METHODS["flexround"], STATIC),
+    "brecq": (replace(SHORT, act_steps="after", act_iters=3), METHODS["flexround"], STATIC),
     "cdquant": (Solve(4, sequential=True), CYCLIC, None),
 }
 
@@ -66,7 +66,7 @@ def whole(folder):
 
 def lean(folder):
     network, _, shards = pretrained.outline(AUTO, str(folder))
-    held = Streams(limit_gib=0, spill=Spill(folder / "spill"))
+    held = ActivationCache(limit_gib=0, spill=DiskTensors(folder / "spill"))
     return OffloadedAdapter(network, EXAMPLE, CPU, shards, held)
 
 

@@ -85,9 +85,9 @@ def test_the_chain_gives_each_block_its_true_input(library, name):
     """Walking the blocks one after the other is the model's own forward pass."""
     adapter = VisionAdapter(network(library, name), images(), 8, CPU)
     batch = images(5)
-    stream = adapter.capture([batch])
+    stream = adapter.record_calls([batch])
     for index, block in enumerate(adapter.blocks()):
-        outputs = stream.run_all(block.module, 3, CPU)
+        outputs = stream.replay_all(block.module, 3, CPU)
         if index + 1 < len(adapter.blocks()):
             stream = stream.with_inputs(adapter.advance(index, outputs))
     torch.testing.assert_close(outputs, adapter.forward(batch), rtol=1e-4, atol=1e-4)
@@ -108,7 +108,7 @@ def test_a_network_that_is_no_chain_is_refused():
 
 
 def test_a_layer_used_twice_is_refused():
-    class Shared(nn.Module):
+    class FullPrecision(nn.Module):
         def __init__(self):
             super().__init__()
             self.a = nn.Conv2d(3, 3, 1)
@@ -117,7 +117,7 @@ def test_a_layer_used_twice_is_refused():
             return self.a(self.a(x)).mean((2, 3))
 
     with pytest.raises(ValueError, match="layer a is used twice"):
-        VisionAdapter(Shared(), images(), None, CPU)
+        VisionAdapter(FullPrecision(), images(), None, CPU)
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])

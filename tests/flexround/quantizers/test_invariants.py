@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flexround.attach import attach, check, freeze
+from flexround.attach import attach, check_weights, freeze
 from flexround.grid import Grid, PerTensor
 from flexround.quantizers.rtn import RTN
 from flexround.ranges import LpSearch, MinMax
@@ -131,7 +131,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(value):
     layer = weight_of(lambda: nn.Linear(8, 4))
     layer.weight.data[0, 0] = value
     with pytest.raises(ValueError, match=r"layer head.3: .*not finite"):
-        check([Layer("head.3", layer)], Grid(4, True, PerTensor()), RTN)
+        check_weights([Layer("head.3", layer)], Grid(4, True, PerTensor()), RTN)
 
 
 def test_without_its_shift_adaquant_flexround_is_flexround():

@@ -11,7 +11,7 @@ from flexround.attach import attach, freeze
 from flexround.grid import Grid, PerChannel
 from flexround.quantizers.signround import SignRound, SignSGD
 from flexround.ranges import MinMax
-from flexround.reconstruction.optimize import Best, Descent, scheduled
+from flexround.reconstruction.optimize import BestParameters, UnitOptimizer, scheduled
 from flexround.structure import Layer
 from tests.flexround.quantizers.methods import (
     activations,
@@ -87,8 +87,8 @@ def test_training_reduces_the_error_and_keeps_the_best_iteration():
 
     groups = quantizer.param_groups(5e-3)
     optimizer = scheduled(quantizer.optimizer(groups), "linear", 200)
-    best = Best([p for group in groups for p in group["params"]])
-    descent = Descent("it", 200, 256, torch.Generator().manual_seed(0), ())
+    best = BestParameters([p for group in groups for p in group["params"]])
+    descent = UnitOptimizer("it", 200, 256, torch.Generator().manual_seed(0), ())
     descent.run(256, losses, [optimizer], quantizer.after_step, best)
     error, v = min(seen, key=lambda pair: pair[0])
     assert torch.equal(quantizer.v, v)

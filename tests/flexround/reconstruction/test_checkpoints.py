@@ -20,8 +20,8 @@ from tests.flexround.solvers.test_solvers import CYCLIC
 from tests.flexround.test_cost import Keep
 
 STATIC = StaticPerTensor(4, True, 4, 8, None, 8)
-QDROP = replace(SETTING, iters=6, inputs="mixed", steps="together")
-BRECQ = replace(SETTING, iters=6, steps="after", act_iters=5)
+QDROP = replace(SETTING, iters=6, inputs="mixed", act_steps="together")
+BRECQ = replace(SETTING, iters=6, act_steps="after", act_iters=5)
 CASES = {
     "flexround": (replace(SETTING, iters=6), METHODS["flexround"], None),
     "layer": (replace(SETTING, iters=6, unit="layer"), METHODS["adaround"], None),
@@ -60,7 +60,7 @@ def quantize(case, checkpoints=None):
     codes = setting(
         target, calibration(), quantizer=method, grid=Grid(3, False, PerChannel()),
         ranges=LpSearch(2.4, 20, 0.01), generator=torch.Generator().manual_seed(0),
-        activation=activation, observers=[keep], checkpoints=checkpoints,
+        activation=activation, callbacks=[keep], checkpoints=checkpoints,
     )  # fmt: skip
     outputs = target.model(calibration()[0])
     facts = [

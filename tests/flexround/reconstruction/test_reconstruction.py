@@ -13,7 +13,7 @@ from flexround.grid import Grid, PerTensor
 from flexround.models.vision import VisionAdapter
 from flexround.quantizers.rtn import RTN
 from flexround.ranges import LpSearch
-from flexround.reconstruction.callbacks import Reports
+from flexround.reconstruction.callbacks import ReportLog
 from flexround.reconstruction.reconstruction import Reconstruction
 from flexround.reconstruction.unit import reconstruction_loss
 from tests.flexround.quantizers.methods import METHODS
@@ -23,7 +23,7 @@ GRID = Grid(3, True, PerTensor())
 RANGES = LpSearch(2.4, 80, 0.01)
 SETTING = Reconstruction(
     unit="block", iters=40, lr=5e-3, batch_size=8, schedule="cosine", inputs="quant",
-    steps="start", act_lr=1e-3, act_iters=0, keep=0.5, keep_best=False,
+    act_steps="start", act_lr=1e-3, act_iters=0, quant_prob=0.5, keep_best=False,
     precision="float32", compile=False,
 )  # fmt: skip
 
@@ -54,11 +54,11 @@ def calibration(n=32):
     return [torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(1))]
 
 
-def quantize(setting=SETTING, method="flexround", seed=0, samples=32, observers=(), grid=GRID):
+def quantize(setting=SETTING, method="flexround", seed=0, samples=32, callbacks=(), grid=GRID):
     target = adapter()
     codes = setting(
         target, calibration(samples), quantizer=METHODS[method], grid=grid, ranges=RANGES,
-        generator=torch.Generator().manual_seed(seed), observers=observers,
+        generator=torch.Generator().manual_seed(seed), callbacks=callbacks,
     )  # fmt: skip
     return target, codes
 
@@ -72,15 +72,15 @@ def test_the_loss_sums_over_channels_and_averages_the_rest():
 @pytest.mark.parametrize("unit", ["block", "layer"])
 @pytest.mark.parametrize("method", ["flexround", "adaround", "adaquant"])
 def test_reconstruction_beats_its_starting_point(method, unit):
-    reports, lr = Reports(), 5e-2 if method == "adaround" else 5e-3
-    quantize(replace(SETTING, unit=unit, lr=lr, iters=100), method, observers=[reports])
+    reports, lr = ReportLog(), 5e-2 if method == "adaround" else 5e-3
+    quantize(replace(SETTING, unit=unit, lr=lr, iters=100), method, callbacks=[reports])
     inner = [b for b in reports.blocks if b.name.startswith(("2", "3"))]
     assert sum(b.error_after for b in inner) < 0.9 * sum(b.error_before for b in inner)
 
 
 def test_every_layer_is_quantized_and_reported_with_its_bits():
-    reports = Reports()
-    target, codes = quantize(observers=[reports])
+    reports = ReportLog()
+    target, codes = quantize(callbacks=[reports])
     assert [b.name for b in reports.blocks] == ["0", "2", "3", "6"]
     assert reports.blocks[0].layers == {"0": 8}
     assert reports.blocks[1].layers == {"2.conv1": 3, "2.conv2": 3}
@@ -96,12 +96,12 @@ def test_every_layer_is_quantized_and_reported_with_its_bits():
 def test_a_report_holds_the_curve_that_observers_are_told_thinned(iters):
     told = {}
 
-    class Watch(Reports):
+    class Watch(ReportLog):
         def step(self, unit, iteration, error):
             told.setdefault(unit, []).append([iteration, error])
 
     reports = Watch()
-    quantize(replace(SETTING, iters=iters), observers=[reports])
+    quantize(replace(SETTING, iters=iters), callbacks=[reports])
     for block in reports.blocks:
         seen = told[block.name]
         assert (block.curve[0], block.curve[-1]) == (seen[0], seen[-1])
@@ -111,8 +111,8 @@ def test_a_report_holds_the_curve_that_observers_are_told_thinned(iters):
 
 
 def test_what_learns_nothing_has_no_curve():
-    reports = Reports()
-    quantize(method="rtn", observers=[reports])
+    reports = ReportLog()
+    quantize(method="rtn", callbacks=[reports])
     assert [block.curve for block in reports.blocks] == [[], [], [], []]
 
 
@@ -143,8 +143,8 @@ def test_no_iterations_is_round_to_nearest():
 @pytest.mark.parametrize("inputs", ["quant", "fp"])
 def test_the_target_is_full_precision_and_the_input_the_quantized_prefix(inputs):
     """error_before of a block, worked out by hand from two whole models."""
-    reports = Reports()
-    target, _ = quantize(replace(SETTING, inputs=inputs, iters=0), "rtn", observers=[reports])
+    reports = ReportLog()
+    target, _ = quantize(replace(SETTING, inputs=inputs, iters=0), "rtn", callbacks=[reports])
     fp = adapter().model
     batch = calibration()[0]
     stem, first = target.model[:2], target.model[2]
@@ -157,8 +157,8 @@ def test_the_target_is_full_precision_and_the_input_the_quantized_prefix(inputs)
 
 
 def test_a_layers_target_includes_its_activation():
-    reports = Reports()
-    quantize(replace(SETTING, unit="layer", iters=0), "rtn", observers=[reports])
+    reports = ReportLog()
+    quantize(replace(SETTING, unit="layer", iters=0), "rtn", callbacks=[reports])
     assert [b.name for b in reports.blocks] == [
         "0",
         "2.conv1",

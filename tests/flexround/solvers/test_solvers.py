@@ -320,7 +320,7 @@ def test_the_blocks_of_a_model_are_solved_better_than_they_are_rounded(solver):
 
     codes = Solve(8, sequential=True)(
         target, calibration(32), quantizer=solver, grid=Grid(3, True, PerChannel()),
-        ranges=MinMax(), generator=torch.Generator(), observers=[Watch()],
+        ranges=MinMax(), generator=torch.Generator(), callbacks=[Watch()],
     )  # fmt: skip
     # At the first layer's 8 bit there is next to nothing to gain.
     assert all(report.error_after < 1.01 * report.error_before for report in reports)

@@ -46,7 +46,7 @@ def test_a_run_again_replaces_both(tmp_path):
     store = Store(tmp_path)
     store.write(record("a", 60.0, started="1"), {"top1": RIGHT})
     store.write(record("a", 70.0, started="2"), {"top1": ~RIGHT})
-    assert store.outcomes(store.find("a"))["top1"].tolist() == (~RIGHT).tolist()
+    assert store.outcomes(store.get_or_quarantine("a"))["top1"].tolist() == (~RIGHT).tolist()
     assert [p.name for p in (tmp_path / "outcomes").iterdir()] == ["a.npz"]
 
 
@@ -77,4 +77,4 @@ def test_a_run_that_ends_well_keeps_them_and_one_that_fails_does_not(tmp_path):
     assert store.outcomes(draft.record)["top1"].tolist() == RIGHT.tolist()
     with pytest.raises(ValueError, match="top1=nan"), recording(store, BASE) as draft:
         vars(draft).update(task=FakeTask(), metrics={"top1": math.nan}, outcomes={"top1": ~RIGHT})
-    assert store.outcomes(store.find("r"))["top1"].tolist() == RIGHT.tolist()
+    assert store.outcomes(store.get_or_quarantine("r"))["top1"].tolist() == RIGHT.tolist()

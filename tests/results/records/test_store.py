@@ -29,9 +29,9 @@ def test_a_record_survives_the_store(tmp_path):
     first = record(blocks=[{"name": "layer1.0", "error_before": 2.0, "error_after": 1.0}])
     path = store.write(first)
     assert path.name == "a.json"
-    assert store.find("a") == first
+    assert store.get_or_quarantine("a") == first
     assert store.load() == [first]
-    assert store.find("b") is None
+    assert store.get_or_quarantine("b") is None
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_damaged_and_foreign_files_are_named_and_passed_over(tmp_path, caplog):
     unknown = record("unknown").to_json() | {"colour": "red"}
     (tmp_path / "unknown.json").write_text(json.dumps(unknown))
     assert [r.run_id for r in store.load()] == ["good"]
-    assert store.find("torn") is None
+    assert store.get_or_quarantine("torn") is None
     for name in ("torn.json", "old.json", "unknown.json"):
         assert name in caplog.text
 
@@ -69,7 +69,7 @@ def test_a_write_that_dies_leaves_the_old_record(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         store.write(record(value=95.0))
-    assert store.find("a").value == 90.0
+    assert store.get_or_quarantine("a").value == 90.0
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
@@ -93,7 +93,7 @@ def test_a_run_that_ends_well_is_ok(tmp_path):
     with recording(store, BASE) as draft:
         draft.watch(FakeTask(), None, None)
         draft.fp_metrics, draft.metrics = {"top1": 98.0}, {"top1": 97.0}
-    assert store.find("r") == draft.record
+    assert store.get_or_quarantine("r") == draft.record
     assert (draft.record.status, draft.record.value, draft.record.fp_value) == ("ok", 97.0, 98.0)
 
 
@@ -102,7 +102,7 @@ def test_a_run_that_raises_is_failed_and_still_raises(tmp_path, error):
     store = Store(tmp_path)
     with pytest.raises(type(error)), recording(store, BASE):
         raise error
-    found = store.find("r")
+    found = store.get_or_quarantine("r")
     assert (found.status, found.value) == ("failed", None)
     assert found.error.endswith("bad idea")
 
@@ -118,7 +118,7 @@ def test_a_run_without_a_finite_metric_is_failed(tmp_path, metrics):
 
     with pytest.raises(ValueError, match="top1="):
         run()
-    assert store.find("r").status == "failed"
+    assert store.get_or_quarantine("r").status == "failed"
 
 
 def test_a_failure_does_not_replace_what_had_succeeded(tmp_path, caplog):
@@ -126,7 +126,7 @@ def test_a_failure_does_not_replace_what_had_succeeded(tmp_path, caplog):
     store.write(record("r"))
     with pytest.raises(ValueError, match="bad"), recording(store, BASE):
         raise ValueError("bad")
-    assert store.find("r").status == "ok"
+    assert store.get_or_quarantine("r").status == "ok"
     assert "is kept" in caplog.text
 
 
@@ -141,7 +141,7 @@ def test_a_logger_that_can_not_start_leaves_its_own_message(tmp_path):
     store = Store(tmp_path)
     with pytest.raises(ValueError, match="log in first"), recording(store, BASE) as draft:
         draft.watch(FakeTask(), None, NoLogin())
-    assert store.find("r").error == "log in first"
+    assert store.get_or_quarantine("r").error == "log in first"
 
 
 def test_a_field_of_another_type_is_refused(tmp_path):

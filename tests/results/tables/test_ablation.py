@@ -10,7 +10,7 @@ import pytest
 from results.__main__ import main
 from results.records.store import Store
 from results.tables.ablation import ablation, in_order, render
-from results.tables.coupled_settings import followers
+from results.tables.coupled_settings import coupled_settings
 from tests.results.records.test_store import record
 
 
@@ -110,7 +110,7 @@ def test_a_setting_that_may_follow_is_held_where_it_was_swept_by_itself():
     ],
 )
 def test_what_follows_is_read_from_the_configuration(setting, follow, hold):
-    found = set(followers(setting))
+    found = set(coupled_settings(setting))
     assert follow <= found
     assert not hold & found
     assert setting not in found

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from results.tables.formats import latex, markdown
 from results.tables.leaderboard import leaderboard, render
-from results.tables.paper_comparison import frame, join, shown
+from results.tables.paper_comparison import as_text, compare_with_paper, frame
 from tests.results.records.test_store import record
 from tests.results.tables.test_leaderboard import runs
 from tests.results.tables.test_paper_comparison import run
@@ -52,9 +52,9 @@ def test_the_leaderboard_and_the_join_are_tables_in_markdown():
     head, *rows = rendered(render(frame_, "markdown"))
     assert head == ["model", "quant", "granularity._target_", "FP", "W4"]
     assert [row[2] for row in rows] == ["a", "b|c"]
-    joined = frame(join("table02", [run("flexround", 70.0)]))
-    assert rendered(markdown(shown(joined))) == [
-        list(shown(joined).columns), *shown(joined).astype(str).to_numpy().tolist(),
+    joined = frame(compare_with_paper("table02", [run("flexround", 70.0)]))
+    assert rendered(markdown(as_text(joined))) == [
+        list(as_text(joined).columns), *as_text(joined).astype(str).to_numpy().tolist(),
     ]  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def test_latex_compiles(tmp_path):
         pytest.skip("neither tectonic nor pdflatex; Debian has it in texlive-latex-recommended")
     tables = [
         render(leaderboard(runs()), "latex"),
-        latex(shown(frame(join("table02", [run("flexround", 70.0)])))),
+        latex(as_text(frame(compare_with_paper("table02", [run("flexround", 70.0)])))),
         latex(pd.DataFrame({"50 % & more_": [HARD]})),
     ]
     body = "\n\n".join(rf"\resizebox{{!}}{{5cm}}{{{table}}}" for table in tables)

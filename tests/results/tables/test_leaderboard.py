@@ -186,8 +186,8 @@ def activations(act_bits, steps, value, started):
 def test_well_known_settings_become_columns_where_they_tell_runs_apart():
     rows = [activations(4, "after", 91.0, "0"), activations(4, "together", 92.0, "1")]
     frame = leaderboard(rows)
-    assert list(frame.columns[:5]) == ["task", "model", "quant", "recon.steps", "bits"]
-    assert dict(zip(frame["recon.steps"], frame["mean"], strict=True)) == {
+    assert list(frame.columns[:5]) == ["task", "model", "quant", "recon.act_steps", "bits"]
+    assert dict(zip(frame["recon.act_steps"], frame["mean"], strict=True)) == {
         "after": 91.0,
         "together": 92.0,
     }

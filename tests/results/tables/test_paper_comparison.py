@@ -9,7 +9,7 @@ import pytest
 from results.__main__ import main
 from results.records.record import Record
 from results.records.store import Store
-from results.tables.paper_comparison import frame, join, text
+from results.tables.paper_comparison import compare_with_paper, frame, text
 from results.tables.published_numbers import published
 
 TASKS = {"table20": "five_shot"}
@@ -21,7 +21,7 @@ def run(
     settings = {
         "activation": None, "act_bits": 8, "num_samples": 1024, "model": {"equalize": False},
         "checkpoint": "brecq.pth",
-        "recon": {"steps": "start"}, "granularity": {},
+        "recon": {"act_steps": "start"}, "granularity": {},
     } | more  # fmt: skip
     return Record(
         f"{method}{value}{seed}{bits}{network}", "ok", network, task, 1, method, bits, seed, metric,
@@ -41,11 +41,13 @@ def cell(joined, method, bits, setting="B", model="mobilenet_v2", metric="top1")
 
 def test_a_cell_has_the_median_of_its_seeds_and_the_papers_number():
     records = [run("flexround", v, seed) for seed, v in enumerate((70.0, 71.0, 70.9))]
-    found = cell(join("table02", records), "flexround", "W4A32")
+    found = cell(compare_with_paper("table02", records), "flexround", "W4A32")
     assert (found.value, found.cell.value) == (70.9, 70.82)
     assert found.noise, "0.08 is less than the seeds' 0.55"
-    assert not cell(join("table02", records[1:2]), "flexround", "W4A32").noise, "one seed has none"
-    fp = cell(join("table02", records), "fp", "32", "")
+    assert not cell(compare_with_paper("table02", records[1:2]), "flexround", "W4A32").noise, (
+        "one seed has none"
+    )
+    fp = cell(compare_with_paper("table02", records), "fp", "32", "")
     assert (fp.value, fp.cell.value) == (72.6, 72.62)
 
 
@@ -56,8 +58,12 @@ STATIC = {"activation": {"bits": 4}, "act_bits": 4}
     ("table", "settings", "where"),
     [
         ("table02", {}, {"bits": "W4A32", "setting": "B"}),
-        ("table03", STATIC | {"recon": {"steps": "after"}}, {"bits": "W4A4", "setting": "B"}),
-        ("table03", STATIC | {"recon": {"steps": "together"}}, {"bits": "W4A4", "setting": "Q"}),
+        ("table03", STATIC | {"recon": {"act_steps": "after"}}, {"bits": "W4A4", "setting": "B"}),
+        (
+            "table03",
+            STATIC | {"recon": {"act_steps": "together"}},
+            {"bits": "W4A4", "setting": "Q"},
+        ),
         (
             "table10",
             {"model": {"equalize": True}, "checkpoint": None},
@@ -67,7 +73,7 @@ STATIC = {"activation": {"bits": 4}, "act_bits": 4}
     ],
 )
 def test_a_run_is_of_the_cell_that_its_settings_say(table, settings, where):
-    joined = join(table, [run("flexround", 70.0, **settings)])
+    joined = compare_with_paper(table, [run("flexround", 70.0, **settings)])
     hits = [j.cell for j in joined if j.ours and j.cell.method != "fp"]
     assert hits
     for hit in hits:
@@ -77,56 +83,72 @@ def test_a_run_is_of_the_cell_that_its_settings_say(table, settings, where):
 
 
 def test_five_shot_runs_are_of_the_five_shot_tables():
-    made = STATIC | {"act_bits": 8, "recon": {"steps": "together"}}
+    made = STATIC | {"act_bits": 8, "recon": {"act_steps": "together"}}
     record = run("flexround", 76.0, 0, 8, "llama_7b", "five_shot", "boolq", **made)
     found = cell(
-        join("table20", [record]), "flexround", "W8A8", "Q num_fewshot=5", "llama_7b", "boolq"
+        compare_with_paper("table20", [record]),
+        "flexround",
+        "W8A8",
+        "Q num_fewshot=5",
+        "llama_7b",
+        "boolq",
     )
     assert (found.value, found.cell.value) == (76.0, 76.76)
-    assert not any(j.ours for j in join("table19", [record]))
+    assert not any(j.ours for j in compare_with_paper("table19", [record]))
 
 
 def test_the_order_of_the_methods_is_compared_where_all_have_run():
     values = {"adaquant": 15.0, "adaround": 69.0, "flexround": 70.0}
-    table = frame(join("table02", [run(m, v) for m, v in values.items()]))
+    table = frame(compare_with_paper("table02", [run(m, v) for m, v in values.items()]))
     ranked = table.dropna(subset=["rank_ours"])
     ranked = ranked[ranked["bits"] == "W4A32"].set_index("method")
     assert ranked["rank_ours"].to_dict() == {"adaquant": 3, "adaround": 2, "flexround": 1}
     assert "methods in the paper's order in 1 of 1 columns" in text(table)
-    worse = frame(join("table02", [run(m, v) for m, v in (values | {"flexround": 1.0}).items()]))
+    worse = frame(
+        compare_with_paper("table02", [run(m, v) for m, v in (values | {"flexround": 1.0}).items()])
+    )
     assert "methods in the paper's order in 0 of 1 columns" in text(worse)
 
 
 def test_lower_is_better_for_perplexity():
-    made = STATIC | {"act_bits": 8, "recon": {"steps": "together"}}
+    made = STATIC | {"act_bits": 8, "recon": {"act_steps": "together"}}
     records = [
         run(m, v, 0, 8, "opt_125m", "ptb", "perplexity", **made)
         for m, v in {"adaround": 20.0, "flexround": 18.0}.items()
     ]
-    table = frame(join("table05", records)).dropna(subset=["rank_ours"]).set_index("method")
+    table = (
+        frame(compare_with_paper("table05", records))
+        .dropna(subset=["rank_ours"])
+        .set_index("method")
+    )
     assert table["rank_ours"].to_dict() == {"adaround": 2, "flexround": 1}
     assert table["rank_paper"].to_dict() == {"adaround": 2, "flexround": 1}
 
 
 def test_two_configurations_of_one_cell_are_refused():
-    records = [run("flexround", 70.0), run("flexround", 71.0, recon={"steps": "start", "lr": 1})]
+    records = [
+        run("flexround", 70.0),
+        run("flexround", 71.0, recon={"act_steps": "start", "lr": 1}),
+    ]
     with pytest.raises(ValueError, match="several configurations fall into table02 mobilenet_v2"):
-        join("table02", records)
+        compare_with_paper("table02", records)
 
 
 def test_a_value_that_is_none_and_an_old_version_of_the_task_are_not_joined():
     better = replace(run("flexround", 71.0, 1), task_version=2)
-    found = cell(join("table02", [run("flexround", 70.0), better]), "flexround", "W4A32")
+    found = cell(
+        compare_with_paper("table02", [run("flexround", 70.0), better]), "flexround", "W4A32"
+    )
     assert found.ours == [71.0]
     nothing = replace(run("flexround", 70.0), metrics={"top1": 70.0, "top5": float("nan")})
-    found = cell(join("table02", [nothing]), "flexround", "W4A32", metric="top5")
+    found = cell(compare_with_paper("table02", [nothing]), "flexround", "W4A32", metric="top5")
     assert (found.ours, found.value, found.noise) == ([], None, False)
 
 
 def test_a_table_of_settings_has_nothing_to_join():
     assert published("table13")
     with pytest.raises(ValueError, match="table13 lists settings, not results"):
-        join("table13", [])
+        compare_with_paper("table13", [])
 
 
 def test_from_the_command_line(tmp_path, capsys):

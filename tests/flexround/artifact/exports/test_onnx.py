@@ -28,7 +28,7 @@ ort = pytest.importorskip("onnxruntime", reason="the extra export is not install
 
 from flexround.artifact.exports.onnx import export  # noqa: E402
 
-QDROP = replace(SETTING, steps="together", inputs="mixed", act_lr=1e-3, iters=4)
+QDROP = replace(SETTING, act_steps="together", inputs="mixed", act_lr=1e-3, iters=4)
 AS_WRITTEN = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 FUSED = ort.GraphOptimizationLevel.ORT_ENABLE_ALL  # the default, with kernels for integers
 NEAR = 1e-4  # of a step: values closer than this to the middle of two codes may go either way
