@@ -1,12 +1,27 @@
-"""The solvers' algorithms as their papers write them, one column or one weight at a time.
+"""The plain versions that benchmarks divide our times by, and that tests compare ours with.
 
-They are what the tests compare ours with, and what the benchmark divides our times by.
+The solvers' algorithms as their papers write them, one column or one weight at a time, and a
+parametrization by a quantizer's `reference`, its equation in torch's own operations and autograd.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from flexround.quantizers.base import WeightQuantizer
+
+
+class Plain(nn.Module):
+    """A parametrization of a weight by a quantizer's equation, with the quantizer's parameters."""
+
+    def __init__(self, quantizer: WeightQuantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the fake-quantized weight, same shape."""
+        return self.quantizer.reference(weight)
 
 
 def gptq(

@@ -18,7 +18,7 @@ from flexround.structure import Block, Site
 class Activations:
     """Hooks at every site. Off, the model computes as it is; on, its activations are quantized.
 
-    With a keep probability each element is quantized with that probability and left as it is
+    With a quant_prob below 1 each element is quantized with that probability and left as it is
     otherwise (QDrop, arXiv 2203.05740).
 
     Attributes:
@@ -30,12 +30,12 @@ class Activations:
         blocks: Sequence[Block],
         activation: Activation,
         ranges: Ranges,
-        draws: torch.Generator,
+        generator: torch.Generator,
     ) -> None:
-        """Make a quantizer for each site of blocks; draws decides what is kept."""
+        """Make a quantizer for each site of blocks; generator decides what is quantized."""
         self.init_samples = activation.init_samples
-        self._on, self._keep = False, 1.0
-        self._draws = draws
+        self._on, self._quant_prob = False, 1.0
+        self._generator = generator
         self._block = ""
         self._calls: dict[nn.Module, int] = {}
         self._cache: dict[str, tuple[Tensor, int, Tensor]] = {}
@@ -76,23 +76,23 @@ class Activations:
             with self.on():
                 run(torch.arange(min(self.init_samples, samples)))
         for quantizer in self.of(block):
-            if not quantizer.started:
+            if not quantizer.initialized:
                 raise ValueError(f"activation {quantizer.name}: no sample reaches it")
         return self.of(block)
 
     def leave_on(self) -> None:
         """Quantize all activations from now on."""
-        self._on, self._keep = True, 1.0
+        self._on, self._quant_prob = True, 1.0
 
     @contextmanager
-    def on(self, keep: float = 1.0) -> Iterator[None]:
-        """Quantize activations, each element with probability keep, until the context ends."""
-        before = self._on, self._keep
-        self._on, self._keep = True, keep
+    def on(self, quant_prob: float = 1.0) -> Iterator[None]:
+        """Quantize activations, each element with probability quant_prob, while in the context."""
+        before = self._on, self._quant_prob
+        self._on, self._quant_prob = True, quant_prob
         try:
             yield
         finally:
-            self._on, self._keep = before
+            self._on, self._quant_prob = before
             self._cache.clear()
 
     def _begin(self, block: str) -> None:
@@ -146,6 +146,6 @@ class Activations:
         held, version = self._cache.get(quantizer.name), -1 if x.is_inference() else x._version
         if held is not None and held[0] is x and held[1] == version:
             return held[2]
-        quantized: Tensor = quantizer(x, self._keep, self._draws)
+        quantized: Tensor = quantizer(x, self._quant_prob, self._generator)
         self._cache[quantizer.name] = x, version, quantized
         return quantized

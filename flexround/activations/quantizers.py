@@ -76,10 +76,10 @@ class TensorQuantizer(ActivationQuantizer):
         """Return the step size."""
         return [self.scale]
 
-    def forward(self, x: Tensor, keep: float, draws: torch.Generator) -> Tensor:
+    def forward(self, x: Tensor, quant_prob: float, generator: torch.Generator) -> Tensor:
         """Return x fake-quantized, differentiable in x and in the step size.
 
-        Each element is quantized with probability keep, decided by draws, and else left as it is.
+        Each element is quantized with probability quant_prob, drawn by generator, and else left.
         """
         if self.grid is None:
             self._start(x.detach())
@@ -89,7 +89,9 @@ class TensorQuantizer(ActivationQuantizer):
         low, high = self.grid.qmin - self.zero_point, self.grid.qmax - self.zero_point
         # Half precision is too coarse for 8-bit codes.
         values = x.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))
-        out: Tensor = DroppedFakeQuantize.apply(values, self.scale, low, high, keep, draws)
+        out: Tensor = DroppedFakeQuantize.apply(
+            values, self.scale, low, high, quant_prob, generator
+        )
         return out.reshape(x.shape).to(x.dtype)
 
     def after_step(self) -> None:
@@ -146,8 +148,8 @@ class TokenQuantizer(ActivationQuantizer):
         super().__init__(name, bits)
         self.grid = Grid(bits, symmetric=False, granularity=PerTensor())
 
-    def forward(self, x: Tensor, keep: float, draws: torch.Generator) -> Tensor:
-        """Return x fake-quantized, differentiable in x, all of it whatever keep says."""
+    def forward(self, x: Tensor, quant_prob: float, generator: torch.Generator) -> Tensor:
+        """Return x fake-quantized, differentiable in x, all of it whatever quant_prob says."""
         if torch.compiler.is_exporting():
             raise ValueError(
                 f"activation {self.name}: its range is found for each token as it comes, which "

@@ -16,18 +16,20 @@ from flexround.kernels.fake_quantize import to_levels
 LOG2_E = math.log2(math.e)
 
 
-def _divide(
-    passing: Tensor | None, out: Tensor | None, w: Tensor, s2: Tensor, s3: Tensor | None,
+def _divide_and_round(
+    masked_quotient: Tensor | None, out: Tensor | None, w: Tensor, s2: Tensor, s3: Tensor | None,
     s4: Tensor | None, s: Tensor, zero_point: Tensor, bounds: tuple[int, int],
 ) -> None:  # fmt: skip
-    """Write W_hat to out and W / S [inside] to passing, both [out, elements] as w and s2 are.
+    """Write W_hat to out and W / S [inside] to masked_quotient, [out, elements] as w and s2 are.
 
-    Either is left out where it is None. s3 [out, 1] and s4 [1, elements] are logs to base 2 and
-    negative, s2 is the natural log: powers of two are twice as fast as powers of e.
+    masked_quotient is W / S where the clamp passes the gradient and 0 elsewhere, which is minus
+    the derivative of W_hat by log S. Either is left out where it is None. s3 [out, 1] and
+    s4 [1, elements] are logs to base 2 and negative, s2 is the natural log: powers of two are
+    twice as fast as powers of e.
     """
     first = s2.new_zeros(()) if s3 is None else s3
-    passing = torch.empty_like(w) if passing is None else passing
-    scaled = torch.sub(first, s2, alpha=LOG2_E, out=passing)
+    masked_quotient = torch.empty_like(w) if masked_quotient is None else masked_quotient
+    scaled = torch.sub(first, s2, alpha=LOG2_E, out=masked_quotient)
     if s4 is not None:
         scaled.add_(s4)
     scaled.exp2_().mul_(w)
@@ -38,28 +40,29 @@ def _divide(
     levels.mul_(s)
 
 
-_forward = fused(_divide)
+_divide_and_round_fused = fused(_divide_and_round)
 
 
 @fused
 def _backward(
-    again: Any, grad: Tensor, out: Tensor, s: Tensor,
-    by_log: Tensor, by_s1: Tensor, by_s3: Tensor | None, by_s4: Tensor | None,
+    recompute: Any, grad: Tensor, out: Tensor, s: Tensor,
+    grad_log_s2: Tensor, grad_s1: Tensor, grad_log_s3: Tensor | None, grad_log_s4: Tensor | None,
 ) -> None:  # fmt: skip
-    """Write d / d log S2 to by_log [out, elements] and add to the sums that the others are.
+    """Write d / d log S2 to grad_log_s2 [out, elements] and add to the sums that the others are.
 
-    by_log holds _divide's passing; where it has not been kept, _divide of again works it out.
+    grad_log_s2 holds masked_quotient; where that has not been kept, recompute are the operands
+    from which _divide_and_round works it out again.
     """
-    if again is not None:
-        _divide(by_log, None, *again)
-    torch.addcmul(by_log.new_zeros(()), by_log, grad, value=-1, out=by_log)
+    if recompute is not None:
+        _divide_and_round(grad_log_s2, None, *recompute)
+    torch.addcmul(grad_log_s2.new_zeros(()), grad_log_s2, grad, value=-1, out=grad_log_s2)
     # The sum first: that of two sums would lose most of its digits.
-    gap = torch.addcmul(by_log, out, grad).view(len(s), -1)
-    by_s1.add_(gap.sum(dim=1, keepdim=True).div_(s))
-    if by_s3 is not None:
-        by_s3.add_(by_log.sum(dim=1, keepdim=True))
-    if by_s4 is not None:
-        by_s4.add_(by_log.sum(dim=0, keepdim=True))
+    gap = torch.addcmul(grad_log_s2, out, grad).view(len(s), -1)
+    grad_s1.add_(gap.sum(dim=1, keepdim=True).div_(s))
+    if grad_log_s3 is not None:
+        grad_log_s3.add_(grad_log_s2.sum(dim=1, keepdim=True))
+    if grad_log_s4 is not None:
+        grad_log_s4.add_(grad_log_s2.sum(dim=0, keepdim=True))
 
 
 class ElementwiseDivision(torch.autograd.Function):
@@ -85,42 +88,47 @@ class ElementwiseDivision(torch.autograd.Function):
         tensors = (weight, log_s2, log_s3, log_s4)
         out = torch.empty_like(weight).flatten(1)
         # A whole weight's worth of memory, which a compiled pass does not need to be fast.
-        passing = None if compiling_now() else torch.empty_like(out)
+        masked_quotient = None if compiling_now() else torch.empty_like(out)
         for rows, groups in _parts(out, s1):
-            kept = None if passing is None else passing[rows]
+            part = None if masked_quotient is None else masked_quotient[rows]
             s, z = s1[groups], zero_point[groups]
-            _forward(kept, out[rows], *_operands(tensors, rows), s, z, grid.bounds)
-        ctx.save_for_backward(*tensors, s1, zero_point, passing, out)
+            _divide_and_round_fused(part, out[rows], *_operands(tensors, rows), s, z, grid.bounds)
+        ctx.save_for_backward(*tensors, s1, zero_point, masked_quotient, out)
         ctx.grid = grid
         return out.view(weight.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of s1 and of the logs of S2, s3 and s4."""
-        *tensors, s1, zero_point, passing, out = ctx.saved_tensors
+        *tensors, s1, zero_point, masked_quotient, out = ctx.saved_tensors
         _, _, log_s3, log_s4 = tensors
         upstream = grad.contiguous().flatten(1)
         # What was kept is written over: a second backward pass would need it, and is refused.
-        by_log = torch.empty_like(upstream) if passing is None else passing
-        by_s1 = torch.zeros_like(s1)
-        by_s3 = None if log_s3 is None else upstream.new_zeros(len(upstream), 1)
-        by_s4 = None if log_s4 is None else upstream.new_zeros(1, upstream.shape[1])
+        grad_log_s2 = torch.empty_like(upstream) if masked_quotient is None else masked_quotient
+        grad_s1 = torch.zeros_like(s1)
+        grad_log_s3 = None if log_s3 is None else upstream.new_zeros(len(upstream), 1)
+        grad_log_s4 = None if log_s4 is None else upstream.new_zeros(1, upstream.shape[1])
         for rows, groups in _parts(upstream, s1):
             s, z = s1[groups], zero_point[groups]
-            again = None
-            if passing is None:
-                again = (*_operands(tensors, rows), s, z, ctx.grid.bounds)
-            own = None if by_s3 is None else by_s3[rows]
-            _backward(again, upstream[rows], out[rows], s, by_log[rows], by_s1[groups], own, by_s4)
-        if by_s3 is not None:
-            by_s3 = by_s3.view(log_s3.shape)
-        if by_s4 is not None:
-            by_s4 = by_s4.view(1, *grad.shape[1:]).sum_to_size(log_s4.shape)
-        return None, by_s1, None, by_log.view(grad.shape), by_s3, by_s4, None
+            recompute = None
+            if masked_quotient is None:
+                recompute = (*_operands(tensors, rows), s, z, ctx.grid.bounds)
+            grads = (
+                grad_log_s2[rows],
+                grad_s1[groups],
+                None if grad_log_s3 is None else grad_log_s3[rows],
+                grad_log_s4,
+            )
+            _backward(recompute, upstream[rows], out[rows], s, *grads)
+        if grad_log_s3 is not None:
+            grad_log_s3 = grad_log_s3.view(log_s3.shape)
+        if grad_log_s4 is not None:
+            grad_log_s4 = grad_log_s4.view(1, *grad.shape[1:]).sum_to_size(log_s4.shape)
+        return None, grad_s1, None, grad_log_s2.view(grad.shape), grad_log_s3, grad_log_s4, None
 
 
 def _operands(tensors: Sequence[Any], rows: slice) -> tuple[Tensor | None, ...]:
-    """Return _divide's w, s2, s3 and s4 for rows of (weight, log_s2, log_s3, log_s4)."""
+    """Return _divide_and_round's w, s2, s3 and s4 for rows of (weight, log_s2, log_s3, log_s4)."""
     weight, log_s2, log_s3, log_s4 = tensors
     s3 = None if log_s3 is None else log_s3[rows].flatten(1) * -LOG2_E
     s4 = None

@@ -75,22 +75,23 @@ class FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of values, scale, zero_point and shift."""
         values, scale, inside, out = ctx.saved_tensors
-        by_values, by_scale, by_zero, by_shift = ctx.needs_input_grad[:4]
-        passed = torch.empty_like(grad) if by_values or by_shift else None
-        scales = torch.zeros_like(scale) if by_scale else None
-        zeros = torch.zeros_like(scale) if by_zero else None
+        for_values, for_scale, for_zero_point, for_shift = ctx.needs_input_grad[:4]
+        grad_values = torch.empty_like(grad) if for_values or for_shift else None
+        grad_scale = torch.zeros_like(scale) if for_scale else None
+        grad_zero_point = torch.zeros_like(scale) if for_zero_point else None
         for part in parts(grad):
             g, mask, rows = grad[part], inside[part], part[0]
-            if passed is not None:
-                torch.mul(g, mask, out=passed[part])
-            if scales is not None:
+            if grad_values is not None:
+                torch.mul(g, mask, out=grad_values[part])
+            if grad_scale is not None:
                 # The difference first: that of two sums would lose most of its digits.
                 error = torch.addcmul(out[part], values[part], mask, value=-1)
-                scales[rows] += error.mul_(g).sum(dim=1, keepdim=True).div_(scale[rows])
-            if zeros is not None:
-                zeros[rows] += (mask - 1).mul_(g).sum(dim=1, keepdim=True).mul_(scale[rows])
-        shifts = passed * scale if by_shift and passed is not None else None
-        return passed if by_values else None, scales, zeros, shifts, None
+                grad_scale[rows] += error.mul_(g).sum(dim=1, keepdim=True).div_(scale[rows])
+            if grad_zero_point is not None:
+                outside = (mask - 1).mul_(g).sum(dim=1, keepdim=True)
+                grad_zero_point[rows] += outside.mul_(scale[rows])
+        grad_shift = grad_values * scale if for_shift and grad_values is not None else None
+        return grad_values if for_values else None, grad_scale, grad_zero_point, grad_shift, None
 
 
 def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:

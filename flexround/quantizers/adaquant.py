@@ -1,4 +1,8 @@
-"""AdaQuant: learn an additive shift of the weight and the step size (arXiv 2006.10518)."""
+"""AdaQuant: learn an additive shift of the weight and the step size (arXiv 2006.10518).
+
+The authors' code (CalibTIP, utils/adaquant.py) learns the zero point, the bias and the ranges of
+activations along with them; here the method is its rounding alone.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from flexround.grid import Grid
-from flexround.quantizers.base import WeightQuantizer
+from flexround.quantizers.base import WeightQuantizer, on_grid
 from flexround.ranges import SCALE_FLOOR, Ranges
 
 
 class AdaQuant(WeightQuantizer):
     """W_hat = s1 * round((W + V) / s1), in FlexRound's notation element-wise addition.
 
-    V [out, in, *kernel] starts at zero, s1 at the ranges' scale. Each has its own learning rate,
-    in units of the weight, as in the authors' code; the setting's learning rate is not used.
+    V [out, in, *kernel] starts at zero, s1 [groups, 1] at the ranges' scale. Each has its own
+    learning rate, in units of the weight, as in the authors' code; the setting's learning rate is
+    not used. V may move a weight by more than one step.
     """
+
+    def reference(self, weight: Tensor) -> Tensor:
+        """Return the equation's W_hat in plain torch operations and autograd, same shape."""
+        steps = self.grid.granularity.group(weight + self.v) / self.s1
+        return on_grid(steps, self.zero_point, self.s1, self.grid).reshape(weight.shape)
 
     def __init__(
         self, weight: Tensor, *, grid: Grid, ranges: Ranges, lr_v: float, lr_scale: float

@@ -1,4 +1,7 @@
-"""AdaRound: learn to round each weight down or up (arXiv 2004.10568, eqs. 20-25)."""
+"""AdaRound: learn to round each weight down or up (arXiv 2004.10568, eqs. 20-25).
+
+The equation is eq. 22, h eq. 23 and the penalty eq. 24.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,20 @@ class AdaRound(WeightQuantizer):
     rounding, V >= 0, is then round-to-nearest. The scale is never trained. The penalty is a sum
     over weights and reg_weight (lambda) is tied to a reconstruction loss that sums over channels.
     """
+
+    def reference(self, weight: Tensor) -> Tensor:
+        """Return the equation's W_hat in plain torch operations and autograd, same shape.
+
+        Soft, h(V) is eq. 23's rectified sigmoid; hard, it is 1 where V >= 0 and 0 elsewhere.
+        """
+        if self.hard:
+            h = (self.v >= 0).to(weight.dtype)
+        else:
+            h = torch.clamp(torch.sigmoid(self.v) * (ZETA - GAMMA) + GAMMA, 0, 1)
+        codes = torch.floor(self.grid.granularity.group(weight) / self.scale) + h + self.zero_point
+        # Codes lie on a bound only where h is clamped itself: no gradient is at stake there.
+        codes = torch.clamp(codes, self.grid.qmin, self.grid.qmax)
+        return ((codes - self.zero_point) * self.scale).reshape(weight.shape)
 
     def __init__(
         self,
@@ -53,7 +70,7 @@ class AdaRound(WeightQuantizer):
         self._sigmoid: Tensor | None = None
 
     def round(self, values: Tensor, scale: Tensor) -> Tensor:
-        """Return scale * (clamp(floor(values / scale) + h(V)) - zero_point), [groups, elements].
+        """Return scale * (clamp(floor(values / scale) + h(V) + z) - z), [groups, elements].
 
         Hard, h(V) is 1 where V >= 0 and 0 elsewhere.
         """

@@ -1,7 +1,18 @@
-"""What every learnable weight quantizer has in common.
+"""The base of every weight quantizer: round-to-nearest, and the hooks that a method overrides.
 
-A method is the override of a few hooks: `rescale` (FlexRound, LRQ), `round` (AdaRound, AdaQuant),
-`regularizer` (AdaRound), `param_groups` (AdaQuant), `after_step` and `harden`.
+A method is one file: its equation in plain torch operations (`reference`), its parameters, and the
+hooks that differ from round-to-nearest:
+
+    RTN                none
+    AdaRound           round, regularizer
+    AdaQuant           dequantization_scale, rescale, param_groups, after_step
+    FlexRound          dequantization_scale, forward
+    AdaQuantFlexRound  forward, param_groups, the rest as FlexRound
+    LRQ                dequantization_scale, forward
+    SignRound          dequantization_scale, dequantization_zero_point, round, optimizer, after_step
+
+`reference` is what anyone can check against the paper; `forward` is what runs, by way of
+flexround/kernels/. tests/flexround/quantizers/test_reference.py holds the two equal.
 """
 
 from __future__ import annotations
@@ -16,6 +27,26 @@ from flexround.kernels.fake_quantize import fake_quantize
 from flexround.ranges import Ranges
 
 
+def straight_through(values: Tensor, passing: Tensor) -> Tensor:
+    """Return values to the last bit, with the gradient of passing instead of their own."""
+    return values.detach() + (passing - passing.detach())
+
+
+def on_grid(steps: Tensor, zero_point: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """Return scale * (clamp(round(steps) + zero_point, qmin, qmax) - zero_point).
+
+    steps [groups, elements] are weights in units of the scale; scale and zero_point are
+    [groups, 1]. Rounding passes the gradient straight through; the clamp passes it inside its
+    bounds, the bounds included. This mask is written out because torch.clamp's own gradient at a
+    bound is 1, 0.5 or 0 depending on torch's version, and at 2 bits a third of all codes lie there.
+    """
+    unclamped = torch.round(steps) + zero_point
+    codes = torch.clamp(unclamped, grid.qmin, grid.qmax)
+    inside = codes == unclamped
+    codes = straight_through(codes, (steps + zero_point) * inside)
+    return (codes - zero_point) * scale
+
+
 class WeightQuantizer(nn.Module):
     """W_hat = scale * (clamp(round(W / scale) + zero_point, qmin, qmax) - zero_point).
 
@@ -25,6 +56,11 @@ class WeightQuantizer(nn.Module):
 
     scale: Tensor  # [groups, 1], as the ranges chose it
     zero_point: Tensor  # [groups, 1], integral, never trained
+
+    def reference(self, weight: Tensor) -> Tensor:
+        """Return the equation's W_hat in plain torch operations and autograd, same shape."""
+        steps = self.grid.granularity.group(weight) / self.scale
+        return on_grid(steps, self.zero_point, self.scale, self.grid).reshape(weight.shape)
 
     def __init__(self, weight: Tensor, *, grid: Grid, ranges: Ranges) -> None:
         super().__init__()
@@ -53,7 +89,11 @@ class WeightQuantizer(nn.Module):
         return fake_quantize(values, scale, self.zero_point, self.grid)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the fake-quantized weight, same shape."""
+        """Return the fake-quantized weight, same shape: rescaled, rounded, dequantized.
+
+        A method whose equation has a kernel of its own overrides this as a whole, and then its
+        rescale and round are not called.
+        """
         values = self.grid.granularity.group(self.rescale(weight))
         return self.round(values, self.dequantization_scale()).reshape(weight.shape)
 

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from flexround.grid import Grid
-from flexround.kernels.elementwise_division import (
-    ElementwiseDivision,
-)
-from flexround.quantizers.base import WeightQuantizer
+from flexround.kernels.elementwise_division import ElementwiseDivision
+from flexround.quantizers.base import WeightQuantizer, on_grid
 from flexround.ranges import Ranges
 
 
@@ -21,6 +19,14 @@ class FlexRound(WeightQuantizer):
     them positive, and start at zero, log_s1 relative to the scale that the ranges chose: training
     starts at round-to-nearest to the last bit. Only s1 multiplies the codes afterwards.
     """
+
+    def reference(self, weight: Tensor) -> Tensor:
+        """Return the equation's W_hat in plain torch operations and autograd, same shape."""
+        logs = [log for log in (self.log_s2, self.log_s3, self.log_s4) if log is not None]
+        divided = weight / torch.exp(sum(logs[1:], logs[0]))  # W / (S2 * s3 * s4)
+        s1 = self.scale * torch.exp(self.log_s1)
+        steps = self.grid.granularity.group(divided) / s1
+        return on_grid(steps, self.zero_point, s1, self.grid).reshape(weight.shape)
 
     def __init__(
         self,

@@ -1,4 +1,8 @@
-"""LRQ: FlexRound's divisor as a low-rank matrix with a row and a column (arXiv 2407.11534)."""
+"""LRQ: FlexRound's divisor as a low-rank matrix with a row and a column (arXiv 2407.11534).
+
+The divisor and where each part starts are those of the authors' code (FlexRound_LRQ,
+UniformAffineQuantizer.py), whose rule for the rank is rank_rule=code: see rank_of.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,10 @@ from torch import Tensor, nn
 
 from flexround.grid import Grid
 from flexround.kernels.elementwise_division import ElementwiseDivision
-from flexround.quantizers.base import WeightQuantizer
+from flexround.quantizers.base import WeightQuantizer, on_grid
 from flexround.ranges import Ranges
 
 RankRule = Literal["fixed", "code"]
-
-
-def rank_of(shape: torch.Size, rank: int, rule: RankRule) -> int | None:
-    """Return the rank for a weight [out, in], or None where the divisor is a full matrix.
-
-    "fixed" is rank for every layer. "code" is what the authors' code does whatever the rank: a full
-    matrix for some shapes, 2048 for the largest, 1024 for the others.
-    """
-    if rule == "fixed":
-        return rank
-    out, into = shape
-    if (out <= 4096 < into) or (into <= 4096 < out) or (out == into == 8192):
-        return None
-    return 2048 if min(out, into) >= 8192 else 1024
 
 
 class LRQ(WeightQuantizer):
@@ -35,7 +25,17 @@ class LRQ(WeightQuantizer):
 
     L2 [out, rank], r2 [out, 1] and c2 [1, in] start at zero, U2 [rank, in] at random, log_s1
     relative to the ranges' scale at zero: training starts at round-to-nearest to the last bit.
+    Where rank_of says so, a full matrix L2 [out, in] stands in the place of L2 U2. Only
+    s1 [groups, 1] multiplies the codes afterwards.
     """
+
+    def reference(self, weight: Tensor) -> Tensor:
+        """Return the equation's W_hat in plain torch operations and autograd, same shape."""
+        product = self.l2 if self.u2 is None else self.l2 @ self.u2
+        divided = weight / torch.exp(product + self.r2 + self.c2)
+        s1 = self.scale * torch.exp(self.log_s1)
+        steps = self.grid.granularity.group(divided) / s1
+        return on_grid(steps, self.zero_point, s1, self.grid).reshape(weight.shape)
 
     def __init__(
         self,
@@ -77,8 +77,8 @@ class LRQ(WeightQuantizer):
         if chosen is not None:
             # Kaiming's uniform with a = sqrt(5), as torch initialises a linear layer.
             bound = 1 / math.sqrt(into)
-            draws = torch.Generator().manual_seed(seed)
-            u2 = torch.empty(chosen, into).uniform_(-bound, bound, generator=draws)
+            generator = torch.Generator().manual_seed(seed)
+            u2 = torch.empty(chosen, into).uniform_(-bound, bound, generator=generator)
             self.u2 = nn.Parameter(u2.to(weight))
 
     def dequantization_scale(self) -> Tensor:
@@ -100,3 +100,17 @@ class LRQ(WeightQuantizer):
             self.grid,
         )
         return out
+
+
+def rank_of(shape: torch.Size, rank: int, rule: RankRule) -> int | None:
+    """Return the rank for a weight [out, in], or None where the divisor is a full matrix.
+
+    "fixed" is rank for every layer. "code" is what the authors' code does whatever the rank: a full
+    matrix for some shapes, 2048 for the largest, 1024 for the others.
+    """
+    if rule == "fixed":
+        return rank
+    out, into = shape
+    if (out <= 4096 < into) or (into <= 4096 < out) or (out == into == 8192):
+        return None
+    return 2048 if min(out, into) >= 8192 else 1024

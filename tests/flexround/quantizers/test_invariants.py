@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from flexround.attach import attach, check_weights, freeze
 from flexround.grid import Grid, PerTensor
+from flexround.quantizers import base
 from flexround.quantizers.rtn import RTN
 from flexround.ranges import LpSearch, MinMax
 from flexround.structure import Layer
@@ -135,7 +138,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(value):
 
 
 def test_without_its_shift_adaquant_flexround_is_flexround():
-    """Values and gradients, the two being written differently."""
+    """Values and gradients, the two going different ways: a kernel of its own, and hooks."""
     weight = weight_of(lambda: nn.Conv2d(8, 6, 3), dtype=torch.float64).weight.detach()
     grid = Grid(3, False, PerTensor())
     upstream = torch.randn(weight.shape, dtype=torch.float64)
@@ -156,3 +159,14 @@ def test_without_its_shift_adaquant_flexround_is_flexround():
         inside = (code >= grid.qmin) & (code <= grid.qmax)
     assert not inside.all()
     torch.testing.assert_close(both[1].v.grad, upstream * inside / divisor)
+
+
+def test_the_bases_docstring_names_the_hooks_that_each_method_overrides():
+    rows = dict(re.findall(r"^    (\w+) {2,}(.*)$", base.__doc__, re.MULTILINE))
+    hooks = {n for n, f in vars(base.WeightQuantizer).items() if callable(f) and n[0] != "_"}
+    hooks.remove("reference")
+    classes = {getattr(method, "func", method) for method in METHODS.values()}
+    assert rows.keys() == {each.__name__ for each in classes}
+    for each in classes:
+        assert set(re.findall(r"\w+", rows[each.__name__])) & hooks == vars(each).keys() & hooks
+        assert "reference" in vars(each) or each is RTN
