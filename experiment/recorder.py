@@ -14,21 +14,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from experiment import ROOT
 from results.records.record import Record
 from results.records.store import Store
 
+if TYPE_CHECKING:
+    from tasks.base import Task
+
 log = logging.getLogger(__name__)
-
-
-class TaskFacts(Protocol):
-    """What a record takes from the task."""
-
-    metric: str
-    higher_is_better: bool
-    version: int
 
 
 class Logger(Protocol):
@@ -53,7 +48,7 @@ class Draft:
 
     base: dict[str, Any]
     attempt: str = ""  # told apart from the run whose record this one is to replace
-    task: TaskFacts | None = None
+    task: Task | None = None
     reports: Any = None
     logger: Logger | None = None
     fp_metrics: dict[str, float] = field(default_factory=dict)
@@ -63,7 +58,7 @@ class Draft:
     save: Callable[[Record], Path] | None = None  # writes the artifact that goes with the record
     record: Record | None = None
 
-    def watch(self, task: TaskFacts, reports: Any, logger: Logger | None) -> None:
+    def watch(self, task: Task, reports: Any, logger: Logger | None) -> None:
         """Name the run's task, the keeper of its block reports and its logger."""
         self.task, self.reports = task, reports
         if logger is not None:

@@ -1,24 +1,40 @@
-"""The contract of a task."""
+"""Contract of a task: everything that the application calls on one.
+
+A run calls `load` (with offload=true `outline`) and `example` to build the model's adapter, then
+`calibration`, `evaluate` and `check_full_precision` on the full-precision network, and `evaluate`
+on the quantized one. With save=true `write_architecture` follows, and `python artifact.py` starts
+from `bare`. `python finetune.py` calls what `FineTunable` adds.
+
+What tasks of one kind share is in tasks/vision/base.py and tasks/language/base.py: derive from the
+class there. docs/adding.md adds a task step by step.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flexround.models.base import ModelAdapter
-from flexround.models.vision import VisionModel
+from flexround.models.checkpoint_shards import Shards
+
+Row = dict[str, Any]  # one training sample: what the network's forward takes, labels included
+Collator = Callable[[list[Row]], dict[str, Any]]
 
 
 class Task(ABC):
-    """Data and metric.
+    """Data, a metric, and the full-precision network that a model has for them.
+
+    A model is a flexround.models.vision.VisionModel or flexround.models.language.LanguageModel,
+    as `kinds` says. A batch is what the network takes: images [batch, 3, height, width], or for
+    language a mapping of input_ids, attention_mask, ... [batch, tokens].
 
     Attributes:
+        kinds: the kinds of model that the task is for: "vision", "causal", "encoder".
         metric: name of the main metric, a key of what `evaluate` returns.
         higher_is_better: its direction.
         version: raised whenever the same model could get another number.
@@ -27,22 +43,61 @@ class Task(ABC):
             [nats a token] behind a perplexity. Metrics that are no mean over samples are absent.
     """
 
+    kinds: Sequence[str]
     metric: str
     higher_is_better: bool
     version: int
     outcomes: Mapping[str, Tensor] = MappingProxyType({})
 
     @abstractmethod
-    def calibration(self, num_samples: int, seed: int) -> Sequence[Any]:
-        """Return num_samples training samples as batches for the adapter's forward.
+    def load(self, model: Any, checkpoint: str | None) -> nn.Module:
+        """Return model's full-precision network for this task, in eval mode.
+
+        checkpoint is the run's checkpoint=; None is the model's own network for this task.
 
         Raises:
-            ValueError: when there are fewer samples.
+            ValueError: when it can't be had, or does not fit the model or the task.
+        """
+
+    def outline(self, model: Any, checkpoint: str | None) -> tuple[nn.Module, Shards]:
+        """Return the network of `load` with its weights on the meta device, and their files.
+
+        Only offload=true calls it, which holds one block of a language model at a time.
+
+        Raises:
+            ValueError: when the task needs the whole network; also all that `load` refuses.
+        """
+        raise ValueError(
+            f"offload=true: the task {type(self).__name__} needs the whole network in memory; "
+            "give offload=false"
+        )
+
+    @abstractmethod
+    def example(self) -> Any:
+        """Return a batch of two samples of the size that the task feeds; values do not matter."""
+
+    @abstractmethod
+    def calibration(self, num_samples: int, seed: int) -> Sequence[Any]:
+        """Return num_samples training samples, drawn by seed, as one batch or several.
+
+        Raises:
+            ValueError: when there are fewer.
         """
 
     @abstractmethod
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
-        """Return the metrics by name, in percent where they are shares."""
+        """Return the metrics of adapter's network by name, in percent where they are shares.
+
+        It keeps what it finds of each sample as `outcomes`.
+        """
+
+    @abstractmethod
+    def check_full_precision(self, metrics: dict[str, float]) -> None:
+        """Check that the metrics of the full-precision network are what they should be.
+
+        Raises:
+            ValueError: when they are not, which no quantizer can be blamed for.
+        """
 
     @abstractmethod
     def write_architecture(self, network: nn.Module, folder: Path) -> None:
@@ -50,54 +105,46 @@ class Task(ABC):
 
     @abstractmethod
     def bare(self, model: Any, checkpoint: str | None, folder: Path) -> nn.Module:
-        """Return the network that `load` gives, its weights without meaning.
+        """Return the network that `load` gives, in eval mode, its weights without meaning.
 
         Nothing is read but what `write_architecture` left in folder.
         """
 
 
-class VisionTask(Task):
-    """Classification of images; it also knows the checkpoint that its networks start from."""
+class FineTunable(Task):
+    """A task that `python finetune.py` makes networks for.
 
-    kinds = ("vision",)
-    metric = "top1"
-    higher_is_better = True
-    num_classes: int
+    Attributes:
+        name: the task on the command line.
+    """
+
+    name: str
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Any:
+        """The tokenizer of the network that was loaded last, saved beside the network."""
 
     @abstractmethod
-    def load(self, model: VisionModel, checkpoint: str | None) -> nn.Module:
-        """Return model's full-precision network for this task, in eval mode."""
-
-    @abstractmethod
-    def example(self) -> Tensor:
-        """Return two images [2, 3, height, width] of the size that the task feeds."""
-
-    def write_architecture(self, network: nn.Module, folder: Path) -> None:
-        """Write nothing: the model's settings name the architecture."""
-
-    def bare(self, model: VisionModel, checkpoint: str | None, folder: Path) -> nn.Module:
-        """Return the architecture of checkpoint's network, all zeros."""
-        network = model.build(self.num_classes)
-        for parameter in network.parameters():
-            parameter.data.zero_()  # random ones may grow beyond all bounds on the way through
-        return network
-
-    def check_full_precision(self, metrics: dict[str, float]) -> None:
-        """Refuse a full-precision network that is not what it should be.
+    def fresh(self, model: Any, checkpoint: str | None, seed: int) -> nn.Module:
+        """Return the network to fine-tune, a missing head drawn by seed.
 
         Raises:
-            ValueError: when it does no better than chance, which no quantizer can be blamed for.
+            ValueError: as `load` does.
         """
-        chance = 100 / self.num_classes
-        if metrics[self.metric] < 2 * chance:
-            raise ValueError(
-                f"full precision reaches {metrics[self.metric]:.2f} % {self.metric}, chance is "
-                f"{chance:.2f} %: checkpoint, preprocessing and class list do not belong together"
-            )
 
+    @abstractmethod
+    def training_rows(self) -> Sequence[Row]:
+        """Return the train split; `fresh` has been called.
 
-@torch.no_grad()
-def in_topk(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Return [batch], whether each of labels is among the k largest of logits [batch, classes]."""
-    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (best == labels[:, None]).any(dim=1)
+        Raises:
+            ValueError: when there is none.
+        """
+
+    @abstractmethod
+    def collator(self) -> Collator:
+        """Return what makes a batch of training rows, labels included."""
+
+    @abstractmethod
+    def finetuned_folder(self, model: Any) -> Path:
+        """Return where the fine-tuned network of this task and model lies, or will."""

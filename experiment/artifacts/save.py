@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import nn
 
 from experiment.artifacts.model_card import model_card
 from flexround.artifact.artifact import take
@@ -18,16 +16,9 @@ from flexround.grid import QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.utils.atomic_files import written_folder
 from results.records.record import Record
+from tasks.base import Task
 
 log = logging.getLogger(__name__)
-
-
-class Task(Protocol):
-    """What knows how its networks are made."""
-
-    def write_architecture(self, network: nn.Module, folder: Path) -> None:
-        """Write what rebuilds network without weights into folder."""
-        ...
 
 
 def save(

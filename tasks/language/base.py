@@ -1,9 +1,8 @@
-"""What all tasks of the Hugging Face library's models share: whose weights are taken, and how."""
+"""Base class of tasks on the Hugging Face library's models: which weights are loaded, and how."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ from torch import Tensor, nn
 from flexround.models.checkpoint_shards import Shards
 from flexround.models.language import LanguageModel
 from flexround.models.language_adapter import Tokens
-from tasks.base import Task
+from tasks.base import FineTunable, Row
 from tasks.language import pretrained, tiny_models
 from tasks.package_files import BARE
 
 FINETUNED = "finetuned"
 
 
-class TransformerTask(Task):
+class TransformerTask(FineTunable):
     """A task that loads a network with its tokenizer and can fine-tune it.
 
     Attributes:
@@ -71,12 +70,17 @@ class TransformerTask(Task):
             ValueError: when it is absent or does not fit, or the task needs the whole network.
         """
         if not self.blockwise:
-            raise ValueError(f"offload=true: task={self.name} needs the whole network in memory")
+            raise ValueError(
+                f"offload=true: task={self.name} needs the whole network in memory; "
+                "give offload=false"
+            )
         import transformers
 
         auto, source = getattr(transformers, self.auto), self._source(model, checkpoint)
         if source.startswith(tiny_models.PREFIX):
-            found = tiny_models.made(source, self._cache_dir, lambda f: pretrained.outline(auto, f))
+            found = tiny_models.read_or_make(
+                source, self._cache_dir, lambda folder: pretrained.outline(auto, folder)
+            )
         else:
             found = pretrained.outline(auto, source)
         network, self._tokenizer, shards = found
@@ -129,7 +133,7 @@ class TransformerTask(Task):
         """
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:
-        """Refuse a network that misses its known metric.
+        """Check that the full-precision network has its known metric, where there is one.
 
         Raises:
             ValueError: names what is usually wrong.
@@ -150,14 +154,6 @@ class TransformerTask(Task):
     def example(self) -> Tokens:
         """Return two short sequences."""
         return {"input_ids": torch.arange(8).view(2, 4)}
-
-    @abstractmethod
-    def training_rows(self) -> Sequence[dict[str, Any]]:
-        """Return the train split as rows for transformers' Trainer, labels included."""
-
-    @abstractmethod
-    def collator(self) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
-        """Return what makes a batch of training rows."""
 
     def finetuned_folder(self, model: LanguageModel) -> Path:
         """Return where the fine-tuned network of this task and model lies."""
@@ -197,9 +193,9 @@ def check_positions(network: nn.Module, source: str, length: int, options: str) 
         raise ValueError(f"{source} has {positions} positions; lower {options} ({length}) to that")
 
 
-def pad(tokenizer: Any, rows: Sequence[dict[str, Any]]) -> Tokens:
+def pad(tokenizer: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
     """Return rows as one batch [rows, longest], padded on the tokenizer's side, with its mask."""
-    batch: Tokens = dict(tokenizer.pad(list(rows), return_tensors="pt"))
+    batch: dict[str, Tensor] = dict(tokenizer.pad(list(rows), return_tensors="pt"))
     return batch
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import Tokens
+from tasks.base import Collator, Row
 from tasks.language.base import TransformerTask, check_positions, draw, pad
 from tasks.language.glue_data import Example, Sentences
 
@@ -141,7 +142,7 @@ class Classification(TransformerTask):
         return results
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:
-        """Refuse a network that misses its known metric or says the same of every text.
+        """Check the known metric, and that the network does not say the same of every text.
 
         Raises:
             ValueError: names what is usually wrong.
@@ -154,7 +155,7 @@ class Classification(TransformerTask):
                 "the checkpoint is not fine-tuned for this task"
             )
 
-    def training_rows(self) -> Sequence[dict[str, Any]]:
+    def training_rows(self) -> Sequence[Row]:
         """Return the tokens of the train split with their labels."""
         examples = self._train()
         return [
@@ -162,7 +163,7 @@ class Classification(TransformerTask):
             for row, example in zip(self._encode(examples), examples, strict=True)
         ]
 
-    def collator(self) -> Callable[[list[dict[str, Any]]], Any]:
+    def collator(self) -> Collator:
         """Return what pads rows to the longest of their batch."""
         from transformers import DataCollatorWithPadding
 
@@ -171,13 +172,13 @@ class Classification(TransformerTask):
     def _train(self) -> list[Example]:
         return self._data.examples("train")
 
-    def _encode(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    def _encode(self, examples: Sequence[Example]) -> list[Row]:
         columns = zip(*(example.texts for example in examples), strict=True)
         texts = [list(column) for column in columns]
         out = self._tokenizer(*texts, truncation=True, max_length=self._max_len)
         return [dict(zip(out, row, strict=True)) for row in zip(*out.values(), strict=True)]
 
-    def _logits(self, adapter: ModelAdapter, rows: list[dict[str, Any]]) -> Tensor:
+    def _logits(self, adapter: ModelAdapter, rows: list[Row]) -> Tensor:
         # Sorted by length, batches hold little padding; the order has no part in the metrics.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
         logits = torch.empty(len(rows), self._num_labels)

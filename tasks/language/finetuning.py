@@ -1,15 +1,17 @@
-"""How a network is fine-tuned: transformers' Trainer, and LoRA (arXiv 2106.09685) through peft."""
+"""Recipes of fine-tuning: transformers' Trainer, and LoRA (arXiv 2106.09685) through peft."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+from tasks.base import Collator, Row
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ class LoRA:
     """
 
     rank: int
-    alpha: float
+    alpha: int
     dropout: float
     targets: list[str]
 
@@ -86,8 +88,8 @@ class Recipe:
     def train(
         self,
         network: nn.Module,
-        rows: Sequence[dict[str, Any]],
-        collator: Callable[[list[dict[str, Any]]], Any],
+        rows: Sequence[Row],
+        collator: Collator,
         seed: int,
         cpu: bool,
     ) -> nn.Module:
@@ -95,7 +97,7 @@ class Recipe:
         import accelerate  # noqa: F401  the Trainer's own error, when it is missing, is longer
 
         # Adam's second moment vanishes in half precision; LoRA trains its own float32 weights.
-        trained = network.float() if self.lora is None else self.lora.add_to(network)
+        trained: Any = network.float() if self.lora is None else self.lora.add_to(network)
         from transformers import PrinterCallback, Trainer, TrainingArguments
         from transformers.utils.logging import disable_progress_bar
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import Tokens
+from tasks.base import Collator, Row
 from tasks.language.base import TransformerTask, check_positions
 from tasks.language.calibration_data import Calibration, Stream
 from tasks.language.corpora import Corpus
@@ -64,13 +64,13 @@ class LanguageModeling(TransformerTask):
         longest = max(self._seq_len, self._protocol.window)
         check_positions(network, source, longest, "task.seq_len and protocol.window")
 
-    def training_rows(self) -> Sequence[dict[str, Any]]:
+    def training_rows(self) -> Sequence[Row]:
         """Return the train split in blocks as the run_clm example cuts them."""
         blocks = Protocol("run_clm", "train", self._protocol.window, None)
         windows = blocks.windows(self._corpus, self._tokenizer)
         return [{"input_ids": window, "labels": window} for window in windows]
 
-    def collator(self) -> Any:
+    def collator(self) -> Collator:
         """Return what stacks windows: they are all of one length."""
         from transformers import default_data_collator
 
@@ -100,7 +100,7 @@ class LanguageModeling(TransformerTask):
         return {"perplexity": math.exp(sum(losses) / self._windows[:, 1:].numel())}
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:
-        """Refuse a model that misses its known perplexity or predicts no better than chance.
+        """Check the known perplexity, and that the network predicts better than chance.
 
         Raises:
             ValueError: names what is usually wrong.

@@ -178,8 +178,8 @@ def save(network: Any, tokenizer: Any, folder: Path, facts: dict[str, Any] | Non
     part.replace(folder)
 
 
-def kept(folder: Path, read: Callable[[], T], make: Callable[[], tuple[Any, Any]]) -> T:
-    """Return what read finds in folder, where make's (network, tokenizer) is kept.
+def read_or_make(folder: Path, read: Callable[[], T], make: Callable[[], tuple[Any, Any]]) -> T:
+    """Return what read finds in folder, where make's (network, tokenizer) is saved.
 
     It is made on first use, and again where it is damaged; a second process waits for the first.
 

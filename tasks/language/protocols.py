@@ -1,4 +1,4 @@
-"""How a text becomes windows of tokens: the protocols of perplexity, which do not compare.
+"""Protocols of perplexity: how a text becomes windows of tokens. Their numbers do not compare.
 
 run_clm is the FlexRound paper's (the Hugging Face example script, validation split, blocks of
 1024); gptq is GPTQ's (test split, windows of 2048); file takes a file as one string.

@@ -52,11 +52,13 @@ class TopicClassification(Classification):
             return super().load(model, checkpoint)
         folder = self._cached(model)
         read = super().load
-        return pretrained.kept(folder, lambda: read(model, str(folder)), lambda: self._make(model))
+        return pretrained.read_or_make(
+            folder, lambda: read(model, str(folder)), lambda: self._make(model)
+        )
 
     def _cached(self, model: LanguageModel) -> Path:
         parts = [model.source, self.version, self._max_len, vars(self._data), asdict(self._recipe)]
-        key = json.dumps([*parts, tiny_models.RECIPE])
+        key = json.dumps([*parts, asdict(tiny_models.RECIPE)])
         digest = hashlib.sha256(key.encode()).hexdigest()[:12]
         return self._cache_dir / "checkpoints" / f"{self.name}-{model.name}-{digest}"
 

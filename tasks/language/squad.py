@@ -5,16 +5,16 @@ Contexts are cut into windows as transformers' example script run_qa does (FlexR
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import Tokens
+from tasks.base import Collator, Row
 from tasks.language.base import TransformerTask, check_at_least, check_positions, draw, pad
 from tasks.language.squad_answers import (
     Question,
@@ -96,7 +96,7 @@ class Squad(TransformerTask):
         if not self._tokenizer.is_fast:
             raise ValueError(f"{source}: task={self.name} needs a fast tokenizer (tokenizer.json)")
 
-    def training_rows(self) -> Sequence[dict[str, Any]]:
+    def training_rows(self) -> Sequence[Row]:
         """Return all windows of the train split with the tokens of the first gold answer."""
         questions = self._questions("train")
         rows = []
@@ -105,7 +105,7 @@ class Squad(TransformerTask):
             rows.append({**window.inputs, "start_positions": start, "end_positions": end})
         return rows
 
-    def collator(self) -> Callable[[list[dict[str, Any]]], Any]:
+    def collator(self) -> Collator:
         """Return what pads rows to the longest of their batch."""
         return partial(pad, self._tokenizer)
 
@@ -130,7 +130,7 @@ class Squad(TransformerTask):
         return scores(answers, golds)
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:
-        """Refuse a model that misses its known F1 or whose head was never trained.
+        """Check the known F1, and that the network's head has been trained.
 
         Raises:
             ValueError: names what is usually wrong.

@@ -1,4 +1,4 @@
-"""A tiny member of each family of language models, made on first use.
+"""Tiny language models, one of each family, made on first use.
 
 The causal ones are trained on Python's own documentation. The encoder is as initialised: its tasks
 fine-tune all of it.
@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,9 +26,30 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PREFIX = "tiny:"
-RECIPE = {"vocabulary": 1024, "steps": 150, "batch": 16, "window": 64, "lr": 3e-3, "version": 2}
-SIZE = {"vocab_size": RECIPE["vocabulary"], "max_position_embeddings": 256}
-WIDTH = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the causal models are trained; part of the name of the folder that keeps them.
+
+    Attributes:
+        vocabulary: tokens of the byte-level BPE.
+        batch: windows a step.
+        window: tokens a window.
+        version: raised whenever the same settings would give another network.
+    """
+
+    vocabulary: int = 1024
+    steps: int = 150
+    batch: int = 16
+    window: int = 64
+    lr: float = 3e-3
+    version: int = 2
+
+
+RECIPE = Recipe()
+SIZE: dict[str, Any] = {"vocab_size": RECIPE.vocabulary, "max_position_embeddings": 256}
+WIDTH: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
 
 
 def config_of(family: str) -> Any:
@@ -75,7 +97,7 @@ def tokenizer(pairs: bool) -> Any:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=RECIPE["vocabulary"],
+        vocab_size=RECIPE.vocabulary,
         special_tokens=["<s>", "</s>", "<pad>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -104,16 +126,16 @@ def load(
 
     auto and head are those of `pretrained.load`.
     """
-    return made(source, cache_dir, lambda folder: pretrained.load(auto, folder, head))
+    return read_or_make(source, cache_dir, lambda folder: pretrained.load(auto, folder, head))
 
 
-def made(source: str, cache_dir: Path, read: Callable[[str], T]) -> T:
+def read_or_make(source: str, cache_dir: Path, read: Callable[[str], T]) -> T:
     """Return what read finds in the folder of tiny:FAMILY, which is made on first use."""
     family = source.removeprefix(PREFIX)
-    key = json.dumps([config_of(family).to_dict(), RECIPE], sort_keys=True, default=str)
+    key = json.dumps([config_of(family).to_dict(), asdict(RECIPE)], sort_keys=True, default=str)
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     folder = cache_dir / "checkpoints" / f"tiny-{family}-{digest}"
-    return pretrained.kept(
+    return pretrained.read_or_make(
         folder,
         lambda: read(str(folder)),
         _encoder if family == "bert" else lambda: _train(family),
@@ -134,14 +156,14 @@ def _train(family: str) -> tuple[Any, Any]:
     log.info("training a tiny %s on Python's documentation (first use)", family)
     tokens = tokenizer(pairs=False)
     text = tokens(PythonDocs().text("train"))["input_ids"]
-    windows = cut(text, RECIPE["window"])
+    windows = cut(text, RECIPE.window)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = AutoModelForCausalLM.from_config(config_of(family)).train()
-        optimizer = torch.optim.AdamW(network.parameters(), lr=RECIPE["lr"])
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE["lr"], RECIPE["steps"])
-        for _ in range(RECIPE["steps"]):
-            batch = windows[torch.randint(len(windows), (RECIPE["batch"],))]
+        optimizer = torch.optim.AdamW(network.parameters(), lr=RECIPE.lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE.lr, RECIPE.steps)
+        for _ in range(RECIPE.steps):
+            batch = windows[torch.randint(len(windows), (RECIPE.batch,))]
             loss = network(input_ids=batch, labels=batch).loss
             optimizer.zero_grad()
             loss.backward()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import Tokens
+from tasks.base import Collator, Row
 from tasks.language.base import TransformerTask, check_at_least, check_positions, draw
 from tasks.language.webnlg_data import IGNORED, LAYOUT, read, scorer, scores, stack
 
@@ -75,7 +76,7 @@ class WebNLG(TransformerTask):
         if self._tokenizer.eos_token_id is None:
             raise ValueError(f"{source}: task={self.name} needs a tokenizer with an end token")
 
-    def training_rows(self) -> Sequence[dict[str, Any]]:
+    def training_rows(self) -> Sequence[Row]:
         """Return a row for every good sentence of train; the prompt's labels are ignored."""
         entries = read(self._folder, "train")
         pairs = [(entry.prompt, reference) for entry in entries for reference in entry.references]
@@ -92,7 +93,7 @@ class WebNLG(TransformerTask):
             log.warning("train: left out %d rows over max_len tokens", len(pairs) - len(rows))
         return rows
 
-    def collator(self) -> Callable[[list[dict[str, Any]]], Any]:
+    def collator(self) -> Collator:
         """Return what pads rows to the longest of their batch, labels with the ignored one."""
         return self._pad
 
@@ -162,7 +163,7 @@ class WebNLG(TransformerTask):
         pad: int | None = self._tokenizer.pad_token_id
         return self._tokenizer.eos_token_id if pad is None else pad  # GPT-2 has none
 
-    def _pad(self, rows: Sequence[dict[str, Any]], side: str = "right") -> dict[str, Tensor]:
+    def _pad(self, rows: Sequence[Row], side: str = "right") -> dict[str, Tensor]:
         return stack(rows, self._pad_id, side)
 
     def _no_repeats(self, prompt: int) -> list[Callable[[Tensor, Tensor], Tensor]]:

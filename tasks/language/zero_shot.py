@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from flexround.models.base import ModelAdapter
 from flexround.models.language import LanguageModel
 from flexround.models.language_adapter import Tokens
+from tasks.base import Collator, Row
 from tasks.language.base import TransformerTask, check_at_least, check_positions
 from tasks.language.calibration_data import Calibration
 
@@ -84,7 +85,7 @@ class ZeroShot(TransformerTask):
             ValueError: when a task does not exist or its items can't be had.
         """
         log.info("reading the tasks %s", ", ".join(self._names))
-        with _alone():
+        with _isolated():
             self._manager = self._index()
             for name in self._names:
                 self._check_name(name)
@@ -99,11 +100,11 @@ class ZeroShot(TransformerTask):
         """
         check_positions(network, source, self._seq_len, "task.seq_len")
 
-    def training_rows(self) -> Sequence[dict[str, Any]]:
+    def training_rows(self) -> Sequence[Row]:
         """Refuse: the harness evaluates pretrained models."""
         raise _no_training(self.name)
 
-    def collator(self) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+    def collator(self) -> Collator:
         """Refuse: the harness evaluates pretrained models."""
         raise _no_training(self.name)
 
@@ -120,7 +121,7 @@ class ZeroShot(TransformerTask):
         from lm_eval.models.huggingface import HFLM
 
         network: Any = adapter.model.to(adapter.device)  # HFLM works where the network lies
-        with _alone():
+        with _isolated():
             # A copy: HFLM gives a tokenizer without a padding token one.
             harness = HFLM(
                 network,
@@ -212,7 +213,7 @@ def _no_training(name: str) -> ValueError:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def _isolated() -> Iterator[None]:
     """Seed as the harness does, and keep that to it, its log lines and bars off the screen."""
     from tqdm import tqdm
 

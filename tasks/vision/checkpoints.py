@@ -1,4 +1,4 @@
-"""Read full-precision weights: a torchvision weights name, a local file, or a packaged file.
+"""Checkpoint files of vision networks: local files and files inside installed packages.
 
 A checkpoint is never unpickled: safetensors, or torch.load with weights_only.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,10 +16,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from flexround.models.base import ModelAdapter
 from flexround.models.vision import VisionModel
-from tasks.base import VisionTask, in_topk
 from tasks.vision import checkpoints
+from tasks.vision.base import VisionTask
 
 log = logging.getLogger(__name__)
 
@@ -71,15 +70,10 @@ class Digits(VisionTask):
         generator = torch.Generator().manual_seed(seed)
         return [images[torch.randperm(len(images), generator=generator)[:num_samples]]]
 
-    @torch.no_grad()
-    def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
-        """Return top-1 on the test images, in percent."""
-        images, labels = self.test
-        parts = images.split(self._eval_batch_size)
-        logits = torch.cat([adapter.forward(part).cpu() for part in parts])
-        right = in_topk(logits, labels, 1)
-        self.outcomes = {"top1": right}
-        return {"top1": 100 * int(right.sum()) / len(labels)}
+    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images [batch, 3, size, size], labels [batch]) of the test images."""
+        images, labels = (part.split(self._eval_batch_size) for part in self.test)
+        yield from zip(images, labels, strict=True)
 
     def load(self, model: VisionModel, checkpoint: str | None) -> nn.Module:
         """Return the network at checkpoint, or the one trained on first use and cached."""

@@ -1,4 +1,4 @@
-"""The images of ImageNet's folders, with class indices from the list of all classes."""
+"""Images of ImageNet's folders, with class indices from the list of all classes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import default_collate
-from torchvision.datasets import DatasetFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torch.utils.data import Dataset, default_collate
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 
 def class_list() -> list[str]:
@@ -23,39 +22,40 @@ def class_list() -> list[str]:
     return (folder / "imagenet_synsets.txt").read_text().split()
 
 
-class Images(DatasetFolder):
-    """An ImageFolder whose class indices come from the list of all classes, present or not."""
+class Images(Dataset[Any]):
+    """Images below root/CLASS; their class indices come from the list of all classes."""
 
     def __init__(self, root: Path, classes: list[str], transform: Callable[..., Tensor]) -> None:
-        self._all_classes = classes
-        super().__init__(
-            str(root), loader=_load_image, extensions=IMG_EXTENSIONS, transform=transform,
-            allow_empty=True,
-        )  # fmt: skip
-
-    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        """Return (all classes, their indices), whatever folders there are.
+        """Find the images.
 
         Raises:
             ValueError: when a folder is none of the classes.
         """
-        index = {name: i for i, name in enumerate(self._all_classes)}
-        there = sorted(p.name for p in Path(directory).iterdir() if p.is_dir())
+        index = {name: i for i, name in enumerate(classes)}
+        there = sorted(p.name for p in root.iterdir() if p.is_dir())
         unknown = [name for name in there if name not in index]
         if unknown:
             raise ValueError(
-                f"imagenet_dir: folder {unknown[0]} in {directory} is not one of the "
+                f"imagenet_dir: folder {unknown[0]} in {root} is not one of the "
                 f"{len(index)} ImageNet classes (WordNet ids such as n01440764)"
             )
-        return self._all_classes, index
+        self._transform = transform
+        self.samples: list[tuple[str, int]] = make_dataset(
+            root, index, IMG_EXTENSIONS, allow_empty=True
+        )
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> Any:
-        """Return (image, label), or the message of an image that can't be read.
+        """Return (image [3, height, width], label), or the message of one that can't be read.
 
         A worker process would bury an exception in its own traceback.
         """
+        path, label = self.samples[index]
         try:
-            return super().__getitem__(index)
+            return self._transform(_load_image(path)), label
         except ValueError as error:
             return str(error)
 

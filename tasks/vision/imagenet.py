@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from flexround.models.base import ModelAdapter
 from flexround.models.vision import VisionModel
-from tasks.base import VisionTask, in_topk
 from tasks.vision import checkpoints
+from tasks.vision.base import VisionTask
 from tasks.vision.image_folder import Images, class_list, readable, stack
 from tasks.vision.preprocessing import Preprocessing, own_preprocessing, torchvision_weights
 
@@ -27,6 +26,7 @@ class ImageNet(VisionTask):
     """1,000 classes; an imagenet_dir with val and, for calibration, train."""
 
     num_classes = 1000
+    topk = (1, 5)
 
     def __init__(
         self,
@@ -123,25 +123,20 @@ class ImageNet(VisionTask):
             batch, _ = readable(stack([images[int(i)] for i in chosen]))
         return [batch]
 
-    @torch.no_grad()
-    def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
-        """Return top-1 and top-5 on val, in percent."""
+    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images [batch, 3, crop, crop], labels [batch]) of val.
+
+        Raises:
+            ValueError: when an image can't be read.
+        """
         images = self._images("val", self._preprocessing.transform(augment=False))
-        loader = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             images, self._eval_batch_size, num_workers=self._num_workers, collate_fn=stack
         )
-        top1, top5 = [], 0
-        for loaded in loader:
-            batch, labels = readable(loaded)
-            logits = adapter.forward(batch).cpu()
-            top1.append(in_topk(logits, labels, 1))
-            top5 += int(in_topk(logits, labels, 5).sum())
-        right = torch.cat(top1)
-        self.outcomes = {"top1": right}
-        return {"top1": 100 * int(right.sum()) / len(images), "top5": 100 * top5 / len(images)}
+        yield from map(readable, loader)
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:
-        """Refuse a full-precision network that misses its known accuracy.
+        """Check that the full-precision network has its known accuracy.
 
         Raises:
             ValueError: names what is usually wrong.

@@ -1,4 +1,4 @@
-"""What a checkpoint's images went through before the network."""
+"""Preprocessing of images: what a checkpoint was trained with, and the transform for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flexround.models.vision import VisionModel
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a checkpoint's images went through: resize the short side, crop the centre, normalise.
+    """Resize of the short side, crop of the centre [pixels], then (image - mean) / std.
 
     Any field left at None is the architecture's own (torchvision's IMAGENET1K_V1, timm's config).
     """
@@ -46,7 +46,10 @@ class Preprocessing:
         else:
             spatial = [v2.Resize(self.resize, interpolation=mode), v2.CenterCrop(self.crop)]
         to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
-        return v2.Compose([*spatial, *to_tensor, v2.Normalize(self.mean, self.std)])
+        found: Callable[[Image.Image], Tensor] = v2.Compose(
+            [*spatial, *to_tensor, v2.Normalize(self.mean, self.std)]
+        )
+        return found
 
 
 def own_preprocessing(model: VisionModel, weights: Any = None) -> Preprocessing:
@@ -61,7 +64,7 @@ def own_preprocessing(model: VisionModel, weights: Any = None) -> Preprocessing:
             preset.resize_size[0], preset.crop_size[0], preset.interpolation.value,
             preset.mean, preset.std,
         )  # fmt: skip
-    from timm.data import resolve_data_config
+    from timm.data.config import resolve_data_config
 
     config = resolve_data_config(model.build(1).pretrained_cfg)
     crop = config["input_size"][-1]

@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
+import finetune
 from experiment.errors import one_line_errors
 from results.records.store import Store
-from tasks import finetune
 from tasks.language import tiny_models
 from tasks.language.finetuning import LoRA, Recipe
 from tests.tasks.language.test_classification import sentiment

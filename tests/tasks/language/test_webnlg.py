@@ -356,10 +356,10 @@ def test_a_network_that_does_not_fit_is_refused(cache_dir, folder):
     with pytest.raises(ValueError, match=r"tiny:gpt2 has 256 positions; lower task.max_len"):
         opened(cache_dir, folder, max_len=512)
     task, adapter = opened(cache_dir, folder)
-    task.check(adapter.model, "tiny:gpt2")
+    task.check_network(adapter.model, "tiny:gpt2")
     task.tokenizer.eos_token = None
     with pytest.raises(ValueError, match="needs a tokenizer with an end token"):
-        task.check(adapter.model, "tiny:gpt2")
+        task.check_network(adapter.model, "tiny:gpt2")
 
 
 def test_full_precision_that_is_off_is_refused(cache_dir, folder):
