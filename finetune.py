@@ -9,7 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from experiment.config import register
-from experiment.errors import one_line_errors
+from experiment.errors import command_line
 from experiment.finetune import check_used, finetune
 from experiment.outcome import outcome, write_outcome
 
@@ -25,5 +25,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    command_line(main)

@@ -21,8 +21,9 @@ from flexround.grid import Grid, PerTensor
 from flexround.quantizers.flexround import FlexRound
 from flexround.ranges import MinMax
 from flexround.reconstruction.checkpoints import NoCheckpoints
+from flexround.reconstruction.job import UnitJob
+from flexround.reconstruction.learning import learn
 from flexround.reconstruction.reconstruction import Reconstruction
-from flexround.reconstruction.unit import UnitJob
 
 ROUNDS, ITERS = 11, 2
 QDROP = Reconstruction(
@@ -45,10 +46,10 @@ def iterations(case: Case, quantized: bool) -> Callable[[], None]:
         setting, adapter, factory, grid, ranges, torch.Generator().manual_seed(0), (), None,
         activations, draws, True, NoCheckpoints(),
     )  # fmt: skip
-    targets = unit.output(job.replay_all(unit.module, calls))
+    targets = unit.output(calls.replay_all(unit.module, case.batch_size, adapter.device))
     quantizers = attach(unit.layers, factory, grid, ranges)
     steps = job.init_activation_ranges(unit, calls) if quantized else []
-    return lambda: job.optimise(unit, quantizers, steps, calls, calls, targets)
+    return lambda: learn(job, unit, quantizers, steps, (calls, calls), targets)
 
 
 def compare(case: Case) -> tuple[Measurement, Measurement]:

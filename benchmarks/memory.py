@@ -131,7 +131,7 @@ def quantize(folder: Path, method: str, offload: bool) -> list[float]:
     SHORT(
         adapter, [{"input_ids": tokens}], quantizer=METHODS[method], ranges=MinMax(),
         grid=Grid(4, False, PerChannel()), generator=torch.Generator().manual_seed(0),
-        streams=streams,
+        cache=streams,
     )  # fmt: skip
     with torch.no_grad():
         return [before, perplexity(adapter, tokens)]
@@ -165,7 +165,7 @@ def streams(limit: str, folder: str) -> None:
         SHORT(
             adapter, batches, quantizer=RTN, ranges=MinMax(), grid=Grid(4, False, PerChannel()),
             generator=torch.Generator().manual_seed(0),
-            streams=ActivationCache(limit_gib=float(limit), spill=DiskTensors(folder)),
+            cache=ActivationCache(limit_gib=float(limit), spill=DiskTensors(folder)),
         )  # fmt: skip
     print(f"{found[0] / MIB:.0f}")
 

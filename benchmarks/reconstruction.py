@@ -2,7 +2,7 @@
 
 `python -m benchmarks.reconstruction` prints, for each block, the floor (the plain block's passes,
 with gradients of its weights), each method's iteration, its overhead (iteration - floor) / floor,
-and the same for FlexRound's formula written plainly with torch.optim.Adam. All are measured in
+and the same for FlexRound's equation written plainly with torch.optim.Adam. All are measured in
 turns; medians of the rounds with the quartiles' distance. `--compile` and `--precision bfloat16`
 are the loop's options, under which the floor stays as it is; `--frozen` times the block's forward
 pass before a run and after it.
@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from torch.utils.benchmark import Measurement, TaskSpec
 
 from benchmarks.blocks import CASES, CPU, Case, reached
-from benchmarks.formulas import FORMULAS, Plain
+from benchmarks.plain import Plain
 from flexround.attach import attach, freeze
 from flexround.grid import Grid, PerChannel
 from flexround.quantizers.adaround import AdaRound
@@ -32,10 +32,12 @@ from flexround.quantizers.lrq import LRQ
 from flexround.quantizers.signround import SignRound
 from flexround.ranges import MinMax
 from flexround.reconstruction.checkpoints import NoCheckpoints
+from flexround.reconstruction.job import UnitJob
+from flexround.reconstruction.learning import learn
 from flexround.reconstruction.precision import Precision
 from flexround.reconstruction.reconstruction import Reconstruction
 from flexround.reconstruction.report import BlockReport
-from flexround.reconstruction.unit import UnitJob, reconstruction_loss
+from flexround.reconstruction.unit import reconstruction_loss
 
 GRID, LR = Grid(4, False, PerChannel()), 1e-3
 METHODS: dict[str, QuantizerFactory] = {
@@ -114,8 +116,8 @@ def loop(iters: int, batch_size: int, precision: Precision, compile_: bool) -> R
     """Return the loop as it is measured."""
     return Reconstruction(
         unit="block", iters=iters, lr=LR, batch_size=batch_size, schedule="constant",
-        inputs="quant", act_steps="start", act_lr=1e-4, act_iters=0, quant_prob=1.0, keep_best=False,
-        precision=precision, compile=compile_,
+        inputs="quant", act_steps="start", act_lr=1e-4, act_iters=0, quant_prob=1.0,
+        keep_best=False, precision=precision, compile=compile_,
     )  # fmt: skip
 
 
@@ -128,18 +130,18 @@ def ours(case: Case, method: QuantizerFactory, precision: Precision, compile_: b
         recon, adapter, method, GRID, MinMax(), draws, [clock], None, None, draws, True,
         NoCheckpoints(),
     )  # fmt: skip
-    targets = unit.output(job.replay_all(unit.module, calls))
+    targets = unit.output(calls.replay_all(unit.module, case.batch_size, CPU))
     quantizers = attach(unit.layers, method, GRID, MinMax())
 
     def run() -> float:
-        job.optimise(unit, quantizers, [], calls, calls, targets)
+        learn(job, unit, quantizers, [], (calls, calls), targets)
         return clock.seconds()
 
     return run
 
 
 def plain(case: Case, method: str) -> Run:
-    """Return what times the method's plain formula with torch's autograd and its default Adam."""
+    """Return what times the method's plain equation with torch's autograd and its default Adam."""
     adapter, unit, calls = reached(case)
     targets = unit.output(calls.replay_all(unit.module, case.batch_size, CPU))
     learned: list[nn.Parameter] = []
@@ -147,8 +149,7 @@ def plain(case: Case, method: str) -> Run:
         weight = layer.module.weight
         quantizer = METHODS[method](weight, grid=GRID, ranges=MinMax())
         learned += quantizer.parameters()
-        wrapped = Plain(quantizer, FORMULAS[method])
-        parametrize.register_parametrization(layer.module, "weight", wrapped)
+        parametrize.register_parametrization(layer.module, "weight", Plain(quantizer))
     unit.module.requires_grad_(False)
     for parameter in learned:
         parameter.requires_grad_(True)

@@ -1,1 +1,1 @@
-"""The Hydra configuration tree, its schema, and how configurations become objects."""
+"""Hydra configuration tree: YAML files alone; experiment/config.py is its schema."""

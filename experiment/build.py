@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
 from hydra.errors import InstantiationException
@@ -64,13 +65,20 @@ def _validate_node(path: str, node: DictConfig) -> None:
     ]  # fmt: skip
     if missing and not node.get("_partial_"):
         raise ValueError(f"{path}: {target.__name__} also needs {', '.join(missing)}")
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    hints = _type_hints(target)
     for key in given:
         value = node[key]
         if isinstance(value, DictConfig) and "_target_" in value:
             _validate_node(f"{path}.{key}", value)
         elif key in hints:
             _check_type(f"{path}.{key}", value, hints[key])
+
+
+def _type_hints(target: Any) -> dict[str, Any]:
+    """Return the types of the arguments that target takes."""
+    if is_dataclass(target):  # whose own __init__ may be made in another file than its fields
+        return get_type_hints(target)
+    return get_type_hints(target.__init__ if inspect.isclass(target) else target)
 
 
 def _check_type(path: str, value: Any, hint: Any) -> None:

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flexround.utils.atomic_files import write_whole
 
@@ -74,8 +75,8 @@ class Contents:
         stamps = {p.relative_to(root).as_posix(): _stamp(p) for p in folders}
         counts: dict[str, int] = {}
         for name, stamp in stamps.items():
-            held = known.get(name)
-            fresh = isinstance(held, dict) and held.get("stamp") == stamp
+            held = known.get(name, {})
+            fresh = held.get("stamp") == stamp
             counts[name] = held["count"] if fresh else len(_entries(root / name))
         entries = {n: {"stamp": stamps[n], "count": count} for n, count in counts.items()}
         if entries != known and all(map(_is_settled, folders)):
@@ -120,14 +121,14 @@ class Contents:
         name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:32]
         return self._kept / f"{name}.json"
 
-    def _read(self, path: Path) -> dict[str, object]:
+    def _read(self, path: Path) -> dict[str, Any]:
         try:
             known = json.loads(self._entry(path).read_text())
         except (OSError, ValueError):
             return {}
         return known if isinstance(known, dict) else {}
 
-    def _write(self, path: Path, entry: Mapping[str, object]) -> None:
+    def _write(self, path: Path, entry: Mapping[str, Any]) -> None:
         try:
             self._kept.mkdir(parents=True, exist_ok=True)
             write_whole(self._entry(path), json.dumps(entry).encode())

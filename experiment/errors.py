@@ -6,15 +6,23 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hydra.errors import HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiment import ROOT
+from experiment.config import renamed
 
 FULL = "HYDRA_FULL_ERROR"
+
+
+def command_line(main: Callable[[], object]) -> None:
+    """Run the Hydra application main on this process's arguments, as a user typed them."""
+    with one_line_errors():
+        sys.argv[1:] = renamed(sys.argv[1:])
+        main()
 
 
 @contextmanager

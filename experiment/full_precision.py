@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +18,17 @@ from torch.utils._pytree import tree_leaves
 from experiment.shared_cache import Cache
 from flexround.calibration.activation_cache import FullPrecisionOutputs
 from flexround.models.base import ModelAdapter
+from tasks.base import Task
 
 # The settings that decide what the evaluation of a network gives.
-EVALUATION = ("task", "protocol", "preprocessing", "imagenet_dir", "data_dir")
-
-
-class Task(Protocol):
-    """What is measured."""
-
-    version: int
-
-    def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
-        """Return the metrics of adapter's model."""
-        ...
+EVALUATION = ("task", "protocol", "preprocessing")
 
 
 class FullPrecision:
     """The shared part of a run, made before anything is quantized.
 
     Attributes:
-        model: the digest of the full-precision network as quantization meets it.
+        network: the digest of the full-precision network as quantization meets it.
     """
 
     def __init__(
@@ -51,17 +42,17 @@ class FullPrecision:
         self._cache, self._adapter, self._calibration = cache, adapter, calibration
         # What else decides the last bits of a block's outputs.
         self._sums = [batch_size] if stream_dtype == "float32" else [batch_size, stream_dtype]
-        self.model = digest_of_model(adapter.model, adapter.state())
+        self.network = digest_of_model(adapter.model, adapter.state())
         self._machine = {
             "device": adapter.device.type,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
 
-    def full_precision(self, task: Task, settings: dict[str, Any]) -> dict[str, float]:
+    def metrics(self, task: Task, settings: dict[str, Any]) -> dict[str, float]:
         """Return the metrics of the unquantized model under settings."""
         parts = {name: settings.get(name) for name in EVALUATION}
-        key = _key("metrics", self.model, parts, task.version, self._machine)
+        key = _key("metrics", self.network, parts, task.version, self._machine)
 
         def make() -> bytes:
             return json.dumps(task.evaluate(self._adapter)).encode()
@@ -69,13 +60,13 @@ class FullPrecision:
         metrics: dict[str, float] = json.loads(self._cache.get(key, make))
         return metrics
 
-    def targets(self) -> FullPrecisionOutputs:
+    def outputs(self) -> FullPrecisionOutputs:
         """Return the blocks' full-precision outputs on the calibration samples."""
         samples = hashlib.sha256()
         for leaf in tree_leaves(list(self._calibration)):
             samples.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
         blocks = len(self._adapter.blocks())
-        key = _key("targets", self.model, samples.hexdigest(), self._sums, self._machine, blocks)
+        key = _key("targets", self.network, samples.hexdigest(), self._sums, self._machine, blocks)
         return SharedOutputs(self._cache, key, blocks)
 
 

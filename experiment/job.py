@@ -1,15 +1,14 @@
-"""One job of the command line: its identity, its record, and how it ends."""
+"""Job of the command line: a checked configuration, its name, and its place in the store."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,24 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from experiment.artifacts.provenance import check_free, is_of
 from experiment.checks import check_idle, check_preset, check_values
 from experiment.conditions import changes, conditions
-from experiment.device import device_of
-from experiment.identity import FULL_STREAMS, identity, places, run_id
+from experiment.identity import identity, places, run_id
 from experiment.outcome import _in_sweep, write_outcome
-from experiment.recorder import Draft, commit, recording
+from experiment.recorder import Draft, recording
 from experiment.sweeps.jobs import sweep_overrides
 from results.records.record import Record
 from results.records.selection import flatten
 from results.records.store import Store
-
-if TYPE_CHECKING:
-    import torch
-
-    from experiment.shared_cache import Cache
-    from flexround.calibration.activation_cache import ActivationCache
-    from flexround.grid import QuantizedTensor
-    from flexround.models.base import ModelAdapter
-    from flexround.reconstruction.checkpoints import FileCheckpoints
-    from tasks.base import Task
 
 log = logging.getLogger("run")
 
@@ -116,67 +104,6 @@ class Job:
         finally:
             claim.release()
 
-    def checkpoints(self, device: torch.device) -> FileCheckpoints:
-        """Return what keeps this run's finished units.
-
-        They serve a later attempt at the same computation: of the same record that rerun=true is
-        to replace, by the same code and torch, on the same kind of device.
-        """
-        import torch
-
-        from flexround.reconstruction.checkpoints import FileCheckpoints
-
-        key = {
-            "replaces": self.store.replaced(self.run_id),
-            "commit": commit(),
-            "torch": torch.__version__,
-            "device": device.type,
-            "threads": torch.get_num_threads(),
-        }
-        return FileCheckpoints(self.store.unfinished(self.run_id), key)
-
-    def cache(self) -> Cache:
-        """Return the cache of what runs share."""
-        from experiment.shared_cache import Cache
-
-        return Cache(Path(self.cfg.cache_dir, "shared"), self.cfg.cache_gib)
-
-    def streams(self) -> ActivationCache:
-        """Return how the activations of the calibration set are held.
-
-        Raises:
-            ValueError: when they are to be spilled and the folder for it can't be written.
-        """
-        import torch
-
-        from flexround.calibration.activation_cache import ActivationCache
-        from flexround.calibration.disk_tensors import DiskTensors
-
-        name, limit = self.cfg.stream_dtype, self.cfg.stream_gib
-        dtype = None if name == FULL_STREAMS else getattr(torch, name)
-        spill = DiskTensors(self.cfg.spill_dir)
-        if limit is not None or self.cfg.offload:
-            spill.check_writable()
-        return ActivationCache(dtype, math.inf if limit is None else limit, spill)
-
-    def saving(
-        self,
-        task: Task,
-        adapter: ModelAdapter,
-        integers: Mapping[str, QuantizedTensor],
-        source: str,
-    ) -> Callable[[Record], Path] | None:
-        """Return what writes the run's artifact once there is its record; None unless save=true.
-
-        source is the digest of the full-precision network.
-        """
-        if not self.cfg.save:
-            return None
-        from experiment.artifacts.save import save
-
-        folder = self.store.artifact(self.run_id)
-        return partial(save, folder, task, adapter, integers, source)
-
     def recording(self) -> AbstractContextManager[Draft]:
         """Return a context that drafts the run's record and writes it whatever happens."""
         base = dict(
@@ -189,14 +116,6 @@ class Job:
             **self.names,
         )
         return recording(self.store, base, self.conditions)
-
-    def device(self) -> torch.device:
-        """Return the device to compute on.
-
-        Raises:
-            ValueError: when the machine does not have it.
-        """
-        return device_of(self.cfg.device)
 
 
 def current_job(cfg: DictConfig) -> Job:

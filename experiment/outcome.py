@@ -9,16 +9,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from experiment.sweeps.jobs import OUTCOME
 from flexround.utils.packages import missing_package
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("run")
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flexround.reconstruction.report import BlockReport
+if TYPE_CHECKING:
+    from flexround.reconstruction.report import BlockReport
+
 
 # Log lines and bars share one console, or they would write over each other.
 console = Console(stderr=True)

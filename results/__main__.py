@@ -9,6 +9,7 @@ SETTING` the values of one setting side by side. `rekey` names the records of an
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -67,7 +68,9 @@ def _by_experiment(command: str, argv: Sequence[str]) -> int:
     """Run a command that looks at configurations, which this package knows nothing of."""
     if command != "rekey":
         print(f"`python -m experiment {command}` is the new name of this command", file=sys.stderr)
-    return subprocess.run([sys.executable, "-m", "experiment", command, *argv], cwd=ROOT).returncode
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    whole = [sys.executable, "-m", "experiment", command, *argv]
+    return subprocess.run(whole, env=os.environ | {"PYTHONPATH": paths}).returncode
 
 
 def _wandb(argv: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 import run
-from experiment.errors import one_line_errors
+from experiment.errors import command_line
 
 # timm's own miniature networks, made of the same blocks as the real ones.
 TINY = ("model=efficientnet_lite0", "model.name=test_efficientnet")
@@ -67,8 +67,7 @@ def cli(
         capsys.readouterr()
         message = ""
         try:
-            with one_line_errors():
-                run.main()
+            command_line(run.main)
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
             message = end.code if isinstance(end.code, str) else ""

@@ -37,7 +37,7 @@ class Entry(NamedTuple):
         return self.state in ENDED
 
     @property
-    def qparams(self) -> str:
+    def held(self) -> str:
         """Why it waits, where that may last for ever; else empty."""
         return "" if self.state != "PENDING" or self.reason in PATIENCE else self.reason
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from flexround.calibration.disk_tensors import DiskTensors
 
 HALF = (torch.float16, torch.bfloat16)
-# Of one size, live at once: both streams, the targets, and the outputs that are being made.
+# Of one size, live at once: both cache, the targets, and the outputs that are being made.
 TOGETHER = 4
 
 

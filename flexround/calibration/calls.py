@@ -75,13 +75,13 @@ class RecordedCalls:
         inputs: the first argument, [samples, ...].
         args: the other positional arguments; PerSample where they differ from sample to sample.
         kwargs: the keyword arguments, likewise.
-        streams: how the inputs are held, and the outputs that are made of them.
+        cache: how the inputs are held, and the outputs that are made of them.
     """
 
     inputs: Tensor
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
-    streams: ActivationCache = field(default_factory=ActivationCache)
+    cache: ActivationCache = field(default_factory=ActivationCache)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -136,7 +136,7 @@ class RecordedCalls:
     def replay_all(self, module: nn.Module, batch_size: int, device: torch.device) -> Tensor:
         """Return module's outputs on every sample, [samples, ...], where the inputs are stored."""
         outputs = self.replay_each(module, batch_size, device)
-        return self.streams.store(out.to(self.inputs.device) for out in outputs)
+        return self.cache.store(out.to(self.inputs.device) for out in outputs)
 
 
 @torch.no_grad()
@@ -144,9 +144,9 @@ def record_calls(
     module: nn.Module,
     forward: Callable[[Any], Any],
     batches: Iterable[Any],
-    streams: ActivationCache | None = None,
+    cache: ActivationCache | None = None,
 ) -> RecordedCalls:
-    """Return the calls that module receives while forward runs on each batch, held by streams.
+    """Return the calls that module receives while forward runs on each batch, held by cache.
 
     Each forward pass stops where module is called. Tensor arguments that are the same in every
     call and carry no batch axis of their own stay as they are.
@@ -154,7 +154,7 @@ def record_calls(
     Raises:
         ValueError: when forward never calls module, or an argument's shape varies between batches.
     """
-    streams = streams or ActivationCache()
+    cache = cache or ActivationCache()
     recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     sizes: list[int] = []
 
@@ -175,11 +175,11 @@ def record_calls(
 
     handle = module.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        inputs = streams.store(firsts())
+        inputs = cache.store(firsts())
     finally:
         handle.remove()
     args, kwargs = _merge(recorded, sizes)
-    return RecordedCalls(inputs, args, kwargs, streams)
+    return RecordedCalls(inputs, args, kwargs, cache)
 
 
 def _merge(

@@ -68,18 +68,16 @@ class ModelAdapter(ABC):
             yield self.forward(batch)
 
     def record_calls(
-        self, batches: Sequence[Any], streams: ActivationCache | None = None
+        self, batches: Sequence[Any], cache: ActivationCache | None = None
     ) -> RecordedCalls:
-        """Return the calls of the first block over the calibration batches, held by streams."""
-        return record_calls(self.blocks()[0].module, self.forward, batches, streams)
+        """Return the calls of the first block over the calibration batches, held by cache."""
+        return record_calls(self.blocks()[0].module, self.forward, batches, cache)
 
     def num_samples(self, batch: Any) -> int:
         """Return how many samples a calibration batch holds."""
         return len(batch)
 
-    def advance(
-        self, index: int, outputs: Tensor, streams: ActivationCache | None = None
-    ) -> Tensor:
+    def advance(self, index: int, outputs: Tensor, cache: ActivationCache | None = None) -> Tensor:
         """Return the inputs of block index + 1 from the outputs [samples, ...] of block index."""
         return outputs
 

@@ -77,19 +77,19 @@ class LanguageAdapter(ModelAdapter):
         return logits
 
     def record_calls(
-        self, batches: Sequence[Tokens], streams: ActivationCache | None = None
+        self, batches: Sequence[Tokens], cache: ActivationCache | None = None
     ) -> RecordedCalls:
         """Return the calls of the first layer over the calibration batches, in float32."""
         self.model.to(self.storage_device)
-        return self._record_calls(batches, streams)
+        return self._record_calls(batches, cache)
 
     def _record_calls(
-        self, batches: Sequence[Tokens], streams: ActivationCache | None
+        self, batches: Sequence[Tokens], cache: ActivationCache | None
     ) -> RecordedCalls:
         first, device = self.blocks()[0].module, self.device
         self.device = self.storage_device
         try:
-            return record_calls(first, self._logits, batches, streams).to_float()
+            return record_calls(first, self._logits, batches, cache).to_float()
         finally:
             self.device = device
 

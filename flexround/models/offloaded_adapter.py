@@ -36,18 +36,18 @@ class OffloadedAdapter(LanguageAdapter):
         example: Tokens,
         device: torch.device,
         shards: Shards,
-        streams: ActivationCache,
+        cache: ActivationCache,
     ) -> None:
         """Read all of model, on the meta device so far, but the blocks.
 
         Raises:
             ValueError: when shards lack a tensor (names it), or nothing can be spilled.
         """
-        assert streams.spill is not None, "there is where to keep what is quantized"
-        self._spill: DiskTensors = streams.spill
+        assert cache.spill is not None, "there is where to keep what is quantized"
+        self._spill: DiskTensors = cache.spill
         self._spill.check_writable()
         # What is evaluated keeps its own type.
-        self._shards, self._streams = shards, replace(streams, dtype=None)
+        self._shards, self._cache = shards, replace(cache, dtype=None)
         self._kept: dict[nn.Module, dict[str, Tensor]] = {}
         self._chain = chain_of(model)
         self._types: dict[nn.Module, dict[str, torch.dtype]] = {}
@@ -168,7 +168,7 @@ class OffloadedAdapter(LanguageAdapter):
                 shapes.append(first.shape)
                 yield first.flatten(0, -2).to(self.storage_device)  # batches differ in their length
 
-        whole = self._streams.store(outputs())
+        whole = self._cache.store(outputs())
         parts = whole.split([shape[:-1].numel() for shape in shapes])
         firsts = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
         return [f if end is None else (f, *end) for f, end in zip(firsts, ends, strict=True)]
@@ -202,11 +202,11 @@ class OffloadedAdapter(LanguageAdapter):
         return found[0]
 
     def record_calls(
-        self, batches: Sequence[Tokens], streams: ActivationCache | None = None
+        self, batches: Sequence[Tokens], cache: ActivationCache | None = None
     ) -> RecordedCalls:
         """Return the calls of the first layer over the calibration batches, in float32."""
         self._move(self.storage_device)
-        return self._record_calls(batches, streams)
+        return self._record_calls(batches, cache)
 
     def _try(self, example: Tokens) -> None:
         self.forward(example)

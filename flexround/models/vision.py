@@ -175,9 +175,7 @@ class VisionAdapter(ModelAdapter):
         return logits
 
     @torch.no_grad()
-    def advance(
-        self, index: int, outputs: Tensor, streams: ActivationCache | None = None
-    ) -> Tensor:
+    def advance(self, index: int, outputs: Tensor, cache: ActivationCache | None = None) -> Tensor:
         """Return the inputs of block index + 1 from the outputs [samples, ...] of block index.
 
         What lies between the two (pooling, flattening, a stem's ReLU) is run by the model itself,
@@ -196,7 +194,7 @@ class VisionAdapter(ModelAdapter):
                 )
 
         parts = torch.arange(len(outputs)).split(64)
-        return (streams or ActivationCache()).store(map(inputs, parts))
+        return (cache or ActivationCache()).store(map(inputs, parts))
 
     def _check_chain(self, order: Trace) -> None:
         for index, (block, after) in enumerate(

@@ -2,8 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 from flexround.activations.quantizers import Activation
+from flexround.attach import check_weights
+from flexround.grid import Grid
+from flexround.kernels.chunking import check_compiler
 from flexround.models.base import ModelAdapter
+from flexround.quantizers.base import QuantizerFactory
+from flexround.reconstruction.precision import check_precision
+from flexround.reconstruction.settings import Settings
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checks of a model have found; a loop that is given it checks no weight again.
+
+    Attributes:
+        learns: whether the method has anything to learn on some layer.
+    """
+
+    learns: bool
+
+
+def check_model(adapter: ModelAdapter, grid: Grid, quantizer: QuantizerFactory) -> Checked:
+    """Check every layer's weight against the grid and the method; under offload a block at a time.
+
+    Raises:
+        ValueError: when a weight does not fit; names the layer.
+    """
+    learns = False
+    for block in adapter.blocks():
+        with adapter.onloaded(block):
+            learns |= check_weights(block.layers, grid, quantizer)
+    return Checked(learns)
+
+
+def check_samples(adapter: ModelAdapter, calibration: Sequence[Any], batch_size: int) -> None:
+    """Check that the calibration set holds a mini-batch.
+
+    Raises:
+        ValueError: when it does not.
+    """
+    samples = sum(adapter.num_samples(batch) for batch in calibration)
+    if samples < batch_size:
+        raise ValueError(
+            f"num_samples={samples} is smaller than recon.batch_size={batch_size}; "
+            "raise num_samples or lower recon.batch_size"
+        )
+
+
+def check_machine(settings: Settings, adapter: ModelAdapter) -> None:
+    """Check that the device has the precision, and the machine the compiler, that are asked for.
+
+    Raises:
+        ValueError: when it has not.
+    """
+    check_precision(settings.precision, adapter.device)
+    if settings.compile:
+        check_compiler(adapter.device)
+
+
+def check_step_sizes(settings: Settings, activation: Activation) -> None:
+    """Check that there are step sizes where the settings learn some.
+
+    Raises:
+        ValueError: when there are none.
+    """
+    if settings.act_steps != "start" and not activation.learns:
+        raise ValueError(
+            f"recon.act_steps={settings.act_steps} learns step sizes, and "
+            f"{type(activation).__name__} has none; give recon=block or recon=layer, or "
+            "activation=static_per_tensor"
+        )
 
 
 def check_sites(activation: Activation, adapter: ModelAdapter) -> None:

@@ -1,4 +1,4 @@
-"""The loop of the solvers: layer by layer on the quantized prefix, in the order that they run."""
+"""Loop of the solvers: layer by layer on the quantized prefix, in the order that layers run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from flexround.activations.hooks import Activations
 from flexround.activations.quantizers import Activation
-from flexround.attach import bake, check_weights
 from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
 from flexround.calibration.calls import RecordedCalls, layers_sharing_input
 from flexround.cost import Cost
@@ -19,13 +18,14 @@ from flexround.grid import Grid, QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.quantizers.rtn import RTN
 from flexround.ranges import Ranges
+from flexround.reconstruction.block_walk import BlockAtWork, Walk, block_walk
 from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.checkpoints import Checkpoints, NoCheckpoints, pack, unpack
-from flexround.reconstruction.checks import check_sites
+from flexround.reconstruction.checks import Checked, check_model, check_sites
 from flexround.reconstruction.report import BlockReport, Stopwatch, thin
-from flexround.solvers.base import Solver
-from flexround.solvers.hessian import Hessians, objective
-from flexround.structure import Block, Layer, output_first
+from flexround.solvers.base import Solution, Solver, solve_layer
+from flexround.solvers.hessian import Hessians
+from flexround.structure import Block, Layer
 
 
 @dataclass(frozen=True)
@@ -57,88 +57,51 @@ class Solve:
         activation: Activation | None = None,
         callbacks: Sequence[Callback] = (),
         checkpoints: Checkpoints | None = None,
-        targets: FullPrecisionOutputs | None = None,
-        streams: ActivationCache | None = None,
+        full_precision: FullPrecisionOutputs | None = None,
+        cache: ActivationCache | None = None,
+        checked: Checked | None = None,
     ) -> dict[str, QuantizedTensor]:
         """Quantize adapter's model in place and return each layer's integers by name.
 
-        Nothing is drawn, and full-precision outputs are no targets: generator and targets have no
-        part. Blocks that checkpoints has are taken from there; streams says how the activations of
-        the calibration set are held.
+        Nothing is drawn, and full-precision outputs are no targets: generator and full_precision
+        have no part. Blocks that checkpoints has are taken from there. cache says how the
+        activations of the calibration set are held, checked what `check` has found where it was
+        called before.
 
         Raises:
             ValueError: when a layer can't be solved; names it.
         """
-        self.check(adapter, calibration, grid, quantizer, activation)
-        blocks = adapter.blocks()
+        if checked is None:
+            self.check(adapter, calibration, grid, quantizer, activation)
+        blocks, kept = adapter.blocks(), checkpoints or NoCheckpoints()
         for callback in callbacks:
             callback.begin([block.name for block in blocks], 0)
-        kept = checkpoints or NoCheckpoints()
-        streams = streams or ActivationCache()
-        calls = noisy = adapter.record_calls(calibration, streams)
         activations = None
         if activation is not None:
             activations = Activations(blocks, activation, ranges, generator)
-        quantized: dict[str, QuantizedTensor] = {}
-        for index, block in enumerate(blocks):
-            with adapter.on_device(block):
+        job = _LayerJob(self, adapter, quantizer, grid, ranges, activations)
+        walk = Walk(
+            adapter, calibration, cache or ActivationCache(), self.batch_size,
+            activations_on=None if activations is None else activations.on,
+        )  # fmt: skip
+        integers: dict[str, QuantizedTensor] = {}
+        for at_work in block_walk(walk):
+            with at_work as work:
+                block = work.block
                 sites = [] if activations is None else activations.of(block.name)
                 saved = kept.find(block.name)
                 if saved is None:
-                    integers, report = self._block(
-                        block, calls, noisy, adapter, quantizer, grid, ranges, activations
-                    )
-                    kept.save(block.name, pack(report, integers, sites, []))
+                    found, report = job.solve_block(work)
+                    kept.save(block.name, pack(report, found, sites, []))
                 else:
-                    integers = unpack(saved, block.layers, grid, sites, [])
-                    report = saved.report
-                quantized |= adapter.commit(block, integers)
+                    found, report = unpack(saved, block.layers, grid, sites, []), saved.report
+                integers |= adapter.commit(block, found)
                 for callback in callbacks:
                     callback.end_block(report)
-                if index + 1 < len(blocks):
-                    outputs = self._run(block, calls, adapter)
-                    if activations is not None:
-                        with activations.on():
-                            heard = self._run(block, noisy, adapter)
-                        noisy = noisy.with_inputs(adapter.advance(index, heard, streams))
-                    calls = calls.with_inputs(adapter.advance(index, outputs, streams))
         if activations is not None:
             activations.leave_on()
             adapter.activations = activations
-        return quantized
-
-    def _block(
-        self,
-        block: Block,
-        calls: RecordedCalls,
-        noisy: RecordedCalls,
-        adapter: ModelAdapter,
-        quantizer: Solver,
-        grid: Grid,
-        ranges: Ranges,
-        activations: Activations | None,
-    ) -> tuple[dict[str, QuantizedTensor], BlockReport]:
-        """Quantize a block's layers on calls; noisy are those with quantized activations."""
-        watch = Stopwatch(adapter.device)
-        found: list[Solution] = []
-        for layers in self._sets(block, calls, adapter):
-            hessians = Hessians(layers)
-            with hessians.collecting():
-                for _ in calls.replay_each(block.module, self.batch_size, adapter.device):
-                    pass
-            found += [solve(layer, hessians, quantizer, grid, ranges) for layer in layers]
-        bits = {layer.name: layer.grid(grid).bits for layer in block.layers}
-        if activations is not None:
-            bits |= self._start(activations, block, noisy, adapter)
-        report = watch.report(
-            block.name,
-            bits,
-            sum(solution.objectives[0] for solution in found),
-            sum(solution.objectives[-1] for solution in found),
-            sum((solution.cost for solution in found), Cost()),
-            {solution.layer: thin(solution.objectives) for solution in found},
-        )
-        return {solution.layer: solution.integers for solution in found}, report
+        return integers
 
     def check_method(self, quantizer: Solver, grid: Grid) -> None:
         """Check the solver's options against the grid."""
@@ -151,77 +114,77 @@ class Solve:
         grid: Grid,
         quantizer: Solver,
         activation: Activation | None = None,
-    ) -> None:
-        """Check what can be checked before any work.
+    ) -> Checked:
+        """Check what can be checked before any work; return what was found.
 
         Raises:
             ValueError: when a weight does not fit the grid (names the layer), or activations can't
                 be quantized.
         """
         quantizer.check_grid(grid)
-        for block in adapter.blocks():
-            with adapter.onloaded(block):
-                check_weights(block.layers, grid, RTN)
+        checked = check_model(adapter, grid, RTN)
         if activation is not None:
             check_sites(activation, adapter)
+        return checked
 
-    def _start(
-        self, activations: Activations, block: Block, calls: RecordedCalls, adapter: ModelAdapter
-    ) -> dict[str, int]:
-        """Set the ranges of a block's activations; return their bits by name."""
 
-        def run(indices: Tensor) -> None:
-            output = calls.replay(block.module, indices, adapter.device)
-            if block.activation is not None:
-                block.activation(output)  # its output is a site of the block
+@dataclass(frozen=True)
+class _LayerJob:
+    """What is the same for all layers of one model."""
 
-        return {site.name: site.bits for site in activations.start(block.name, run, len(calls))}
+    settings: Solve
+    adapter: ModelAdapter
+    solver: Solver
+    grid: Grid
+    ranges: Ranges
+    activations: Activations | None
 
-    def _run(self, block: Block, calls: RecordedCalls, adapter: ModelAdapter) -> Tensor:
-        return calls.replay_all(block.module, self.batch_size, adapter.device)
+    def solve_block(self, work: BlockAtWork) -> tuple[dict[str, QuantizedTensor], BlockReport]:
+        """Return the integers of a block's layers, solved on its plain calls, and the report."""
+        watch = Stopwatch(self.adapter.device)
+        block, found = work.block, list[Solution]()
+        for layers in self._solved_at_once(block, work.plain):
+            hessians = Hessians(layers)
+            with hessians.collecting():
+                batch_size, device = self.settings.batch_size, self.adapter.device
+                for _ in work.plain.replay_each(block.module, batch_size, device):
+                    pass
+            found += [
+                solve_layer(layer, hessians, self.solver, self.grid, self.ranges)
+                for layer in layers
+            ]
+        bits = {layer.name: layer.grid(self.grid).bits for layer in block.layers}
+        report = watch.report(
+            block.name,
+            bits | self._init_activation_ranges(work),
+            sum(solution.objectives[0] for solution in found),
+            sum(solution.objectives[-1] for solution in found),
+            sum((solution.cost for solution in found), Cost()),
+            {solution.layer: thin(solution.objectives) for solution in found},
+        )
+        return {solution.layer: solution.integers for solution in found}, report
 
-    def _sets(self, block: Block, calls: RecordedCalls, adapter: ModelAdapter) -> list[list[Layer]]:
-        """Return the layers that are solved at once: those that take the same tensor."""
-        if not self.sequential:
+    def _solved_at_once(self, block: Block, calls: RecordedCalls) -> list[list[Layer]]:
+        """Return the layers in sets of those that take the same tensor."""
+        if not self.settings.sequential:
             return [list(block.layers)]
         layers = {layer.module: layer for layer in block.layers}
         first = torch.arange(1)
         _, together = layers_sharing_input(
-            layers, lambda: calls.replay(block.module, first, adapter.device)
+            layers, lambda: calls.replay(block.module, first, self.adapter.device)
         )
         return [[layers[module] for module in modules] for modules in together]
 
+    def _init_activation_ranges(self, work: BlockAtWork) -> dict[str, int]:
+        """Set the ranges of a block's activations; return their bits by name."""
+        if self.activations is None:
+            return {}
+        block, calls = work.block, work.quantized
 
-@dataclass(frozen=True)
-class Solution:
-    """One solved layer.
+        def run(indices: Tensor) -> None:
+            output = calls.replay(block.module, indices, self.adapter.device)
+            if block.activation is not None:
+                block.activation(output)  # its output is a site of the block
 
-    Attributes:
-        objectives: mean squared error of an output, summed over outputs: of round-to-nearest on
-            the same scales, where the search starts and after each step, and of the integers.
-    """
-
-    layer: str
-    integers: QuantizedTensor
-    objectives: list[float]
-    cost: Cost
-
-
-def solve(layer: Layer, hessians: Hessians, solver: Solver, grid: Grid, ranges: Ranges) -> Solution:
-    """Write layer's quantized weight and return what was found."""
-    own, weight = layer.grid(grid), output_first(layer.module, layer.module.weight)  # type: ignore[arg-type]
-    flat = weight.detach().flatten(1).contiguous()
-    hessian = hessians.of(layer)
-    steps: list[float] = []
-    try:
-        found = solver.quantize(flat, hessian, own, ranges, steps.append)
-    except ValueError as error:
-        raise ValueError(f"layer {layer.name}: {error}") from error
-    codes = own.encode(own.granularity.group(flat), found.scale, found.zero_point)
-    nearest = QuantizedTensor(codes.view(flat.shape), found.scale, found.zero_point, own)
-    ends = [objective(flat, q.dequantize(), hessian).sum().item() for q in (nearest, found)]
-    integers = QuantizedTensor(found.codes.view(weight.shape), found.scale, found.zero_point, own)
-    bake(layer, integers)
-    cost = solver.cost(len(flat), flat.shape[1], len(steps))
-    cost += Cost(flops=hessians.flops(layer))
-    return Solution(layer.name, integers, [ends[0], *steps, ends[1]], cost)
+        sites = self.activations.start(block.name, run, len(calls))
+        return {site.name: site.bits for site in sites}

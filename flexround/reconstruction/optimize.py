@@ -1,4 +1,4 @@
-"""The iterations of one unit: draw a batch, take a step, tell how far it is."""
+"""Iterations of one unit: draw a mini-batch, take a step, tell how far it is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def scheduled(optimizer: torch.optim.Optimizer, schedule: Schedule, iters: int) 
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iters)
 
 
-def step_optimizer(sizes: Sequence[torch.nn.Parameter], lr: float, iters: int) -> Scheduled:
+def step_size_optimizer(sizes: Sequence[torch.nn.Parameter], lr: float, iters: int) -> Scheduled:
     """Return Adam over activations' step sizes, its rate taken down to 0 by a cosine."""
     return scheduled(torch.optim.Adam(list(sizes), lr=lr, fused=True), "cosine", iters)
 

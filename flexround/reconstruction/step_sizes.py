@@ -1,4 +1,4 @@
-"""The second pass over a model whose weights are done: its activations' step sizes.
+"""Second pass over a model whose weights are done: the step sizes of its activations.
 
 BRECQ (arXiv 2102.05426) learns them block by block after all weights, by the L_2.4 error against
 the full-precision block on the full-precision stream. The student sees the quantized prefix as it
@@ -8,90 +8,92 @@ does at evaluation, weights and activations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 from torch import Tensor
 
-from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
+from flexround.activations.quantizers import ActivationQuantizer
 from flexround.calibration.calls import RecordedCalls
 from flexround.cost import Cost
-from flexround.reconstruction.optimize import UnitOptimizer, step_optimizer
+from flexround.reconstruction.block_walk import BlockAtWork, Walk, block_walk
+from flexround.reconstruction.job import UnitJob
+from flexround.reconstruction.optimize import UnitOptimizer, step_size_optimizer
 from flexround.reconstruction.report import Curve, Stopwatch
-from flexround.reconstruction.unit import Unit, UnitJob
+from flexround.reconstruction.unit import Unit, units_of
 from flexround.structure import Block
 
 POWER = 2.4
 
 
-def learn_step_sizes(
-    job: UnitJob,
-    blocks: Sequence[Block],
-    teachers: Sequence[Block],
-    calibration: Sequence[Any],
-    targets: FullPrecisionOutputs,
-    streams: ActivationCache,
-) -> None:
-    """Set every block's activation ranges, and learn them where the setting does.
+def learn_step_sizes(job: UnitJob, walk: Walk) -> None:
+    """Set every block's activation ranges, and learn their step sizes where the settings say so.
 
-    teachers are the full-precision blocks; blocks hold the quantized weights.
+    walk is over blocks whose weights are quantized, with the full-precision ones as teachers.
     """
     assert job.activations is not None, "there are activations to quantize"
-    recon, adapter = job.recon, job.adapter
-    iters = recon.act_iters if recon.act_steps == "after" and job.learns else 0
+    iters = 0
+    if job.settings.act_steps == "after" and job.learns:
+        iters = job.settings.act_iters
+    blocks = job.adapter.blocks()
     for callback in job.callbacks:
         callback.begin([_name(block) for block in blocks if job.activations.of(block.name)], iters)
-    fp = quant = adapter.record_calls(calibration, streams)
-    for index, (block, teacher) in enumerate(zip(blocks, teachers, strict=True)):
-        with adapter.on_device(block), adapter.on_device(teacher):
-            fp_outputs = targets.get(index, partial(job.replay_all, teacher.module, fp))
-            fp_outputs = fp_outputs.to(fp.inputs.device)
-            sites = job.activations.of(block.name)
-            if sites and job.restore(_name(block), (), sites) is None:
-                _learn_block(job, block, quant, fp_outputs, iters)
-            if index + 1 < len(blocks):
-                fp = fp.with_inputs(adapter.advance(index, fp_outputs, streams))
-                with job.activations.on():
-                    outputs = job.replay_all(block.module, quant)
-                    quant = quant.with_inputs(adapter.advance(index, outputs, streams))
+    for at_work in block_walk(walk):
+        with at_work as work:
+            activations = job.activations.of(work.block.name)
+            if activations and job.restore(_name(work.block), (), activations) is None:
+                _learn_block(job, work, iters)
 
 
 def _name(block: Block) -> str:
     return f"{block.name} activations"
 
 
-def _learn_block(
-    job: UnitJob, block: Block, quant: RecordedCalls, outputs: Tensor, iters: int
-) -> None:
+def _learn_block(job: UnitJob, work: BlockAtWork, iters: int) -> None:
+    """Set the ranges of a block's activations, learn their step sizes, and report."""
     assert job.activations is not None, "there are activations to quantize"
-    watch = Stopwatch(job.adapter.device)
-    unit = Unit(block.name, block.module, block.layers, block.activation)
-    targets = unit.all_outputs(outputs, quant.streams)
-    quantizers = job.init_activation_ranges(unit, quant)
-    on = job.activations.on
-    with on():
-        before = job.error(unit, quant, targets)
-    sizes = [step for quantizer in quantizers for step in quantizer.parameters_to_learn()]
+    assert work.outputs is not None, "the walk gives the full-precision outputs"
+    watch, name = Stopwatch(job.adapter.device), _name(work.block)
+    (unit,) = units_of(work.block, "block")
+    targets = unit.all_outputs(work.outputs, work.quantized.cache)
+    activations = job.init_activation_ranges(unit, work.quantized)
+    with job.activations.on():
+        before = job.error(unit, work.quantized, targets)
     cost, curve = Cost(), Curve()
-    if iters and sizes:
+    if iters:
+        cost, curve = _learn(job, unit, activations, work.quantized, targets)
+    with job.activations.on():
+        after = job.error(unit, work.quantized, targets)
+    bits = {activation.name: activation.bits for activation in activations}
+    report = watch.report(name, bits, before, after, cost, curve=curve)
+    job.save(name, report, {}, activations)
 
-        def losses(batch: Tensor, _: float) -> tuple[Tensor, Tensor]:
-            with on(), job.products():
-                output = unit.output(quant.replay(unit.module, batch, job.adapter.device))
-            error = job.loss(output.float(), targets, batch, POWER)
-            return error, error
 
-        def after_step() -> None:
-            for quantizer in quantizers:
-                quantizer.after_step()
+def _learn(
+    job: UnitJob,
+    unit: Unit,
+    activations: Sequence[ActivationQuantizer],
+    inputs: RecordedCalls,
+    targets: Tensor,
+) -> tuple[Cost, Curve]:
+    """Run the iterations of one block's step sizes; return their cost and the curve of the loss."""
+    settings, sizes = job.settings, [s for a in activations for s in a.parameters_to_learn()]
+    if not sizes:
+        return Cost(), Curve()
+    assert job.activations is not None, "there are activations to quantize"
+    on = job.activations.on
 
-        optimizers = [step_optimizer(sizes, job.recon.act_lr, iters)]
-        optimizer_loop = UnitOptimizer(
-            _name(block), iters, job.recon.batch_size, job.generator, job.callbacks
-        )
-        cost, curve = optimizer_loop.run(len(targets), losses, optimizers, after_step)
-    with on():
-        after = job.error(unit, quant, targets)
-    bits = {quantizer.name: quantizer.bits for quantizer in quantizers}
-    report = watch.report(_name(block), bits, before, after, cost, curve=curve)
-    job.save(_name(block), report, {}, quantizers)
+    def losses(batch: Tensor, _: float) -> tuple[Tensor, Tensor]:
+        with on(), job.products():
+            output = unit.output(inputs.replay(unit.module, batch, job.adapter.device))
+        error = job.loss(output.float(), targets, batch, POWER)
+        return error, error
+
+    def after_step() -> None:
+        for activation in activations:
+            activation.after_step()
+
+    iterations = UnitOptimizer(
+        f"{unit.name} activations", settings.act_iters, settings.batch_size, job.generator,
+        job.callbacks,
+    )  # fmt: skip
+    optimizers = [step_size_optimizer(sizes, settings.act_lr, settings.act_iters)]
+    return iterations.run(len(targets), losses, optimizers, after_step)

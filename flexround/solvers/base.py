@@ -1,15 +1,19 @@
-"""The contract of a solver: one weight rounded against its Hessian."""
+"""Contract of a solver, which rounds one weight against its Hessian, and a layer solved by one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from flexround.attach import bake
 from flexround.cost import Cost
 from flexround.grid import Grid, QuantizedTensor
 from flexround.ranges import Ranges
+from flexround.solvers.hessian import Hessians, objective
+from flexround.structure import Layer, output_first
 
 
 class Solver(Protocol):
@@ -36,3 +40,45 @@ class Solver(Protocol):
         watch is told the objective where the search starts and after each of its steps.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One solved layer.
+
+    Attributes:
+        objectives: mean squared error of an output, summed over outputs: of round-to-nearest on
+            the same scales, where the search starts and after each step, and of the integers.
+    """
+
+    layer: str
+    integers: QuantizedTensor
+    objectives: list[float]
+    cost: Cost
+
+
+def solve_layer(
+    layer: Layer, hessians: Hessians, solver: Solver, grid: Grid, ranges: Ranges
+) -> Solution:
+    """Write layer's quantized weight and return what was found.
+
+    Raises:
+        ValueError: when the layer can't be solved; names it.
+    """
+    own = layer.grid(grid)
+    weight = output_first(layer.module, cast(nn.Parameter, layer.module.weight))
+    flat = weight.detach().flatten(1).contiguous()
+    hessian = hessians.of(layer)
+    steps: list[float] = []
+    try:
+        found = solver.quantize(flat, hessian, own, ranges, steps.append)
+    except ValueError as error:
+        raise ValueError(f"layer {layer.name}: {error}") from error
+    codes = own.encode(own.granularity.group(flat), found.scale, found.zero_point)
+    nearest = QuantizedTensor(codes.view(flat.shape), found.scale, found.zero_point, own)
+    ends = [objective(flat, q.dequantize(), hessian).sum().item() for q in (nearest, found)]
+    integers = QuantizedTensor(found.codes.view(weight.shape), found.scale, found.zero_point, own)
+    bake(layer, integers)
+    cost = solver.cost(len(flat), flat.shape[1], len(steps))
+    cost += Cost(flops=hessians.flops(layer))
+    return Solution(layer.name, integers, [ends[0], *steps, ends[1]], cost)

@@ -93,8 +93,8 @@ def shared(cache, model, batch_size=8):
 
 def test_targets_are_the_same_and_computed_once(tmp_path):
     cache, outputs = Cache(tmp_path, 1), torch.randn(4, 3)
-    assert torch.equal(shared(cache, adapter()).targets().get(0, lambda: outputs), outputs)
-    assert torch.equal(shared(cache, adapter()).targets().get(0, never), outputs)
+    assert torch.equal(shared(cache, adapter()).outputs().get(0, lambda: outputs), outputs)
+    assert torch.equal(shared(cache, adapter()).outputs().get(0, never), outputs)
 
 
 def test_targets_of_another_network_batch_or_block_are_others(tmp_path):
@@ -105,7 +105,7 @@ def test_targets_of_another_network_batch_or_block_are_others(tmp_path):
             made.append(1)
             return torch.zeros(1)
 
-        shared(cache, model, batch_size).targets().get(block, make)
+        shared(cache, model, batch_size).outputs().get(block, make)
 
     changed = adapter()
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_targets_of_another_network_batch_or_block_are_others(tmp_path):
 
 def test_targets_that_would_fill_the_cache_are_not_kept(tmp_path):
     cache = Cache(tmp_path, 1e-6)  # about a kilobyte
-    targets = shared(cache, adapter()).targets()
+    targets = shared(cache, adapter()).outputs()
     large = torch.zeros(1000)
     for block in range(3):
         assert targets.get(block, lambda: large) is large

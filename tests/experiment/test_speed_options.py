@@ -13,7 +13,7 @@ from flexround.kernels.chunking import check_compiler, compiling
 from flexround.reconstruction.callbacks import ReportLog
 from flexround.reconstruction.precision import check_precision, products
 from tests.flexround.quantizers.methods import LAYERS, METHODS, shaken, weight_of
-from tests.flexround.quantizers.test_formulas import RANGES, passes
+from tests.flexround.quantizers.test_reference import RANGES, passes
 from tests.flexround.reconstruction.test_reconstruction import SETTING, quantize
 
 CPU = torch.device("cpu")

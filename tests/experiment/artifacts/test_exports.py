@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiment.artifacts import rebuild
+import artifact
 from flexround.activations.quantizers import DynamicPerToken, StaticPerTensor
 from flexround.artifact.artifact import take
 from flexround.artifact.exports import compressed_tensors, gptq
@@ -234,8 +234,8 @@ def test_the_command_line_exports(cli, results_dir, tmp_path, capsys):
     (folder,) = (results_dir / "artifacts").iterdir()
     for name in ("compressed-tensors", "gptq"):
         command = ["export", str(folder), "--to", name, "--out", str(tmp_path / name)]
-        assert rebuild.main(command) == 0
+        assert artifact.main(command) == 0
         assert (tmp_path / name / "tokenizer.json").is_file()
         capsys.readouterr()
-        assert rebuild.main(command) == 1
+        assert artifact.main(command) == 1
         assert capsys.readouterr().err.startswith(f"error: --out {tmp_path / name} exists")

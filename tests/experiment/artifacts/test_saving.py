@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import artifact
 import experiment.artifacts.save
 from experiment.artifacts import rebuild
 from experiment.artifacts.provenance import record_of
@@ -29,7 +30,7 @@ def tool(capsys):
 
     def call(*args):
         capsys.readouterr()
-        status = rebuild.main([str(a) for a in args])
+        status = artifact.main([str(a) for a in args])
         return (status, *capsys.readouterr())
 
     return call

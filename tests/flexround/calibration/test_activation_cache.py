@@ -49,7 +49,7 @@ def quantize(case, held=None):
     target = adapter()
     codes = setting(
         target, calibration(), quantizer=method, grid=GRID, ranges=RANGES, activation=activation,
-        generator=torch.Generator().manual_seed(0), streams=held,
+        generator=torch.Generator().manual_seed(0), cache=held,
     )  # fmt: skip
     with torch.no_grad():
         return codes, target.forward(calibration()[0])
@@ -74,7 +74,7 @@ class Counting(DiskTensors):
     def write(self, parts):
         """Count and put."""
         self.puts += 1
-        return super().put(parts)
+        return super().write(parts)
 
 
 def test_only_what_does_not_fit_goes_to_disk(tmp_path):
@@ -90,7 +90,7 @@ def test_only_what_does_not_fit_goes_to_disk(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
 def test_a_spilled_tensor_is_the_tensor(tmp_path, dtype):
     parts = [torch.randn(n, 3, 2).to(dtype) for n in (2, 1, 4)]
-    found = DiskTensors(tmp_path).put(iter(parts))
+    found = DiskTensors(tmp_path).write(iter(parts))
     assert found.dtype == dtype
     assert torch.equal(found, torch.cat(parts))
     assert list(tmp_path.iterdir()) == []  # while it is in use
@@ -102,7 +102,7 @@ def test_a_run_that_fails_leaves_no_file(tmp_path):
         setting(
             adapter(), calibration(), quantizer=METHODS["flexround"], grid=GRID, ranges=RANGES,
             generator=torch.Generator().manual_seed(0),
-            streams=ActivationCache(limit_gib=0, spill=DiskTensors(tmp_path)),
+            cache=ActivationCache(limit_gib=0, spill=DiskTensors(tmp_path)),
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
@@ -110,7 +110,7 @@ def test_a_run_that_fails_leaves_no_file(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_off_by_half_an_epsilon_at_most(dtype):
     values = torch.randn(64, 33, generator=torch.Generator().manual_seed(0))
-    held = ActivationCache(dtype).gather(values.split(10))
+    held = ActivationCache(dtype).store(values.split(10))
     assert held.dtype == dtype
     off = (rows(held, torch.arange(64), CPU) - values).abs()
     assert off.max() > 0
@@ -129,13 +129,13 @@ def test_half_precision_barely_moves_the_results(case, dtype):
 
 def test_what_float16_can_not_hold_is_refused():
     with pytest.raises(ValueError, match=r"ends at 65504, an activation is 7e\+04; give bfloat16"):
-        ActivationCache(torch.float16).gather([torch.tensor([1.0, 7e4])])
+        ActivationCache(torch.float16).store([torch.tensor([1.0, 7e4])])
 
 
 def test_a_folder_without_rights_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"spill_dir=.*file/in: Not a directory; give a folder"):
-        DiskTensors(tmp_path / "file" / "in").check()
+        DiskTensors(tmp_path / "file" / "in").check_writable()
 
 
 def test_a_folder_without_room_is_named(tmp_path):
@@ -144,7 +144,7 @@ def test_a_folder_without_room_is_named(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
         with pytest.raises(ValueError, match=r"spill_dir=.*: File too large; give a folder with"):
-            DiskTensors(tmp_path).put([torch.zeros(100), torch.zeros(1000)])
+            DiskTensors(tmp_path).write([torch.zeros(100), torch.zeros(1000)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)

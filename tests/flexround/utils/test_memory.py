@@ -75,7 +75,7 @@ def test_a_solvers_block_is_named_too(monkeypatch):
     def short(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr("flexround.reconstruction.layerwise.solve", short)
+    monkeypatch.setattr("flexround.reconstruction.layerwise.solve_layer", short)
     with pytest.raises(ValueError, match=r"^block 0: out of memory \(.* GiB were free"):
         Solve(8, sequential=True)(
             adapter(), calibration(), quantizer=CYCLIC, grid=GRID, ranges=RANGES,
@@ -101,7 +101,7 @@ def test_a_record_tells_of_it(cli, monkeypatch):
     def short(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("flexround.reconstruction.unit.attach", short)
+    monkeypatch.setattr("flexround.reconstruction.learning.attach", short)
     outcome = cli("model=tiny_llama", "quant=rtn", "num_samples=8", "task.seq_len=16")
     assert outcome.status == 1
     assert outcome.err.count("error:") == 1

@@ -126,12 +126,12 @@ def test_bits_of_activations_are_ticks_or_where_those_can_not_tell_labels():
 def test_a_label_names_what_tells_runs_apart_and_no_more():
     """A stem that follows the width, and a setting that follows the stem, would break the line."""
     runs = [
-        with_activations(b, b, 90.0, act_stem_bits=stem, recon={"steps": steps})
+        with_activations(b, b, 90.0, act_stem_bits=stem, recon={"act_steps": steps})
         for b in (3, 4)
         for stem, steps in ((8, "after"), (b, "together"))
     ]
     (ax,) = only(figures("bits", runs)).axes
-    assert list(drawn(ax))[:2] == ["flexround, steps after", "flexround, steps together"]
+    assert list(drawn(ax))[:2] == ["flexround, act_steps after", "flexround, act_steps together"]
     (ax,) = only(figures("bits", runs, by=["act_stem_bits"])).axes
     assert list(drawn(ax))[:2] == ["flexround, act_stem_bits 8", "flexround, act_stem_bits = bits"]
 

@@ -179,7 +179,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys, args, mess
 
 
 def activations(act_bits, steps, value, started):
-    settings = {"bits": 4, "seed": 0, "act_bits": act_bits, "recon": {"steps": steps}}
+    settings = {"bits": 4, "seed": 0, "act_bits": act_bits, "recon": {"act_steps": steps}}
     return record(f"a{started}", value, settings=settings, started=started)
 
 

@@ -1,0 +1,77 @@
+"""Execution of one run: build, quantize, evaluate, record.
+
+Everything heavy is imported here, so that a command line that computes nothing stays quick.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from experiment.build import build, validate
+from experiment.device import device_name
+from experiment.full_precision import FullPrecision
+from experiment.job import Job
+from experiment.progress import ProgressBar
+from experiment.resources import Resources
+from flexround.grid import Grid
+from flexround.reconstruction.callbacks import ReportLog
+from results.records.record import Record
+
+
+def execute(job: Job) -> Record:
+    """Compute the run and return its record, which is written whatever happens.
+
+    Raises:
+        ValueError: what the user can mend.
+    """
+    cfg = job.cfg
+    validate(cfg)
+    task, model, recon = build(cfg.task), build(cfg.model), build(cfg.recon)
+    grid = Grid(cfg.bits, cfg.symmetric, build(cfg.granularity))
+    quantizer, ranges, activation = build(cfg.quant), build(cfg.ranges), build(cfg.activation)
+    recon.check_method(quantizer, grid)
+    with job.recording() as draft:
+        log, bar, logger = ReportLog(), ProgressBar(cfg.progress), build(cfg.logger)
+        draft.watch(task, log, logger)
+        own = Resources.of(job)
+        draft.device = device_name(own.device)
+
+        offload = own.activations if cfg.offload else None
+        adapter = model.adapter(task, cfg.checkpoint, own.device, offload)
+        calibration = task.calibration(cfg.num_samples, cfg.seed)
+        job.check_unchanged()
+        checked = recon.check(adapter, calibration, grid, quantizer, activation)
+
+        full_precision = FullPrecision(
+            own.shared, adapter, calibration, recon.batch_size, cfg.stream_dtype
+        )
+        draft.fp_metrics = full_precision.metrics(task, job.settings)
+        task.check_full_precision(draft.fp_metrics)
+
+        with bar:
+            integers = recon(
+                adapter,
+                calibration,
+                quantizer=quantizer,
+                grid=grid,
+                ranges=ranges,
+                activation=activation,
+                generator=torch.Generator().manual_seed(cfg.seed),
+                callbacks=[c for c in (log, bar, logger) if c is not None],
+                checkpoints=own.checkpoints,
+                full_precision=full_precision.outputs(),
+                cache=own.activations,
+                checked=checked,
+            )
+        draft.metrics, draft.outcomes = task.evaluate(adapter), task.outcomes
+        job.check_unchanged()
+        if cfg.save:
+            from experiment.artifacts.save import save  # with it comes pandas
+
+            folder = job.store.artifact(job.run_id)
+            draft.save = partial(save, folder, task, adapter, integers, full_precision.network)
+    own.checkpoints.clear()
+    assert draft.record is not None, "a run that ends well has its record"
+    return draft.record

@@ -1,0 +1,71 @@
+"""What a run works with, made once: device, calibration activations, checkpoints, shared cache."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from experiment.device import device_of
+from experiment.identity import FULL_STREAMS
+from experiment.job import Job
+from experiment.recorder import commit
+from experiment.shared_cache import Cache
+from flexround.calibration.activation_cache import ActivationCache
+from flexround.calibration.disk_tensors import DiskTensors
+from flexround.reconstruction.checkpoints import FileCheckpoints
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The resources of one run.
+
+    Attributes:
+        activations: how the activations of the calibration set are held.
+        checkpoints: the finished units of this run, which serve a later attempt at it.
+        shared: full-precision values and outputs that runs share.
+    """
+
+    device: torch.device
+    activations: ActivationCache
+    checkpoints: FileCheckpoints
+    shared: Cache
+
+    @classmethod
+    def of(cls, job: Job) -> Resources:
+        """Return the resources of job.
+
+        Raises:
+            ValueError: when the machine lacks the device, or activations are to be spilled to a
+                folder that can't be written.
+        """
+        device = device_of(job.cfg.device)
+        shared = Cache(Path(job.cfg.cache_dir, "shared"), job.cfg.cache_gib)
+        return cls(device, _activations(job), _checkpoints(job, device), shared)
+
+
+def _activations(job: Job) -> ActivationCache:
+    name, limit = job.cfg.stream_dtype, job.cfg.stream_gib
+    dtype = None if name == FULL_STREAMS else getattr(torch, name)
+    disk = DiskTensors(job.cfg.spill_dir)
+    if limit is not None or job.cfg.offload:
+        disk.check_writable()
+    return ActivationCache(dtype, math.inf if limit is None else limit, disk)
+
+
+def _checkpoints(job: Job, device: torch.device) -> FileCheckpoints:
+    """Return what keeps the finished units of job.
+
+    They serve a later attempt at the same computation: of the same record that rerun=true is to
+    replace, by the same code and torch, on the same kind of device.
+    """
+    key = {
+        "replaces": job.store.replaced(job.run_id),
+        "commit": commit(),
+        "torch": torch.__version__,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+    return FileCheckpoints(job.store.unfinished(job.run_id), key)

@@ -1,0 +1,140 @@
+"""Fixed parts of a reconstruction while it walks one model, and the passes that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flexround.activations.hooks import Activations
+from flexround.activations.quantizers import ActivationQuantizer
+from flexround.calibration.activation_cache import rows
+from flexround.calibration.calls import RecordedCalls
+from flexround.grid import Grid, QuantizedTensor
+from flexround.kernels.qdrop import mix
+from flexround.models.base import ModelAdapter
+from flexround.quantizers.base import QuantizerFactory
+from flexround.ranges import Ranges
+from flexround.reconstruction.callbacks import Callback
+from flexround.reconstruction.checkpoints import Checkpoints, pack, unpack
+from flexround.reconstruction.precision import products
+from flexround.reconstruction.report import BlockReport
+from flexround.reconstruction.settings import Settings
+from flexround.reconstruction.unit import Unit, reconstruction_loss
+from flexround.structure import Layer
+
+
+@dataclass(frozen=True)
+class UnitJob:
+    """What is the same for all units of one model.
+
+    Attributes:
+        generator: draws the mini-batches.
+        mask: which positions count in the loss, [samples, ...], or None where all do.
+        activations: the quantizers of the activations, or None where they stay as they are.
+        drop_generator: decides, on the device, which elements stay quantized.
+        learns: whether the method learns anything; nor does a run of round-to-nearest learn step
+            sizes.
+        checkpoints: keeps the finished units.
+    """
+
+    settings: Settings
+    adapter: ModelAdapter
+    quantizer: QuantizerFactory
+    grid: Grid
+    ranges: Ranges
+    generator: torch.Generator
+    callbacks: Sequence[Callback]
+    mask: Tensor | None
+    activations: Activations | None
+    drop_generator: torch.Generator
+    learns: bool
+    checkpoints: Checkpoints
+
+    @property
+    def learns_activations(self) -> bool:
+        """Whether the student's activations are quantized while its weights are learned."""
+        return self.activations is not None and self.settings.act_steps == "together"
+
+    def quantized_activations(self, quant_prob: float = 1.0) -> AbstractContextManager[None]:
+        """Return the context in which the student runs while its weights are learned."""
+        if not self.learns_activations:
+            return nullcontext()
+        assert self.activations is not None, "learns_activations says so"
+        return self.activations.on(quant_prob)
+
+    def products(self) -> AbstractContextManager[None]:
+        """Return the context in which an iteration's matrix products run."""
+        return products(self.settings.precision, self.adapter.device)
+
+    def student_inputs(
+        self, batch: Tensor, plain: RecordedCalls, quantized: RecordedCalls
+    ) -> Tensor:
+        """Return what the student sees of the samples at batch [batch], on the device."""
+        device, kind = self.adapter.device, self.settings.inputs
+        if kind != "mixed":
+            return rows((plain if kind == "fp" else quantized).inputs, batch, device)
+        both = (rows(quantized.inputs, batch, device), rows(plain.inputs, batch, device))
+        return mix(*both, self.settings.quant_prob, self.drop_generator)
+
+    def loss(self, output: Tensor, targets: Tensor, batch: Tensor, power: float = 2.0) -> Tensor:
+        """Return the reconstruction loss of the samples at batch, [batch]."""
+        device, dim = self.adapter.device, self.adapter.channel_dim
+        mask = None if self.mask is None else self.mask[batch].to(device)
+        return reconstruction_loss(output, rows(targets, batch, device), dim, mask, power)
+
+    @torch.no_grad()
+    def error(self, unit: Unit, inputs: RecordedCalls, targets: Tensor) -> float:
+        """Return the reconstruction loss over the whole calibration set, batch by batch."""
+        total, positions = 0.0, 0
+        for batch in torch.arange(len(inputs)).split(self.settings.batch_size):
+            output = unit.output(inputs.replay(unit.module, batch, self.adapter.device))
+            if self.mask is None:
+                count = output.numel() // output.shape[self.adapter.channel_dim]
+            else:
+                count = int(self.mask[batch].sum())
+            total += self.loss(output, targets, batch).item() * count
+            positions += count
+        return total / positions
+
+    def init_activation_ranges(
+        self, unit: Unit, inputs: RecordedCalls
+    ) -> list[ActivationQuantizer]:
+        """Set the ranges of a block's activations on calibration samples; return its quantizers."""
+        assert self.activations is not None, "there are activations to quantize"
+
+        def run(indices: Tensor) -> None:
+            unit.output(inputs.replay(unit.module, indices, self.adapter.device))
+
+        return self.activations.start(unit.name, run, len(inputs))
+
+    def save(
+        self,
+        name: str,
+        report: BlockReport,
+        integers: dict[str, QuantizedTensor],
+        activations: Sequence[ActivationQuantizer],
+    ) -> None:
+        """Keep the finished unit called name and tell the callbacks."""
+        generators = [self.generator, self.drop_generator]
+        self.checkpoints.save(name, pack(report, integers, activations, generators))
+        self.notify(report)
+
+    def restore(
+        self, name: str, layers: Sequence[Layer], activations: Sequence[ActivationQuantizer]
+    ) -> dict[str, QuantizedTensor] | None:
+        """Put back what `save` kept of the unit called name; None where it kept nothing."""
+        saved = self.checkpoints.find(name)
+        if saved is None:
+            return None
+        self.notify(saved.report)
+        generators = [self.generator, self.drop_generator]
+        return unpack(saved, layers, self.grid, activations, generators)
+
+    def notify(self, report: BlockReport) -> None:
+        """Tell the callbacks of a finished unit."""
+        for callback in self.callbacks:
+            callback.end_block(report)

@@ -1,0 +1,164 @@
+"""Learning of one unit: its quantizers attached, optimised against full precision, and baked in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flexround.activations.quantizers import ActivationQuantizer
+from flexround.attach import attach, freeze
+from flexround.calibration.calls import RecordedCalls, record_calls
+from flexround.cost import Cost
+from flexround.grid import QuantizedTensor
+from flexround.kernels.chunking import compiling
+from flexround.quantizers.base import WeightQuantizer
+from flexround.reconstruction.block_walk import BlockAtWork
+from flexround.reconstruction.job import UnitJob
+from flexround.reconstruction.optimize import (
+    BestParameters,
+    Scheduled,
+    UnitOptimizer,
+    scheduled,
+    step_size_optimizer,
+)
+from flexround.reconstruction.report import Curve, Stopwatch
+from flexround.reconstruction.unit import Unit
+
+
+def quantize_unit(job: UnitJob, unit: Unit, work: BlockAtWork) -> dict[str, QuantizedTensor]:
+    """Return the integers of a unit of the block at work, its weights baked in.
+
+    Those of a unit that an earlier attempt has finished are put back instead.
+    """
+    activations: list[ActivationQuantizer] = []
+    if job.learns_activations:
+        assert job.activations is not None, "learns_activations says so"
+        activations = job.activations.of(unit.name)
+    found = job.restore(unit.name, unit.layers, activations)
+    return found if found is not None else _reconstruct(job, unit, *_inside(job, unit, work))
+
+
+def _inside(
+    job: UnitJob, unit: Unit, work: BlockAtWork
+) -> tuple[RecordedCalls, RecordedCalls, Tensor]:
+    """Return unit's calls on both streams, and its full-precision targets [samples, ...]."""
+    plain, quantized, outputs = work.plain, work.quantized, work.outputs
+    assert outputs is not None, "the walk gives the full-precision outputs"
+    block = work.block.module
+    if unit.module is not block:
+        path = next(name for name, module in block.named_modules() if module is unit.module)
+        source = work.teacher.module.get_submodule(path)
+        quantized = _calls_inside(job, block, unit.module, quantized)
+        plain = _calls_inside(job, work.teacher.module, source, plain)
+        outputs = plain.replay_all(source, job.settings.batch_size, job.adapter.device)
+    return plain, quantized, unit.all_outputs(outputs, quantized.cache)
+
+
+def _calls_inside(
+    job: UnitJob, block: nn.Module, layer: nn.Module, calls: RecordedCalls
+) -> RecordedCalls:
+    """Return the calls that layer receives while block is replayed on calls."""
+    indices = torch.arange(len(calls)).split(job.settings.batch_size)
+    device = job.adapter.device
+    inside = record_calls(layer, lambda p: calls.replay(block, p, device), indices, calls.cache)
+    if len(inside) != len(calls):
+        raise ValueError(
+            "recon.unit=layer: this model folds samples together inside of a layer "
+            f"({len(calls)} samples are {len(inside)} there); give recon.unit=block"
+        )
+    return inside
+
+
+def _reconstruct(
+    job: UnitJob, unit: Unit, plain: RecordedCalls, quantized: RecordedCalls, targets: Tensor
+) -> dict[str, QuantizedTensor]:
+    """Optimise the unit's quantizers, bake the weights in, and report."""
+    watch = Stopwatch(job.adapter.device)
+    quantizers = attach(unit.layers, job.quantizer, job.grid, job.ranges)
+    for quantizer in quantizers:
+        quantizer.hard = True
+    activations = job.init_activation_ranges(unit, quantized) if job.learns_activations else []
+    inputs = plain if job.settings.inputs == "fp" else quantized
+    with job.quantized_activations():
+        error_before = job.error(unit, inputs, targets)
+    for quantizer in quantizers:
+        quantizer.hard = False
+    cost, curve = Cost(), Curve()
+    if job.settings.iters and job.learns:
+        cost, curve = learn(job, unit, quantizers, activations, (plain, quantized), targets)
+    integers = freeze(unit.layers)
+    with job.quantized_activations():
+        error_after = job.error(unit, inputs, targets)
+    if not math.isfinite(error_after):
+        raise ValueError(f"block {unit.name}: its error is {error_after} once quantized")
+    bits = {layer.name: layer.grid(job.grid).bits for layer in unit.layers}
+    bits |= {activation.name: activation.bits for activation in activations}
+    report = watch.report(unit.name, bits, error_before, error_after, cost, curve=curve)
+    job.save(unit.name, report, integers, activations)
+    return integers
+
+
+def learn(
+    job: UnitJob,
+    unit: Unit,
+    quantizers: Sequence[WeightQuantizer],
+    activations: Sequence[ActivationQuantizer],
+    streams: tuple[RecordedCalls, RecordedCalls],
+    targets: Tensor,
+) -> tuple[Cost, Curve]:
+    """Run the iterations of one unit's weights, with its step sizes where they go together.
+
+    streams are (plain, quantized). Return what the iterations cost and the curve of the loss.
+
+    Raises:
+        ValueError: when the loss is not finite; names the unit.
+    """
+    settings, (plain, quantized) = job.settings, streams
+    optimizers, learned = _optimizers(job, quantizers, activations)
+    if not optimizers:
+        return Cost(), Curve()
+    best = BestParameters(learned) if settings.keep_best else None
+
+    def losses(batch: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+        inputs = job.student_inputs(batch, plain, quantized)
+        with job.quantized_activations(settings.quant_prob), job.products():
+            raw = quantized.replay(unit.module, batch, job.adapter.device, inputs)
+            output = unit.output(raw)
+        error = job.loss(output.float(), targets, batch)
+        loss = error
+        for quantizer in quantizers:
+            loss = loss + quantizer.regularizer(progress)
+        return error, loss
+
+    def after_step() -> None:
+        for quantizer in quantizers:
+            quantizer.after_step()
+        for activation in activations:
+            activation.after_step()
+
+    iterations = UnitOptimizer(
+        unit.name, settings.iters, settings.batch_size, job.generator, job.callbacks
+    )
+    with compiling(settings.compile):
+        return iterations.run(len(targets), losses, optimizers, after_step, best)
+
+
+def _optimizers(
+    job: UnitJob,
+    quantizers: Sequence[WeightQuantizer],
+    activations: Sequence[ActivationQuantizer],
+) -> tuple[list[Scheduled], list[nn.Parameter]]:
+    """Return the optimizers of weights and step sizes with their schedules, and all parameters."""
+    settings = job.settings
+    groups = [group for q in quantizers for group in q.param_groups(settings.lr)]
+    step_sizes = [size for a in activations for size in a.parameters_to_learn()]
+    optimizers = []
+    if groups:
+        own = quantizers[0].optimizer(groups)
+        optimizers.append(scheduled(own, settings.schedule, settings.iters))
+    if step_sizes:
+        optimizers.append(step_size_optimizer(step_sizes, settings.act_lr, settings.iters))
+    return optimizers, [p for group in groups for p in group["params"]] + step_sizes

@@ -1,0 +1,77 @@
+"""Settings of a reconstruction: what the YAML files of conf/recon choose."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from flexround.kernels.qdrop import RESOLUTION
+from flexround.reconstruction.optimize import Schedule
+from flexround.reconstruction.precision import Precision
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of the loop over units.
+
+    Attributes:
+        unit: block, or layer for AdaRound's original layer-wise setting.
+        iters: optimizer steps a unit; 0 leaves every quantizer where it starts.
+        lr: learning rate of the quantizers that do not bring their own.
+        batch_size: calibration samples a step, drawn without replacement within a step.
+        schedule: constant, or down to 0 by a cosine or a line.
+        inputs: quant feeds the student the quantized prefix's output, fp the full-precision one,
+            mixed each element of the first with probability quant_prob and of the second otherwise.
+        act_steps: when the step sizes of activations are learned: not at all (start), after all
+            weights as in BRECQ, or together with each block's weights as in QDrop.
+        act_lr: their learning rate, taken down to 0 by a cosine.
+        act_iters: their iterations where they are learned after the weights.
+        quant_prob: probability that an element stays quantized while learning, QDrop's 0.5; 1 is
+            all of them.
+        keep_best: end with the parameters of the mini-batch with the lowest error (SignRound).
+        precision: of the iterations' matrix products: float32, tf32 or bfloat16. Weights, rounding
+            and the loss stay float32, and so does everything outside of the iterations.
+        compile: fuse the methods' passes by torch.compile, which needs a compiler.
+    """
+
+    unit: Literal["block", "layer"]
+    iters: int
+    lr: float
+    batch_size: int
+    schedule: Schedule
+    inputs: Literal["quant", "fp", "mixed"]
+    act_steps: Literal["start", "after", "together"]
+    act_lr: float
+    act_iters: int
+    quant_prob: float
+    keep_best: bool
+    precision: Precision
+    compile: bool
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("unit", self.unit, ("block", "layer")),
+            ("schedule", self.schedule, ("constant", "cosine", "linear")),
+            ("inputs", self.inputs, ("quant", "fp", "mixed")),
+            ("act_steps", self.act_steps, ("start", "after", "together")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"recon.{name}={value}: give one of {', '.join(allowed)}")
+        for name, count in (("iters", self.iters), ("act_iters", self.act_iters)):
+            if count < 0:
+                raise ValueError(f"recon.{name}={count}: give 0 or more")
+        if self.batch_size < 1:
+            raise ValueError(f"recon.batch_size={self.batch_size}: give at least 1")
+        for name, rate in (("lr", self.lr), ("act_lr", self.act_lr)):
+            if not (rate > 0 and math.isfinite(rate)):
+                raise ValueError(f"recon.{name}={rate}: give a number above 0")
+        if not 1 / RESOLUTION <= self.quant_prob <= 1:
+            raise ValueError(
+                f"recon.quant_prob={self.quant_prob}: give 1/{RESOLUTION} to 1, which is all"
+            )
+        if self.act_steps == "together" and self.unit == "layer":
+            raise ValueError(
+                "recon.unit=layer with recon.act_steps=together: step sizes are learned a block at "
+                "a time; give recon.unit=block, or recon.act_steps=after"
+            )
