@@ -1,8 +1,9 @@
-"""One setting varied, all others held: a row for each set of held settings, a column a value.
+"""Ablation: one setting varied, all others held; a row for what is held, a column a value.
 
-Settings that the configuration changes along with the varied one (coupled_settings.py) are held
-where they were swept by themselves, that is where one value of the setting has several of theirs.
-Elsewhere they change with it, and what changed is named below the table.
+What is held is told by the records alone: the options and groups that their command lines gave, and
+whatever one value of the setting has several values of. Everything else that differs between two
+such runs follows from the varied setting (a learning rate tuned for a method, a size computed from
+another) or from a default that was another one then; it is named below the table.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import pandas as pd
 
 from results.records.record import Record
 from results.records.selection import facts, nearest
-from results.tables.coupled_settings import below, coupled_settings
 from results.tables.formats import PLUS_MINUS, latex, markdown
 from results.tables.leaderboard import CELL, SEEDS, TOLD_APART, mean_text, numbers
 
 ABSENT = object()
 Held = tuple[tuple[str, str], ...]
+# Where things lay; what lay there is in the settings, by its content.
+PLACES = ("data_dir", "calibration_dir", "imagenet_dir", "checkpoints_dir")
 Group = dict[Any, list[Record]]
 
 
@@ -104,19 +106,33 @@ def word(value: Any) -> str:
     )
 
 
+def by_hand(record: Record) -> dict[str, str]:
+    """Return what the command line of record gave, by name of the option or config group."""
+    given = [text.lstrip("+~").partition("=") for text in record.overrides or ()]
+    return {name.partition("@")[0]: value for name, _, value in given}
+
+
+def below(name: str, branches: Iterable[str]) -> bool:
+    """Return whether a dotted name is one of branches or lies below one."""
+    return any(f"{name}.".startswith(f"{branch}.") for branch in branches)
+
+
 def _groups(records: Sequence[Record], setting: str, by: Sequence[str]) -> dict[Held, Group]:
     """Return the runs by what is held, then by their value."""
-    along = coupled_settings(setting)
+    given = {name for r in records for name in by_hand(r)}.difference(PLACES) | {*by}
     alike: dict[Held, list[Record]] = {}
     for record in records:
         own = facts(record)
-        held = [n for n in own if n in by or not (n in SEEDS or below(n, [setting, *along]))]
-        alike.setdefault(_texts(own, held), []).append(record)
+        names = list(own) if record.overrides is None else [*CELL, "bits", "task_version", *given]
+        free = [name for name in names if name in SEEDS or below(name, [setting])]
+        held = {name for name in names if name in by or name not in free}
+        values = by_hand(record) | {name: word(value) for name, value in own.items()}
+        alike.setdefault(_texts(values, held), []).append(record)
     groups: dict[Held, Group] = {}
     for shared, members in alike.items():
-        swept = _swept(members, setting, along)
+        swept = _swept(members, setting)
         for record in members:
-            held_too = _texts(facts(record), swept)
+            held_too = _texts({n: word(v) for n, v in facts(record).items()}, swept)
             group = groups.setdefault(tuple(sorted({*shared, *held_too})), {})
             group.setdefault(value_of(record, setting), []).append(record)
     for group in groups.values():
@@ -125,17 +141,17 @@ def _groups(records: Sequence[Record], setting: str, by: Sequence[str]) -> dict[
     return groups
 
 
-def _texts(own: dict[str, Any], names: Sequence[str]) -> Held:
-    return tuple(sorted((name, word(own[name])) for name in names if name in own))
+def _texts(values: dict[str, str], names: Iterable[str]) -> Held:
+    return tuple(sorted((name, values[name]) for name in names if name in values))
 
 
-def _swept(members: Sequence[Record], setting: str, along: Sequence[str]) -> list[str]:
-    """Return the names of along that one value of setting has several values of."""
+def _swept(members: Sequence[Record], setting: str) -> list[str]:
+    """Return the settings that one value of setting has several values of."""
     seen: dict[tuple[str, Any], set[str]] = {}
     done = [r for r in members if r.status == "ok"] or members
     for record in done:
         for name, value in facts(record).items():
-            if name not in SEEDS and below(name, along):
+            if name not in SEEDS:
                 seen.setdefault((name, value_of(record, setting)), set()).add(word(value))
     return list({name for (name, _), values in seen.items() if len(values) > 1})
 
@@ -158,11 +174,13 @@ def _telling(keys: Sequence[Held], by: Sequence[str], setting: str) -> list[str]
 
 def _along(groups: Iterable[Group], setting: str) -> list[str]:
     """Return which other settings changed with the varied one, and how."""
-    along = [name for name in coupled_settings(setting) if name not in SEEDS]
     changed: dict[str, list[Any]] = {}
     for group in groups:
         flats = [facts(runs[0]) for runs in group.values()]
-        for name in dict.fromkeys(name for flat in flats for name in flat if below(name, along)):
+        names = dict.fromkeys(name for flat in flats for name in flat)
+        for name in names:
+            if name in (*SEEDS, "metric") or below(name, [setting]):
+                continue
             found = [str(flat[name]) if isinstance(flat[name], list) else flat[name]
                      for flat in flats if name in flat]  # fmt: skip
             if len(set(found)) > 1:

@@ -9,19 +9,28 @@ import pytest
 
 from results.__main__ import main
 from results.records.store import Store
-from results.tables.ablation import ablation, in_order, render
-from results.tables.coupled_settings import coupled_settings
+from results.tables.ablation import ablation, by_hand, in_order, render
 from tests.results.records.test_store import record
 
 
-def run(value, seed=0, quant="flexround", bits=4, network="resnet18", status="ok", **settings):
+def run(
+    value,
+    seed=0,
+    quant="flexround",
+    bits=4,
+    network="resnet18",
+    status="ok",
+    given=None,
+    **settings,
+):
+    """Return a record; given is what its command line said, None where that was not kept."""
     settings = {
         "bits": bits, "seed": seed, "num_samples": 64,
         "quant": {"_target_": f"flexround.quantizers.{quant}"},
     } | settings  # fmt: skip
     return record(
         f"{value}{settings}", value, status, quant=quant, bits=bits, model=network, seed=seed,
-        settings=settings,
+        settings=settings, overrides=given,
     )  # fmt: skip
 
 
@@ -61,9 +70,10 @@ def test_runs_without_the_setting_are_counted():
 
 def test_a_setting_that_is_computed_from_the_varied_one_is_followed():
     rows = [
-        run(v, group_size=g, granularity={"_target_": "PerGroup", "group_size": g})
+        run(v, given=["granularity=per_group", f"group_size={g}"], group_size=g,
+            granularity={"_target_": "PerGroup", "group_size": g})
         for g, v in ((128, 90.0), (32, 95.0))
-    ]
+    ]  # fmt: skip
     found = ablation(rows, "group_size")
     assert found.table["mean"].tolist() == [95.0, 90.0]
     assert found.remarks == ["along with group_size changed granularity.group_size (32, 128)"]
@@ -71,49 +81,70 @@ def test_a_setting_that_is_computed_from_the_varied_one_is_followed():
 
 def test_a_method_brings_its_own_schedule():
     rows = [
-        run(95.0, **recon(100, lr=0.02)), run(96.0, quant="adaround", **recon(100, lr=0.05)),
-        run(50.0, quant="rtn"),
-    ]  # fmt: skip
+        run(95.0, given=["quant=flexround"], **recon(100, lr=0.02)),
+        run(96.0, quant="adaround", given=["quant=adaround"], **recon(100, lr=0.05)),
+        run(50.0, quant="rtn", given=["quant=rtn"]),
+    ]
     found = ablation(rows, "quant")
     assert found.table["quant"].tolist() == ["flexround", "adaround", "rtn"]
     assert "recon.lr (0.02, 0.05)" in found.remarks[0]
 
 
-def test_a_setting_that_may_follow_is_held_where_it_was_swept_by_itself():
-    cross = [
-        run(90.0 + lr, quant="signround", **recon(iters, lr=lr))
-        for iters in (100, 200) for lr in (1, 2)
-    ]  # fmt: skip
+def signround(iters, lr, *given):
+    given = ["quant=signround", f"recon.iters={iters}", *given]
+    return run(90.0 + lr, quant="signround", given=given, **recon(iters, lr=lr))
+
+
+def test_a_setting_that_the_command_line_gave_is_held():
+    own = [signround(100, 1, "recon.lr=1"), signround(200, 2, "recon.lr=2")]
+    with pytest.raises(ValueError, match=r"the closest differ in recon.lr too"):
+        ablation(own, "recon.iters")
+    follows = [signround(100, 1), signround(200, 2)]  # each rate of its number of iterations
+    found = ablation(follows, "recon.iters")
+    assert found.table["mean"].tolist() == [91.0, 92.0]
+    assert found.remarks == ["along with recon.iters changed recon.lr (1, 2)"]
+    with pytest.raises(ValueError, match=r"the closest differ in recon.lr too"):
+        ablation(follows, "recon.iters", by=["recon.lr"])
+
+
+def test_a_setting_given_by_one_command_line_and_a_default_of_the_other_are_one_value():
+    rows = [signround(100, 1, "recon.unit=block"), signround(200, 1)]
+    assert ablation(rows, "recon.iters").table["mean"].tolist() == [91.0, 91.0]
+
+
+def test_a_setting_that_was_swept_is_held_whatever_the_command_lines_say():
+    cross = [signround(iters, lr) for iters in (100, 200) for lr in (1, 2)]
     found = ablation(cross, "recon.iters")
     assert found.table["recon.lr"].tolist() == ["1", "1", "2", "2"]
     assert found.table["mean"].tolist() == [91.0, 91.0, 92.0, 92.0]
     assert not found.remarks
-    own = [cross[0], cross[3]]  # each rate of its own number of iterations
-    found = ablation(own, "recon.iters")
-    assert found.table["mean"].tolist() == [91.0, 92.0]
-    assert found.remarks == ["along with recon.iters changed recon.lr (1, 2)"]
-    with pytest.raises(ValueError, match=r"the closest differ in recon.lr too"):
-        ablation(own, "recon.iters", by=["recon.lr"])
 
 
-@pytest.mark.parametrize(
-    ("setting", "follow", "hold"),
-    [
-        ("group_size", {"granularity.group_size"}, {"bits", "recon.lr"}),
-        ("bits", {"recon.lr"}, {"symmetric", "num_samples"}),
-        ("seed", {"quant.seed"}, {"bits"}),
-        ("data_dir", {"calibration_dir", "task.calibration"}, {"bits"}),  # in two steps
-        ("granularity", {"group_size"}, {"bits", "granularity._target_"}),
-        ("quant", {"recon", "recon.lr", "ranges"}, {"bits", "granularity"}),
-        ("recon.iters", {"recon.lr"}, {"recon.unit"}),  # SignRound's rate
-        ("recon.unit", set(), {"recon.iters"}),
-    ],
-)
-def test_what_follows_is_read_from_the_configuration(setting, follow, hold):
-    found = set(coupled_settings(setting))
-    assert follow <= found
-    assert not hold & found
-    assert setting not in found
+def test_a_default_that_was_another_one_then_is_named():
+    """The records tell: today's configuration has no say."""
+    rows = [
+        run(90.0, given=["recon.iters=20"], **recon(20, batch_size=16)),
+        run(91.0, given=["recon.iters=100"], **recon(100, batch_size=32)),
+    ]
+    assert ablation(rows, "recon.iters").remarks == [
+        "along with recon.iters changed recon.batch_size (16, 32)"
+    ]
+
+
+def test_a_folder_of_data_elsewhere_is_the_same_data():
+    rows = [
+        run(90.0 + i, given=[f"data_dir={where}", f"recon.iters={i}"], **recon(i))
+        for i, where in ((1, "/here"), (2, "/there"))
+    ]
+    assert ablation(rows, "recon.iters").table["mean"].tolist() == [91.0, 92.0]
+
+
+def test_what_a_command_line_gave_is_read_from_the_record():
+    given = ["model=resnet18", "+quant.rank=4", "task@_global_.task=digits", "~logger", "bits=4"]
+    assert by_hand(run(1.0, given=given)) == {
+        "model": "resnet18", "quant.rank": "4", "task": "digits", "logger": "", "bits": "4",
+    }  # fmt: skip
+    assert by_hand(run(1.0)) == {}
 
 
 def test_values_stand_in_a_sensible_order():
