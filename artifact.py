@@ -1,4 +1,4 @@
-"""What a run with save=true has left: `python artifact.py eval | inspect | export PATH`."""
+"""Door of an artifact, what save=true leaves: `python artifact.py eval | inspect | export PATH`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tune a model for a task: `python finetune.py model=bert_base task=glue/mrpc`.
+"""Door of fine-tuning: `python finetune.py model=bert_base task=glue/mrpc`.
 
 The network is written to checkpoints_dir/TASK/MODEL, where `run.py` looks for it.
 """

@@ -1,4 +1,4 @@
-"""What simulated activation quantization adds to a reconstruction iteration.
+"""Cost of simulated activation quantization in a reconstruction iteration.
 
 `python -m benchmarks.activations` times FlexRound's iterations of one block in QDrop's setting
 with and without quantized activations, interleaved, and prints the ratio of the medians.

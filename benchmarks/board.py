@@ -1,4 +1,4 @@
-"""What a large folder of records costs: seconds of the table and the page, bytes of the page.
+"""Cost of a large folder of records: seconds of the table and the page, bytes of the page.
 
 `python -m benchmarks.board [N]` makes N synthetic records (10,000) of a real one's size in a
 temporary folder and runs the two commands on them.

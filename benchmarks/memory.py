@@ -1,4 +1,4 @@
-"""What a run holds in memory: a model larger than its limit, and streams on disk.
+"""Memory of a run: a model larger than its limit, and activations on disk.
 
 `python -m benchmarks.memory` makes a LLaMA of random weights in several files and quantizes it in
 processes that may take half of its size on top of what their libraries take, with offload and

@@ -1,4 +1,4 @@
-"""Every layer's objective in recorded runs of a solver: where its search started and ended.
+"""Objectives of every layer in a solver's records: where its search started and ended.
 
 `python -m benchmarks.objectives --results-dir DIR` prints a line a run: in how many layers
 objective(found) <= objective(start) <= objective(round-to-nearest on the same scales), and by how

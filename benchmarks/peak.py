@@ -1,4 +1,4 @@
-"""How many bytes a weight a method takes at its peak above the plain block's training step.
+"""Peak memory of a method in bytes a weight, above the plain block's training step.
 
 `python -m benchmarks.peak` prints, for each block, the bytes that torch holds at the peak of an
 iteration, and how many bytes a quantized weight that is above the plain block's forward and

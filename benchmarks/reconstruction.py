@@ -1,4 +1,4 @@
-"""What an iteration of reconstruction takes above the block's own forward and backward pass.
+"""Overhead of a reconstruction iteration above the block's own forward and backward pass.
 
 `python -m benchmarks.reconstruction` prints, for each block, the floor (the plain block's passes,
 with gradients of its weights), each method's iteration, its overhead (iteration - floor) / floor,

@@ -1,4 +1,4 @@
-"""Every table and figure of the paper as a sweep over embedded models: that each ends in its table.
+"""Smoke sweeps: every table and figure of the paper on embedded models, to its table.
 
 `python -m benchmarks.smoke [NAME ...]` runs experiment=paper/NAME scale=smoke, all by default,
 prints how many runs each took and its seconds, and keeps each one's output in outputs/smoke/. It

@@ -1,4 +1,4 @@
-"""What a whole run of reconstruction takes above its iterations' own passes.
+"""Overhead of a whole run of reconstruction above its iterations' own passes.
 
 `python -m benchmarks.sweep` quantizes whole networks of random weights, every unit of them, and
 prints the seconds of the run beside the floor: as many forward and backward passes of each plain

@@ -1,4 +1,4 @@
-"""`python -m experiment`: `plan` a sweep, its `status`, and `rekey` a folder of old records."""
+"""Commands on configurations: `python -m experiment plan`, `status` and `rekey`."""
 
 from __future__ import annotations
 

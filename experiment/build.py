@@ -1,4 +1,4 @@
-"""Configurations become objects here and nowhere else."""
+"""Building of objects from configurations, here and nowhere else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device that a run computes on."""
+"""Device that a run computes on."""
 
 from __future__ import annotations
 

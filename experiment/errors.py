@@ -1,4 +1,4 @@
-"""What goes wrong on the command line, told in one line."""
+"""Errors of the command line, told in one line."""
 
 from __future__ import annotations
 

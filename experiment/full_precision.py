@@ -1,4 +1,4 @@
-"""What all runs on one network share: its full-precision metrics, and its blocks' outputs.
+"""Full-precision metrics and block outputs, which all runs on one network share.
 
 Entries are found by the content of what they depend on: every weight, every calibration tensor, and
 what decides the last bits of a sum (device, threads, batch size, torch).

@@ -1,4 +1,4 @@
-"""How a run ends: a record, an exit status, one line."""
+"""Outcome of a run: a record, an exit status, one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A progress bar for a terminal: which unit of how many, iteration, loss, time left."""
+"""Progress bar for a terminal: which unit of how many, iteration, loss, time left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write the record of a run when it ends, well or badly."""
+"""Recorder of a run: its record is written when it ends, well or badly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Name the records of an older version anew: `python -m results rekey`.
+"""Renaming of the records of an older version: `python -m results rekey`.
 
 A record of schema 1 has modules and paths in its settings. Here classes keep their names alone, and
 a path becomes the digest of what lies there, where that has not been touched since the run began;

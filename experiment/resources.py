@@ -1,4 +1,4 @@
-"""What a run works with, made once: device, calibration activations, checkpoints, shared cache."""
+"""Resources of a run, made once: device, held activations, checkpoints, shared cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work that runs share, done once: full-precision values and targets, found again by their hash."""
+"""Cache of work that runs share, found again by its hash and done once."""
 
 from __future__ import annotations
 

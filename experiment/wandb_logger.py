@@ -1,4 +1,4 @@
-"""Mirror a run to wandb; the records stay the store."""
+"""Mirror of a run in wandb; the records stay the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Put quantizers on the layers of a block, and bake them in afterwards."""
+"""Quantizers put on the layers of a block, and baked in afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a method costs on one unit: parameters it learns, bytes it holds, arithmetic it does."""
+"""Cost of a method on one unit: parameters it learns, bytes it holds, arithmetic it does."""
 
 from __future__ import annotations
 

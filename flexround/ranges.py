@@ -1,4 +1,4 @@
-"""How the first scale and zero point are chosen: min-max, or a search of the smallest L_p error.
+"""Ranges of a grid: the first scale and zero point, by min-max or by the smallest L_p error.
 
 Source: the L_2.4 search of LAPQ (arXiv 1911.07190) as BRECQ, QDrop and FlexRound use it: 80
 candidates that shrink the range in steps of 1 %. The symmetric step 2 max|w| / (2^bits - 1)

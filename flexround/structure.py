@@ -1,4 +1,4 @@
-"""The nouns that a model is described by: Layer, Site, Block."""
+"""Nouns that a model is described by: Layer, Site, Block."""
 
 from __future__ import annotations
 

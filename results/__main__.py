@@ -1,4 +1,4 @@
-"""`python -m results`: the leaderboard of a folder of records.
+"""Views of a folder of records: `python -m results` prints the leaderboard.
 
 `python -m results html` writes it as a page with the runs behind it, `table02` sets ours beside the
 paper's Table 2, and `wandb` logs the leaderboard as a wandb table; `plot KIND` draws the records.

@@ -1,4 +1,4 @@
-"""Whose an artifact is: told from its header alone, without torch."""
+"""Provenance of an artifact, told from its header alone, without torch."""
 
 from __future__ import annotations
 

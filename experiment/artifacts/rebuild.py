@@ -1,4 +1,4 @@
-"""`python artifact.py`: measure an artifact again, list it, or write it for others."""
+"""Artifacts rebuilt: measured again, listed, or written for another program."""
 
 from __future__ import annotations
 

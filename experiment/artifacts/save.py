@@ -1,4 +1,4 @@
-"""Write a run's artifact: the folder with its integers, what rebuilds the network, and a card."""
+"""Artifact of a run: the folder with its integers, what rebuilds the network, and a card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep would run, what of it is done, what it needs, and how long it may take."""
+"""Plan of a sweep: what it would run, what of it is done, what it needs, how long it may take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What SLURM's own commands say: partitions, the state of jobs, why sbatch refuses."""
+"""SLURM's queue and partitions, as its own commands tell them, and why sbatch refuses."""
 
 from __future__ import annotations
 

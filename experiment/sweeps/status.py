@@ -1,4 +1,4 @@
-"""What has become of a sweep's runs, and the command that finishes it."""
+"""Status of a sweep: what has become of its runs, and the command that finishes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a sweep: the table of its runs, and exit status 1 when one of them failed."""
+"""Table at the end of a sweep, and exit status 1 when one of its runs failed."""
 
 from __future__ import annotations
 

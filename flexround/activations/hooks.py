@@ -1,4 +1,4 @@
-"""Quantizers on all of a model's activation sites, switched on and off together."""
+"""Hooks on all of a model's activation sites, switched on and off together."""
 
 from __future__ import annotations
 

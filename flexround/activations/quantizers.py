@@ -1,4 +1,4 @@
-"""Quantizers of activations: a learned step for a tensor (LSQ), or a range for each token.
+"""Quantizers of activations: a learned step size for a tensor (LSQ), or a range for each token.
 
 Sources: LSQ (arXiv 1902.08153); QDrop's random dropping of the quantization (arXiv 2203.05740);
 LRQ's per-token activations and its 8-bit keys and values (arXiv 2407.11534).

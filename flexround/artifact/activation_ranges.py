@@ -1,4 +1,4 @@
-"""The activation quantizers of an artifact: what their ranges were, and they again."""
+"""Activation ranges of an artifact, and the quantizers made of them again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A quantized model as one file: integer codes packed to their bits, and all that is not quantized.
+"""Artifact: a quantized model as integer codes packed to their bits, and all that is not quantized.
 
 `python artifact.py eval PATH` rebuilds the model and measures it again, `inspect` lists
 what the file holds, `export` writes it for another program.

@@ -1,4 +1,4 @@
-"""An artifact as one safetensors file.
+"""File format of an artifact: one safetensors file.
 
 A quantized weight NAME is NAME.codes (packed, see packing.py; symmetric codes are stored from 0),
 NAME.scale [groups, 1] and on an asymmetric grid NAME.zero_point (packed alike). A static activation

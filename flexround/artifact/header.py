@@ -1,4 +1,4 @@
-"""What an artifact says of itself: the JSON in its safetensors metadata, read without torch.
+"""Header of an artifact: the JSON in its safetensors metadata, read without torch.
 
 The layout of a safetensors file (https://github.com/huggingface/safetensors): 8 bytes with the
 length of a JSON object, that object, the tensors.

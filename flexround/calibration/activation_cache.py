@@ -1,4 +1,4 @@
-"""The calibration set's activations and targets: in which type they are held, and where.
+"""Activations and targets of the calibration set: in which type they are held, and where.
 
 They are the part of a reconstruction that grows with the number of samples.
 """

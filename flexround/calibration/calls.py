@@ -1,4 +1,4 @@
-"""Record how a model calls a block, and replay those calls on any samples."""
+"""Recorded calls of a block, replayed on any samples."""
 
 from __future__ import annotations
 

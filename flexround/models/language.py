@@ -1,4 +1,4 @@
-"""Transformers of the Hugging Face library as chains of their layers (FlexRound, sec. 4.3).
+"""Language models by the source of their weights, and the adapters that they become.
 
 A transformer layer, attention and feed-forward together, is one block. Embeddings, norms, `lm_head`
 and classification heads stay full precision.

@@ -1,4 +1,4 @@
-"""A language model larger than memory: one block at a time is read, worked on and let go of.
+"""Adapter of a language model larger than memory: one block at a time is read and let go of.
 
 Between its turns a block's weights are on torch's meta device: shapes without storage.
 """

@@ -1,4 +1,4 @@
-"""What one forward pass shows of a network's order, and BatchNorm folding by it."""
+"""Trace of a network: the order of its modules, as one forward pass shows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where BRECQ and QDrop quantize the activations of a convolutional classifier.
+"""Activation sites of a convolutional classifier, as BRECQ and QDrop quantize them.
 
 Behind each activation function and each residual add (arXiv 2102.05426, 2203.05740): a convolution
 whose output goes into an add first has none. The classifier's own output has none.

@@ -1,4 +1,4 @@
-"""Who is told how a reconstruction goes: the progress bar, the log, a wandb run."""
+"""Callbacks of a reconstruction: the progress bar, the log, a wandb run."""
 
 from __future__ import annotations
 

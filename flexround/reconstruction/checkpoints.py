@@ -1,4 +1,4 @@
-"""What is kept of every finished unit, so that a run that was cut off goes on at the next one.
+"""Checkpoints: what is kept of every finished unit, so that a run that was cut off goes on.
 
 A unit is its layers' integers, its activations' ranges, the states of the random generators and its
 report. Both streams are computed again from the blocks, bit for bit on a CPU.

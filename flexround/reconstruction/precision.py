@@ -1,4 +1,4 @@
-"""In which precision the matrix products of an iteration run: weights and rounding keep float32."""
+"""Precision of an iteration's matrix products: weights and rounding keep float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time and peak memory of one unit of reconstruction."""
+"""Report of one unit of reconstruction: errors, bits, time and peak memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""H = 2 / N sum x x^T of a layer's inputs: the Hessian of |W x - W_hat x|^2 in a row of W_hat."""
+"""Hessian of a layer's output error: H = 2 / N sum x x^T over its inputs x."""
 
 from __future__ import annotations
 

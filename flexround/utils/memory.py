@@ -1,4 +1,4 @@
-"""What a program that ran out of memory is told: where, how much was free, what helps."""
+"""Shortage of memory: where it ran out, how much was free, what helps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run whose process died: its word is left for it, so that the sweep goes on and tells."""
+"""Outcome of a run whose process died, written in its place so that the sweep goes on."""
 
 from __future__ import annotations
 

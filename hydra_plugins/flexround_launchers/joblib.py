@@ -1,4 +1,4 @@
-"""hydra/launcher=joblib: several runs at a time on this machine."""
+"""Launcher of several runs at a time on this machine: hydra/launcher=joblib."""
 
 from __future__ import annotations
 

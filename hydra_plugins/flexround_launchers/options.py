@@ -1,4 +1,4 @@
-"""The options of conf/hydra/launcher/slurm.yaml in submitit's words."""
+"""Options of conf/hydra/launcher/slurm.yaml in submitit's words."""
 
 from __future__ import annotations
 

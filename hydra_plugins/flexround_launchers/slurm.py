@@ -1,4 +1,4 @@
-"""hydra/launcher=slurm: each run a job of one SLURM array, through submitit."""
+"""Launcher of runs as jobs of one SLURM array, through submitit: hydra/launcher=slurm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the marks of a small plot lie: a metric against bits, one line a method."""
+"""Chart of a metric against bits, one line a method, as marks of an SVG picture."""
 
 from __future__ import annotations
 

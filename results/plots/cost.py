@@ -1,4 +1,4 @@
-"""What a method's result costs: the metric against time and against the bytes of its state."""
+"""Cost of a method's result: the metric against time and against the bytes of its state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many codes a weight has moved from round-to-nearest, against its size, in any layer.
+"""Shift of codes from round-to-nearest against the size of a weight, in any layer.
 
 As Figures 3 to 6 of FlexRound (arXiv 2306.00317). It takes the integers of a layer, which records
 do not keep: a reconstruction returns them, `flexround.shifts` says what is counted.

@@ -1,4 +1,4 @@
-"""How the plots look: readable in black and white, and on a page."""
+"""Style of the plots: readable in black and white, and on a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is working on what: a claim on a run or a cache entry, safe on a shared file system.
+"""Claims: who is working on a run or a cache entry, safe on a shared file system.
 
 A claim is a file that appears whole by a hard link (atomic on NFS too) and whose modification time
 its owner renews. On the owner's own machine the process table says whether it lives; from elsewhere

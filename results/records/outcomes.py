@@ -1,4 +1,4 @@
-"""What a run found of each evaluation sample, as the bytes of a small file beside its record.
+"""Outcomes of the evaluation samples of a run, as the bytes of a small file beside its record.
 
 Right or wrong takes a bit: 50,000 images are 6.25 kB. Everything else is kept in float32.
 """

@@ -1,4 +1,4 @@
-"""Which records are meant: what each can be chosen by, and which have the values asked for."""
+"""Selection of records: what each can be chosen by, and which have the values asked for."""
 
 from __future__ import annotations
 
