@@ -15,7 +15,7 @@ from torch.utils.benchmark import Measurement, Timer
 
 from benchmarks.blocks import CASES, Case, reached
 from flexround.activations.hooks import Activations
-from flexround.activations.quantizers import StaticPerTensor
+from flexround.activations.schemes import StaticPerTensor
 from flexround.attach import attach
 from flexround.grid import Grid, PerTensor
 from flexround.quantizers.flexround import FlexRound

@@ -52,7 +52,11 @@ def rekey(root: Path) -> str:
         raise ValueError(f"run {busy[0]} is at work in {root}; rename when it has ended")
     renamed, words = 0, 0
     for path, data in old.items():
-        made = renewed(data)
+        try:
+            made = renewed(data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s is no sound record and stays as it is: %r", path, error)
+            continue
         _move(store, path, made)
         renamed += 1
         words += any(_has_path(made))

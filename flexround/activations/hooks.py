@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexround.activations.quantizers import Activation, ActivationQuantizer
+from flexround.activations.quantizers import ActivationQuantizer
+from flexround.activations.schemes import Activation
 from flexround.ranges import Ranges
 from flexround.structure import Block, Site
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flexround.activations.quantizers import Activation
+from flexround.activations.schemes import Activation
 from flexround.attach import check_weights
 from flexround.grid import Grid
 from flexround.kernels.chunking import check_compiler

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flexround.activations.hooks import Activations
-from flexround.activations.quantizers import Activation
+from flexround.activations.schemes import Activation
 from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
 from flexround.calibration.calls import RecordedCalls, layers_sharing_input
 from flexround.cost import Cost

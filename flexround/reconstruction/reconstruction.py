@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from flexround.activations.hooks import Activations
-from flexround.activations.quantizers import Activation
+from flexround.activations.schemes import Activation
 from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
 from flexround.grid import Grid, PerTensor, QuantizedTensor
 from flexround.models.base import ModelAdapter

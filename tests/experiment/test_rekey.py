@@ -155,6 +155,17 @@ def test_a_path_becomes_a_digest_where_nothing_there_has_changed_since(old, tmp_
     assert ("1 of them with a path yet" in told) == touched
 
 
+@pytest.mark.parametrize("field", ["settings", "started", "value"])
+def test_a_damaged_record_stays_and_the_others_are_renamed(old, field):
+    root, _ = old
+    path = root / "0000000000000007.json"
+    data = json.loads(path.read_text()) | {field: None}
+    path.write_text(json.dumps(data))
+    assert rekey(root).startswith("2 records of 3 renamed")
+    assert json.loads(path.read_text()) == data
+    assert len(Store(root).load()) == 2
+
+
 def test_a_folder_at_work_and_one_that_is_none_are_refused(old, tmp_path, capsys):
     root, _ = old
     assert main(["rekey", "--results-dir", str(tmp_path / "none")]) == 1

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import artifact
-from flexround.activations.quantizers import DynamicPerToken, StaticPerTensor
+from flexround.activations.schemes import DynamicPerToken, StaticPerTensor
 from flexround.artifact.artifact import take
 from flexround.artifact.exports import compressed_tensors, gptq
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor, QuantizedTensor

@@ -10,12 +10,8 @@ import torchvision
 from torch import nn
 
 from flexround.activations.hooks import Activations
-from flexround.activations.quantizers import (
-    DynamicPerToken,
-    StaticPerTensor,
-    TensorQuantizer,
-    TokenQuantizer,
-)
+from flexround.activations.quantizers import TensorQuantizer, TokenQuantizer
+from flexround.activations.schemes import DynamicPerToken, StaticPerTensor
 from flexround.grid import Grid, PerTensor
 from flexround.kernels.qdrop import mask, mix
 from flexround.models.language_adapter import LanguageAdapter

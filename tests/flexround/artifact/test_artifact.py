@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from flexround.activations.quantizers import DynamicPerToken, StaticPerTensor
+from flexround.activations.schemes import DynamicPerToken, StaticPerTensor
 from flexround.artifact.artifact import Artifact, size_of, take
 from flexround.artifact.bit_packing import pack, unpack
 from flexround.artifact.file_format import read, write

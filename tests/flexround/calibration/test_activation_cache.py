@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flexround.activations.quantizers import StaticPerTensor
+from flexround.activations.schemes import StaticPerTensor
 from flexround.calibration import activation_cache
 from flexround.calibration.activation_cache import ActivationCache, rows
 from flexround.calibration.disk_tensors import DiskTensors

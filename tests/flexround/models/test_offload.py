@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.memory import make_model, measure
 from experiment.full_precision import digest_of_model
-from flexround.activations.quantizers import StaticPerTensor
+from flexround.activations.schemes import StaticPerTensor
 from flexround.artifact.header import FILE
 from flexround.calibration.activation_cache import ActivationCache
 from flexround.calibration.disk_tensors import DiskTensors

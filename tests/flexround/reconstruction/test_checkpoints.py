@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flexround.activations.quantizers import StaticPerTensor
+from flexround.activations.schemes import StaticPerTensor
 from flexround.grid import Grid, PerChannel
 from flexround.ranges import LpSearch
 from flexround.reconstruction.checkpoints import FileCheckpoints

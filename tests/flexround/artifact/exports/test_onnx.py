@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_module
 from torch import nn
 
 from experiment.build import build
-from flexround.activations.quantizers import DynamicPerToken, StaticPerTensor, TensorQuantizer
+from flexround.activations.quantizers import TensorQuantizer
+from flexround.activations.schemes import DynamicPerToken, StaticPerTensor
 from flexround.attach import attach, freeze
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
 from flexround.models.language_adapter import LanguageAdapter
