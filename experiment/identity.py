@@ -154,15 +154,16 @@ def places(cfg: DictConfig) -> dict[str, str]:
     named = {
         "checkpoint": settings["checkpoint"],
         "model.source": settings["model"].get("source"),
-        **dict(_paths(settings)),
+        **dict(data_paths(settings)),
     }
     return {name: str(value) for name, value in named.items() if value is not None}
 
 
-def _paths(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def data_paths(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the paths of data in settings, by dotted name."""
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from _paths(value, f"{prefix}{key}.")
+            yield from data_paths(value, f"{prefix}{key}.")
         elif key in (IMAGES, *DATA) and isinstance(value, str):
             yield prefix + key, value
 

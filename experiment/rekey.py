@@ -20,7 +20,7 @@ from typing import Any
 from experiment import ROOT
 from experiment.config import RENAMED
 from experiment.content import Contents
-from experiment.identity import DATA, FULL_STREAMS, IMAGES, finetuned_folder, reduced, run_id
+from experiment.identity import FULL_STREAMS, data_paths, finetuned_folder, reduced, run_id
 from flexround.utils.atomic_files import write_whole
 from results.records.record import OLD, SCHEMA, Record
 from results.records.store import MARK, Store
@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 
 # Which files these classes read before the configuration named them.
 FILES = {
-    "tasks.language.corpora.C4": {
+    "C4": {
         "train": ["en/c4-train.00000-of-01024.json.gz"],
         "validation": ["en/c4-validation.00000-of-00008.json.gz"],
     },
-    "tasks.language.squad.Squad": {"train": ["train-v1.1.json"], "validation": ["dev-v1.1.json"]},
+    "Squad": {"train": ["train-v1.1.json"], "validation": ["dev-v1.1.json"]},
 }
 
 
@@ -103,8 +103,9 @@ def _completed(settings: dict[str, Any], data: Mapping[str, Any]) -> dict[str, A
 
 def _name_files(node: Any) -> None:
     if isinstance(node, dict):
-        if "local" in node and node.get("_target_") in FILES:
-            node.setdefault("files", FILES[node["_target_"]])
+        name = str(node.get("_target_")).rpartition(".")[2]
+        if "local" in node and name in FILES:
+            node.setdefault("files", FILES[name])
         for value in node.values():
             _name_files(value)
 
@@ -112,18 +113,8 @@ def _name_files(node: Any) -> None:
 def _has_path(record: Record) -> list[str]:
     """Return the paths that the settings of a renamed record still have."""
     source = record.settings["model"].get("source")
-    named = [record.settings.get("checkpoint"), source, *_data(record.settings)]
+    named = [record.settings.get("checkpoint"), source, *dict(data_paths(record.settings)).values()]
     return [v for v in named if isinstance(v, str) and v.startswith(("/", ".", "~"))]
-
-
-def _data(node: dict[str, Any]) -> list[Any]:
-    found = []
-    for key, value in node.items():
-        if isinstance(value, dict):
-            found += _data(value)
-        elif key in (IMAGES, *DATA):
-            found.append(value)
-    return found
 
 
 def _old(path: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiment.__main__ import main
+from experiment.content import Contents
 from experiment.rekey import rekey
 from experiment.sweeps.status import Sweep
 from results.records.store import MARK, Store
@@ -20,7 +21,7 @@ from tests.conftest import TINY
 
 RTN = (*TINY, "quant=rtn", "num_samples=32")
 MODULES = {
-    "VisionModel": "flexround.models.vision.VisionModel", "Digits": "tasks.vision.digits.Digits",
+    "VisionModel": "flexround.models.vision.VisionModel", "Digits": "tasks.digits.Digits",
     "RTN": "flexround.quantizers.rtn.RTN", "PerTensor": "flexround.grid.PerTensor",
     "LpSearch": "flexround.ranges.LpSearch",
 }  # fmt: skip
@@ -153,6 +154,24 @@ def test_a_path_becomes_a_digest_where_nothing_there_has_changed_since(old, tmp_
     record = next(r for r in Store(root).load() if r.former_ids == [data["run_id"]])
     assert record.settings["checkpoint"].startswith("/" if touched else "sha256:")
     assert ("1 of them with a path yet" in told) == touched
+
+
+def test_data_is_named_by_the_files_that_the_class_of_then_read(old, tmp_path):
+    root, _ = old
+    folder = tmp_path / "squad"
+    folder.mkdir()
+    for name in ("train-v1.1.json", "dev-v1.1.json", "notes.txt"):
+        (folder / name).write_text(name)
+    path = next(root.glob("*.json"))
+    data = json.loads(path.read_text())
+    data["settings"]["task"] = {"_target_": "tasks.squad.Squad", "name": "s", "local": str(folder)}
+    data["started"] = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + 100))
+    path.write_text(json.dumps(data))
+    rekey(root)
+    record = next(r for r in Store(root).load() if r.former_ids == [data["run_id"]])
+    files = {"train": ["train-v1.1.json"], "validation": ["dev-v1.1.json"]}
+    digest = Contents(tmp_path / "kept").data(folder, files, "")
+    assert record.settings["task"] == {"_target_": "Squad", "name": "s", "local": digest}
 
 
 @pytest.mark.parametrize("field", ["settings", "started", "value"])
