@@ -40,7 +40,7 @@ from flexround.quantizers.rtn import RTN
 from flexround.ranges import MinMax
 from flexround.reconstruction.reconstruction import Reconstruction
 from flexround.utils.memory import STATUS, is_shortage, proc_bytes
-from tasks.language import pretrained, tiny_models
+from tasks.language import pretrained, tiny_families, tiny_models
 
 CPU, VOCABULARY, MIB = torch.device("cpu"), 1024, 2**20
 SHAPE = dict(
@@ -139,7 +139,7 @@ def quantize(folder: Path, method: str, offload: bool) -> list[float]:
 
 def limited(folder: str, method: str, offload: str, limit: str) -> None:
     """Quantize with limit bytes on top of what the libraries take; print what came of it."""
-    AUTO.from_config(tiny_models.config_of("llama"))  # the last of the libraries
+    AUTO.from_config(tiny_families.config_of("llama"))  # the last of the libraries
     if float(limit) < math.inf:
         total = proc_bytes(STATUS, "VmData") + int(limit)
         resource.setrlimit(resource.RLIMIT_DATA, (total, total))
@@ -157,7 +157,7 @@ def limited(folder: str, method: str, offload: str, limit: str) -> None:
 
 def streams(limit: str, folder: str) -> None:
     """Print the peak in MiB of RTN on a tiny LLaMA and 2048 samples of 256 tokens."""
-    config = tiny_models.config_of("llama")
+    config = tiny_families.config_of("llama")
     adapter = LanguageAdapter(AUTO.from_config(config), {"input_ids": torch.ones(2, 4).long()}, CPU)
     ids = torch.randint(VOCABULARY, (2048, 256), generator=torch.Generator().manual_seed(0))
     batches = [{"input_ids": part} for part in ids.split(32)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiment import ROOT
 from experiment.identity import FULL_STREAMS
@@ -19,6 +19,8 @@ def check_values(cfg: DictConfig) -> None:
     Raises:
         ValueError: names the value, what is allowed, and the option to change.
     """
+    if OmegaConf.is_missing(cfg.model, "source"):
+        raise ValueError("model=hf: give model.source=ORG/NAME of the hub, or a local folder")
     if not 2 <= cfg.bits <= 8:
         raise ValueError(f"bits={cfg.bits}: give a whole number from 2 to 8")
     for name, value in (("num_samples", cfg.num_samples), ("group_size", cfg.group_size)):

@@ -14,7 +14,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiment import ROOT, launchers
-from experiment.resolvers import _brecq, _by_bits, _by_scale, _if_finetuned, _signround_lr
+from experiment.resolvers import (
+    _brecq,
+    _by_bits,
+    _by_scale,
+    _if_finetuned,
+    _signround_lr,
+    _source_name,
+)
 
 # Options that have had another name; it is taken for a release.
 RENAMED = {"recon.steps": "recon.act_steps", "recon.keep": "recon.quant_prob"}
@@ -109,6 +116,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
     OmegaConf.register_new_resolver("if_finetuned", _if_finetuned, replace=True)
     OmegaConf.register_new_resolver("brecq", _brecq, replace=True)
+    OmegaConf.register_new_resolver("source_name", _source_name, replace=True)
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:

@@ -5,6 +5,7 @@ Everything heavy is imported here, so that a command line that computes nothing 
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import torch
@@ -40,6 +41,8 @@ def execute(job: Job) -> Record:
 
         offload = own.activations if cfg.offload else None
         adapter = model.adapter(task, cfg.checkpoint, own.device, offload)
+        draft.coverage = adapter.coverage()
+        logging.getLogger("run").info(draft.coverage.summary())
         calibration = task.calibration(cfg.num_samples, cfg.seed)
         job.check_unchanged()
         checked = recon.check(adapter, calibration, grid, quantizer, activation)

@@ -22,6 +22,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiment.content import Contents
+from experiment.resolvers import _source_name
 from tasks.language.hub import pinned
 from tasks.package_files import path_of
 
@@ -86,7 +87,10 @@ def reduced(settings: dict[str, Any], contents: Contents) -> dict[str, Any]:
         if settings["checkpoint"] is not None and name in model:
             model[name] = None  # of another network than the one at hand
     if model.get("source") is not None:
+        called = _source_name(model["source"])
         model["source"] = network_digest(model["source"], contents)
+        if model["name"] == called:
+            del model["name"]  # says where the network lies once more
     idle = [option for options in settings["idle"].values() for option in options]
     for path in (*NOT_IDENTITY, *idle):
         *parents, last = path.split(".")
@@ -94,6 +98,8 @@ def reduced(settings: dict[str, Any], contents: Contents) -> dict[str, Any]:
         for key in parents:
             node = node.get(key) or {}
         node.pop(last, None)
+    if not model.get("leave"):
+        model.pop("leave", None)  # as in records from before weights could be left
     if settings["stream_dtype"] == FULL_STREAMS:
         del settings["stream_dtype"]  # as in records from before there was a choice
     return cast(dict[str, Any], _canonical(_with_digests(settings, contents)))

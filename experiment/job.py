@@ -27,6 +27,8 @@ from results.records.store import Store
 
 log = logging.getLogger("run")
 
+# The member of conf/model that is any network, called by its source.
+ANY_MODEL = "hf"
 # What a command line says of its run's surroundings, which whoever repeats it has others of.
 SURROUNDINGS = (
     "logger", "results_dir", "cache_dir", "cache_gib", "progress", "compile", "save", "rerun",
@@ -130,6 +132,8 @@ def current_job(cfg: DictConfig) -> Job:
     check_idle(cfg, own, _sweep_overrides() or own)
     choices = HydraConfig.get().runtime.choices
     names = {group: choices[group] for group in ("model", "task", "quant")}
+    if names["model"] == ANY_MODEL:
+        names["model"] = cfg.model.name
     if "recon" not in cfg.idle.get("quant", ()):  # round-to-nearest is the same in every setting
         check_preset(choices["recon"], names["quant"])
     settings = identity(cfg)

@@ -21,6 +21,7 @@ from results.records.record import Record
 from results.records.store import Store
 
 if TYPE_CHECKING:
+    from flexround.models.coverage import Coverage
     from tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Draft:
     metrics: dict[str, float] = field(default_factory=dict)
     outcomes: Mapping[str, Any] = field(default_factory=dict)  # of each evaluation sample
     device: str = ""
+    coverage: Coverage | None = None
     save: Callable[[Record], Path] | None = None  # writes the artifact that goes with the record
     record: Record | None = None
 
@@ -101,6 +103,8 @@ def recording(
             metrics={} if error else draft.metrics,
             fp_metrics=draft.fp_metrics,
             blocks=[asdict(block) for block in blocks],
+            quantized_share=None if draft.coverage is None else draft.coverage.share,
+            left=[] if draft.coverage is None else list(draft.coverage.left),
             seconds=time.perf_counter() - clock,
             peak_memory_gib=max([b.peak_memory_gib for b in blocks], default=0.0),
             device=draft.device,

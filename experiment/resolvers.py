@@ -22,6 +22,13 @@ def _brecq(scale: str, folder: str, model: str) -> str | None:
     return None if scale == "smoke" else f"{folder}/brecq/{model}.pth"
 
 
+def _source_name(source: str) -> str:
+    """Return what a network is called by its source: ORG/NAME, a folder's or file's own name."""
+    if source.startswith((".", "/", "~", "package:")):
+        return source.rstrip("/").rpartition("/")[2]
+    return source.partition("@")[0]
+
+
 def _by_bits(bits: int, table: DictConfig) -> Any:
     """Return table's entry for bits or its default: ${by_bits:${bits},{2: 1e-3, default: 4e-4}}."""
     return table[bits] if bits in table else table["default"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,16 @@ class Site:
     role: Role = "inner"
 
 
+class Routed(Protocol):
+    """A part of a model that takes some of the tokens.
+
+    Attributes:
+        tokens: which of all tokens, in order of samples, its latest inputs were, [rows].
+    """
+
+    tokens: Tensor
+
+
 QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
@@ -60,12 +70,15 @@ class Layer:
         module: a Linear or a convolution.
         bits: its own bits where they differ from the run's (first and last layer), or None.
         activation: the activation function applied to nothing but its output, or None.
+        expert: the expert of a mixture that it is part of, or None; the rows of its inputs are then
+            the tokens that were sent there.
     """
 
     name: str
     module: nn.Module
     bits: int | None = None
     activation: nn.Module | None = None
+    expert: Routed | None = None
 
     def grid(self, grid: Grid) -> Grid:
         """Return the grid of this layer in a run on grid.

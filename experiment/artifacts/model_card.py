@@ -24,7 +24,8 @@ def model_card(artifact: Artifact, record: Record) -> str:
         f"# {record.model}, {record.bits} bit by {record.quant}, on {record.task}",
         f"Integer codes, scales and zero points of {len(artifact.layers)} layers "
         f"({total.weights:,} weights) at {total.bits:.2f} bits a weight, scales and zero points "
-        f"included: {total.share:.3f} of half precision. Everything else is stored as it is.",
+        f"included: {total.share:.3f} of half precision. {_coverage(record)}Everything else is "
+        "stored as it is.",
         "## How",
         _how(artifact, record),
         "## Numbers",
@@ -62,6 +63,14 @@ def _how(artifact: Artifact, record: Record) -> str:
         "full-precision network, SHA-256": artifact.facts["source"],
     }
     return _table([{"": name, "value": value} for name, value in rows.items()])
+
+
+def _coverage(record: Record) -> str:
+    """Return which share of the blocks' weights they are, empty where the record does not say."""
+    if record.quantized_share is None:
+        return ""
+    kept = f"; left in full precision: {', '.join(record.left)}" if record.left else ""
+    return f"They are {record.quantized_share:.2%} of the weights in the model's blocks{kept}. "
 
 
 def words(granularity: Granularity) -> str:

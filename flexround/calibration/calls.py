@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from flexround.calibration.activation_cache import HALF, ActivationCache, rows
+from flexround.calibration.activation_cache import ActivationCache, rows
 
 
 @torch.no_grad()
@@ -67,21 +69,35 @@ class PerSample:
     values: Tensor
 
 
+class Arguments(NamedTuple):
+    """What a block is called with besides its inputs.
+
+    Attributes:
+        args: positional, behind the inputs; PerSample where they differ from sample to sample.
+        kwargs: by name, likewise.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class RecordedCalls:
-    """All calls of one module over the calibration set.
+    """All calls of one block over the calibration set.
 
     Attributes:
         inputs: the first argument, [samples, ...].
         args: the other positional arguments; PerSample where they differ from sample to sample.
         kwargs: the keyword arguments, likewise.
         cache: how the inputs are held, and the outputs that are made of them.
+        later: the arguments of the blocks behind, in order; none where blocks take none.
     """
 
     inputs: Tensor
     args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
     cache: ActivationCache = field(default_factory=ActivationCache)
+    later: tuple[Arguments, ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -90,16 +106,12 @@ class RecordedCalls:
         """Return the same calls on other inputs [samples, ...]."""
         return replace(self, inputs=inputs)
 
-    def to_float(self) -> RecordedCalls:
-        """Return the calls with half-precision arguments in float32; inputs widen when they run."""
-
-        def widen(leaf: Any) -> Any:
-            if isinstance(leaf, PerSample):
-                return PerSample(widen(leaf.values))
-            return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in HALF else leaf
-
-        args, kwargs = tree_map(widen, (self.args, self.kwargs))
-        return replace(self, args=args, kwargs=kwargs)
+    def of_next_block(self, inputs: Tensor) -> RecordedCalls:
+        """Return the calls of the block behind on inputs [samples, ...]."""
+        if not self.later:
+            return self.with_inputs(inputs)
+        own, *later = self.later
+        return RecordedCalls(inputs, *own, self.cache, tuple(later))
 
     def replay(
         self,
@@ -118,7 +130,7 @@ class RecordedCalls:
                 return rows(leaf.values, indices, device)
             return leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
-        args, kwargs = tree_map(pick, (self.args, self.kwargs or {}))
+        args, kwargs = tree_map(pick, (self.args, dict(self.kwargs)))
         if inputs is None:
             inputs = rows(self.inputs, indices, device)
         out = module(inputs, *args, **kwargs)
@@ -155,37 +167,63 @@ def record_calls(
         ValueError: when forward never calls module, or an argument's shape varies between batches.
     """
     cache = cache or ActivationCache()
-    recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    recorded: list[Arguments] = []
+    firsts: list[Tensor] = []  # of the pass at hand: streams decide whether it is kept
     sizes: list[int] = []
 
     def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorded.append((args, kwargs))
+        inputs, arguments = split_inputs(args, kwargs)
+        firsts.append(inputs)
+        recorded.append(arguments)
         raise StopForward
 
-    def firsts() -> Iterator[Tensor]:
+    def inputs_of_each() -> Iterator[Tensor]:
         for batch in batches:
             with stopped_forward():
                 forward(batch)
-            if len(recorded) == len(sizes):
+            if not firsts:
                 raise ValueError("the model's forward pass does not call the block to capture")
-            (first, *others), kwargs = recorded[-1]
-            recorded[-1] = tuple(others), kwargs  # streams decide whether the first is kept
+            first = firsts.pop()
             sizes.append(len(first))
             yield first
 
     handle = module.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        inputs = cache.store(firsts())
+        inputs = cache.store(inputs_of_each())
     finally:
         handle.remove()
-    args, kwargs = _merge(recorded, sizes)
-    return RecordedCalls(inputs, args, kwargs, cache)
+    return RecordedCalls(inputs, *merged(recorded, sizes), cache)
 
 
-def _merge(
-    recorded: list[tuple[tuple[Any, ...], dict[str, Any]]], sizes: list[int]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the (args, kwargs) of calls on batches of the given sizes as those of one call."""
+def split_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Arguments]:
+    """Return (inputs, other arguments) of a block's call.
+
+    Raises:
+        ValueError: when the block takes its inputs by a name that is not hidden_states.
+    """
+    if args:
+        return args[0], Arguments(args[1:], dict(kwargs))
+    if "hidden_states" not in kwargs:
+        raise ValueError(f"a block is called with {', '.join(kwargs) or 'nothing'}, and no inputs")
+    others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+    return kwargs["hidden_states"], Arguments((), others)
+
+
+def merged(
+    recorded: Sequence[Arguments],
+    sizes: Sequence[int],
+    constant: AbstractSet[int] = frozenset(),
+    joined: dict[tuple[int, ...], Any] | None = None,
+) -> Arguments:
+    """Return the arguments of calls on batches of the given sizes as those of one call.
+
+    constant holds ids of tensors whose first axis is no batch axis, however long; joined what was
+    made of tensors before, by their ids, so that blocks share it.
+
+    Raises:
+        ValueError: when an argument varies between batches other than by its samples.
+    """
+    known = {} if joined is None else joined
 
     def join(*leaves: Any) -> Any:
         if len({isinstance(leaf, Tensor) for leaf in leaves}) > 1:
@@ -195,7 +233,13 @@ def _merge(
             )
         if not isinstance(leaves[0], Tensor):
             return leaves[0]
-        batched = all(
+        key = tuple(map(id, leaves))
+        if key not in known:
+            known[key] = joined_tensors(leaves)
+        return known[key]
+
+    def joined_tensors(leaves: tuple[Tensor, ...]) -> Any:
+        batched = id(leaves[0]) not in constant and all(
             leaf.dim() > 0 and len(leaf) == size for leaf, size in zip(leaves, sizes, strict=True)
         )
         same = all(torch.equal(leaf, leaves[0]) for leaf in leaves)
@@ -205,5 +249,5 @@ def _merge(
             raise ValueError(f"an argument of shape {list(leaves[0].shape)} has no batch axis")
         return PerSample(torch.cat(leaves))
 
-    joined: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(join, recorded[0], *recorded[1:])
-    return joined
+    plain = [(arguments.args, dict(arguments.kwargs)) for arguments in recorded]
+    return Arguments(*tree_map(join, plain[0], *plain[1:]))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flexround.calibration.activation_cache import ActivationCache
 from flexround.calibration.calls import RecordedCalls, record_calls
 from flexround.grid import QuantizedTensor
+from flexround.models.coverage import Coverage, coverage_of
 from flexround.structure import Block, Layer
 from flexround.utils.memory import explained
 
@@ -20,16 +21,18 @@ if TYPE_CHECKING:
     from flexround.activations.hooks import Activations
 
 
-def check_kind(model: str, task: Sequence[str]) -> None:
+def check_kind(model: str | None, task: Sequence[str]) -> None:
     """Check that a model of one kind (vision, causal, encoder) meets a task for that kind.
+
+    None is a language model of either kind.
 
     Raises:
         ValueError: when it does not.
     """
-    if model not in task:
+    if model not in task and (model is not None or "vision" in task):
         raise ValueError(
-            f"the model is {model}, the task is for {' and '.join(task)} models; "
-            "choose another task= or model="
+            f"the model is {model or 'a language model'}, the task is for "
+            f"{' and '.join(task)} models; choose another task= or model="
         )
 
 
@@ -42,6 +45,7 @@ class ModelAdapter(ABC):
         storage_device: where they lie when they do not.
         channel_dim: the axis of a block's output that the reconstruction loss sums over.
         activations: the quantizers that the model's activations pass, None where there are none.
+        leave: names of weights in the blocks that stay in full precision.
     """
 
     model: nn.Module
@@ -49,6 +53,7 @@ class ModelAdapter(ABC):
     storage_device: torch.device
     channel_dim: int
     activations: Activations | None = None
+    leave: Sequence[str] = ()
 
     @abstractmethod
     def blocks(self) -> list[Block]:
@@ -57,6 +62,10 @@ class ModelAdapter(ABC):
     def layers(self) -> dict[str, Layer]:
         """Return the layers that are quantized, by name, in execution order."""
         return {layer.name: layer for block in self.blocks() for layer in block.layers}
+
+    def coverage(self) -> Coverage:
+        """Return which of the blocks' weights are quantized."""
+        return coverage_of(self.blocks(), self.leave)
 
     @abstractmethod
     def forward(self, batch: Any) -> Tensor:
@@ -91,7 +100,7 @@ class ModelAdapter(ABC):
 
     @contextmanager
     def on_device(self, block: Block) -> Iterator[None]:
-        """Have block on the device in float32; then at home in its own type again.
+        """Have block on the device in float32 at least; then at home in its own type again.
 
         Raises:
             ValueError: when memory runs out meanwhile; names the block.
@@ -99,7 +108,8 @@ class ModelAdapter(ABC):
         where = f"block {block.name}"
         with explained(where, self.device), self.onloaded(block):
             dtype = block.dtype
-            block.module.to(self.device, torch.float32)  # half precision is too coarse to train
+            # Half precision is too coarse to train.
+            block.module.to(self.device, torch.promote_types(dtype, torch.float32))
             try:
                 with explained(where, self.device):  # before anything is let go of
                     yield

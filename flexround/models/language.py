@@ -49,12 +49,14 @@ class LanguageModel:
     Attributes:
         name: what the command line calls it.
         source: a hub id, a local folder, a .gguf file, package:NAME/FILE, or tiny:FAMILY.
-        kind: causal or encoder.
+        kind: causal or encoder; None is what the task is for first.
+        leave: names of weights in the layers that stay in full precision, see `without_left`.
     """
 
     name: str
     source: str
-    kind: str
+    kind: str | None
+    leave: Sequence[str]
 
     def adapter(
         self,
@@ -72,11 +74,14 @@ class LanguageModel:
         """
         check_kind(self.kind, source.kinds)
         if offload is None:
-            return LanguageAdapter(source.load(self, checkpoint), source.example(), device)
+            network = source.load(self, checkpoint)
+            return LanguageAdapter(network, source.example(), device, self.leave)
         from flexround.models.offloaded_adapter import OffloadedAdapter
 
         network, shards = source.outline(self, checkpoint)
-        return OffloadedAdapter(network, source.example(), device, shards, offload)
+        return OffloadedAdapter(
+            network, source.example(), device, shards, offload, self.leave
+        )  # fmt: skip
 
     def bare_adapter(
         self, source: LanguageSource, checkpoint: str | None, folder: Path, device: torch.device
@@ -84,4 +89,4 @@ class LanguageModel:
         """Return the adapter that an artifact in folder is restored to."""
         check_kind(self.kind, source.kinds)
         network = source.bare(self, checkpoint, folder)
-        return LanguageAdapter(network, source.example(), device)
+        return LanguageAdapter(network, source.example(), device, self.leave)

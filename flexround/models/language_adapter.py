@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from flexround.calibration.activation_cache import ActivationCache
-from flexround.calibration.calls import RecordedCalls, layers_sharing_input, record_calls
+from flexround.calibration.calls import (
+    RecordedCalls,
+    StopForward,
+    layers_sharing_input,
+    stopped_forward,
+    stub_forward,
+)
+from flexround.calibration.chain import check_order, in_float, record_chain
 from flexround.models.base import ModelAdapter
+from flexround.models.coverage import without_left
+from flexround.models.experts import Expert, every_expert, split_experts
+from flexround.models.replay_check import check_replay
 from flexround.structure import Block, Layer, Site, is_quantizable
 
 # Layers whose outputs a key-value cache would hold.
@@ -24,19 +36,25 @@ def chain_of(model: nn.Module) -> dict[str, nn.Module]:
     """Return the transformer layers of model by name, in order.
 
     Raises:
-        ValueError: when there is no list of like layers.
+        ValueError: when there is no list of like layers, or there are several.
     """
-    lists = [
-        (name, module) for name, module in model.named_modules()
+    lists = {
+        name: module for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList)
         and len({type(layer) for layer in module}) == 1
         and any(is_quantizable(sub) for sub in module.modules())
-    ]  # fmt: skip
-    if not lists:
-        raise ValueError(f"{type(model).__name__} holds no list of like transformer layers")
-    # Several lists only where layers hold lists themselves; the outermost comes first.
-    name, layers = lists[0]
-    return {f"{name}.{index}": layer for index, layer in layers.named_children()}
+    }  # fmt: skip
+    outermost = [name for name in lists if not any(name.startswith(f"{o}.") for o in lists)]
+    kind = type(model).__name__
+    if not outermost:
+        raise ValueError(f"{kind} holds no list of like transformer layers")
+    if len(outermost) > 1:
+        raise ValueError(
+            f"{kind} holds several lists of layers ({', '.join(outermost)}); only networks that "
+            "are one chain of layers can be quantized"
+        )
+    (name,) = outermost
+    return {f"{name}.{index}": layer for index, layer in lists[name].named_children()}
 
 
 class LanguageAdapter(ModelAdapter):
@@ -44,17 +62,32 @@ class LanguageAdapter(ModelAdapter):
 
     channel_dim = -1
 
-    def __init__(self, model: nn.Module, example: Tokens, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tokens,
+        device: torch.device,
+        leave: Sequence[str] = (),
+    ) -> None:
         """Find the layers of model by its structure and their order by running example.
 
+        leave names weights in them that stay in full precision.
+
         Raises:
-            ValueError: when there is no list of like layers.
+            ValueError: when the layers are no chain, or hold a weight that is neither quantized nor
+                left.
         """
-        self.device, self.storage_device = device, torch.device("cpu")
-        self.model = model.eval().requires_grad_(False)
+        self.device, self.storage_device, self.leave = device, torch.device("cpu"), leave
+        self.model = split_experts(model.eval().requires_grad_(False))
         config: Any = model.config
         config.use_cache = False  # a cache would grow each time that a call is replayed
-        self._blocks = self._find_blocks(example)
+        self._chain = chain_of(self.model)
+        self._returns: dict[nn.Module, Any] = {}  # what each layer gives, for its form
+        self._replay_is_checked = False
+        self._blocks = without_left(self._find_blocks(example), leave)
+        self.coverage()
+        with self._at_home():
+            check_order(self._modules, self._forms, self._logits, example)
 
     def blocks(self) -> list[Block]:
         """Return the transformer layers in order."""
@@ -79,19 +112,83 @@ class LanguageAdapter(ModelAdapter):
     def record_calls(
         self, batches: Sequence[Tokens], cache: ActivationCache | None = None
     ) -> RecordedCalls:
-        """Return the calls of the first layer over the calibration batches, in float32."""
-        self.model.to(self.storage_device)
-        return self._record_calls(batches, cache)
+        """Return the calls of the layers over the calibration batches, in float32.
 
-    def _record_calls(
-        self, batches: Sequence[Tokens], cache: ActivationCache | None
-    ) -> RecordedCalls:
-        first, device = self.blocks()[0].module, self.device
-        self.device = self.storage_device
+        Raises:
+            ValueError: when layers that are replayed one by one do not compute what the model does.
+        """
+        first = {name: values[:1] for name, values in batches[0].items()}
+        with self._at_home():
+            calls = record_chain(self._modules, self._forms, self._logits, batches, cache, first)
+        if not self._replay_is_checked:
+            check_replay(self, calls, first)
+            self._replay_is_checked = True
+        return calls
+
+    @contextmanager
+    def _at_home(self) -> Iterator[None]:
+        """Have the model run where it is stored."""
+        self._move(self.storage_device)
+        device, self.device = self.device, self.storage_device
         try:
-            return record_calls(first, self._logits, batches, cache).to_float()
+            yield
         finally:
             self.device = device
+
+    @property
+    def _modules(self) -> list[nn.Module]:
+        return list(self._chain.values())
+
+    @property
+    def _forms(self) -> list[Any]:
+        return [self._returns[module] for module in self._modules]
+
+    @torch.no_grad()
+    def output_of(self, index: int, batch: Tokens, before: Any, widen: bool = False) -> Any:
+        """Return what layer index gives while the model itself runs on batch, which ends there.
+
+        before is what the layer in front of it has given, None for the first. With widen the layer
+        is called in float32, whatever the model's own type is.
+        """
+        module, found = self._modules[index], list[Any]()
+
+        def stop(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            found.append(output)
+            raise StopForward
+
+        def wide(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return tree_map(in_float, (args, kwargs)) if widen else None
+
+        handles = [
+            module.register_forward_hook(stop),
+            module.register_forward_pre_hook(wide, with_kwargs=True),
+        ]
+        try:
+            with self._passed(index, before), stopped_forward():
+                self._logits(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found[0]
+
+    @contextmanager
+    def _passed(self, count: int, output: Any) -> Iterator[None]:
+        """Have the first count layers give output, [batch, tokens, hidden], as the last of them."""
+        whole = isinstance(output, tuple)
+        first = output[0] if whole else output
+        if count:
+            first = first.to(self.device)
+        with ExitStack() as stack:
+            for module in self._modules[:count]:
+                stack.enter_context(stub_forward(module, (first, *output[1:]) if whole else first))
+            yield
+
+    def prepare(self) -> None:
+        """Have on the device all that `output_of` needs besides the layer itself."""
+        self._move(self.device)
+
+    def _move(self, device: torch.device) -> None:
+        self.model.to(device)
 
     def num_samples(self, batch: Tokens) -> int:
         """Return how many sequences a batch holds."""
@@ -104,18 +201,21 @@ class LanguageAdapter(ModelAdapter):
         mask = torch.cat([batch["attention_mask"] for batch in batches]).bool()
         return None if mask.all() else mask
 
+    def _see_output(self, module: nn.Module, _: Any, output: Any) -> None:
+        self._returns[module] = output
+
     def _try(self, example: Tokens) -> None:
         """Call every layer once."""
         self.model(**example)
 
     def _find_blocks(self, example: Tokens) -> list[Block]:
         names = {module: name for name, module in self.model.named_modules()}
-        chain = chain_of(self.model)
         order, sites = self._layers_and_sites(example, names)
         blocks = []
-        for name, module in chain.items():
+        for name, module in self._chain.items():
             inside = {id(sub) for sub in module.modules()}
-            layers = [Layer(names[m], m) for m in order if id(m) in inside]
+            experts = {s: m for m in module.modules() if isinstance(m, Expert) for s in m.modules()}
+            layers = [Layer(names[m], m, expert=experts.get(m)) for m in order if id(m) in inside]
             own = [site for site in sites if id(site.modules[0]) in inside]
             blocks.append(Block(name, module, layers, sites=own))
         return blocks
@@ -129,7 +229,11 @@ class LanguageAdapter(ModelAdapter):
         are left alone (FlexRound, sec. 4.3).
         """
         layers = [module for module in self.model.modules() if is_quantizable(module)]
-        order, together = layers_sharing_input(layers, lambda: self._try(example))
+        handles = [module.register_forward_hook(self._see_output) for module in self._modules]
+        with every_expert(self.model):
+            order, together = layers_sharing_input(layers, lambda: self._try(example))
+        for handle in handles:
+            handle.remove()
         sites = [Site(f"{names[ms[0]]}.input", ms, "input") for ms in together]
         cached = [m for m in order if names[m].endswith(KEYS_AND_VALUES)]
         sites += [Site(f"{names[m]}.output", [m], "output", role="kv") for m in cached]

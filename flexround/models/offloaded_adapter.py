@@ -6,7 +6,7 @@ Between its turns a block's weights are on torch's meta device: shapes without s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from flexround.calibration.activation_cache import ActivationCache
-from flexround.calibration.calls import RecordedCalls, StopForward, stopped_forward, stub_forward
 from flexround.calibration.disk_tensors import DiskTensors
 from flexround.grid import QuantizedTensor
 from flexround.models.checkpoint_shards import Shards
+from flexround.models.experts import is_fused
 from flexround.models.language_adapter import LanguageAdapter, Tokens, chain_of
 from flexround.structure import Block
 from flexround.utils.memory import give_back
@@ -37,12 +37,19 @@ class OffloadedAdapter(LanguageAdapter):
         device: torch.device,
         shards: Shards,
         cache: ActivationCache,
+        leave: Sequence[str] = (),
     ) -> None:
         """Read all of model, on the meta device so far, but the blocks.
 
         Raises:
-            ValueError: when shards lack a tensor (names it), or nothing can be spilled.
+            ValueError: when shards lack a tensor (names it), nothing can be spilled, or experts are
+                held together, which files hold one by one.
         """
+        if any(is_fused(module) for module in model.modules()):
+            raise ValueError(
+                f"offload=true reads no mixture of experts ({type(model).__name__}); give "
+                "offload=false"
+            )
         assert cache.spill is not None, "there is where to keep what is quantized"
         self._spill: DiskTensors = cache.spill
         self._spill.check_writable()
@@ -62,7 +69,7 @@ class OffloadedAdapter(LanguageAdapter):
         model.tie_weights()  # type: ignore[operator]
         held = model.state_dict()
         shards.check_tensors({n: t for n, t in held.items() if t.is_meta and n not in inside})
-        super().__init__(model, example, device)
+        super().__init__(model, example, device, leave)
 
     @contextmanager
     def onloaded(self, block: Block) -> Iterator[None]:
@@ -147,22 +154,19 @@ class OffloadedAdapter(LanguageAdapter):
         for index, (name, module) in enumerate(self._chain.items()):
             with self._present(name, module):
                 module.to(self.device)
-                hidden = self._pass(index, module, batches, hidden)
+                hidden = self._pass(index, batches, hidden)
         for batch, output in zip(batches, hidden, strict=True):
             with self._passed(len(self._chain), output):
                 yield self._logits(batch)
 
-    def _pass(
-        self, index: int, module: nn.Module, batches: Sequence[Tokens], hidden: Sequence[Any]
-    ) -> list[Any]:
+    def _pass(self, index: int, batches: Sequence[Tokens], hidden: Sequence[Any]) -> list[Any]:
         """Return what the block at index makes of each batch, hidden being its inputs."""
         shapes: list[torch.Size] = []
         ends: list[tuple[Any, ...] | None] = []
 
         def outputs() -> Iterator[Tensor]:
             for batch, before in zip(batches, hidden, strict=True):
-                with self._passed(index, before):
-                    output = self._output(module, batch)
+                output = self.output_of(index, batch, before)
                 ends.append(output[1:] if isinstance(output, tuple) else None)
                 first = output[0] if isinstance(output, tuple) else output
                 shapes.append(first.shape)
@@ -172,41 +176,6 @@ class OffloadedAdapter(LanguageAdapter):
         parts = whole.split([shape[:-1].numel() for shape in shapes])
         firsts = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
         return [f if end is None else (f, *end) for f, end in zip(firsts, ends, strict=True)]
-
-    @contextmanager
-    def _passed(self, count: int, output: Any) -> Iterator[None]:
-        """Have the first count blocks give output, [batch, tokens, hidden], as the last of them."""
-        whole = isinstance(output, tuple)
-        first = output[0] if whole else output
-        if count:
-            first = first.to(self.device)
-        with ExitStack() as stack:
-            for module in list(self._chain.values())[:count]:
-                stack.enter_context(stub_forward(module, (first, *output[1:]) if whole else first))
-            yield
-
-    def _output(self, module: nn.Module, batch: Tokens) -> Any:
-        """Return what module gives while the model runs on batch, which ends there."""
-        found: list[Any] = []
-
-        def stop(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            found.append(output)
-            raise StopForward
-
-        handle = module.register_forward_hook(stop)
-        try:
-            with stopped_forward():
-                self._logits(batch)
-        finally:
-            handle.remove()
-        return found[0]
-
-    def record_calls(
-        self, batches: Sequence[Tokens], cache: ActivationCache | None = None
-    ) -> RecordedCalls:
-        """Return the calls of the first layer over the calibration batches, in float32."""
-        self._move(self.storage_device)
-        return self._record_calls(batches, cache)
 
     def _try(self, example: Tokens) -> None:
         self.forward(example)

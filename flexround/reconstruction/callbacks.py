@@ -52,3 +52,8 @@ class ReportLog:
             self._done, self._units, report.name,
             report.error_before, report.error_after, report.seconds, bits,
         )  # fmt: skip
+        if report.unreached:
+            log.warning(
+                "unit %s: no calibration token is sent to %s; rounded to nearest",
+                report.name, ", ".join(report.unreached),
+            )  # fmt: skip

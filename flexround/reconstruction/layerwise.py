@@ -16,6 +16,7 @@ from flexround.calibration.calls import RecordedCalls, layers_sharing_input
 from flexround.cost import Cost
 from flexround.grid import Grid, QuantizedTensor
 from flexround.models.base import ModelAdapter
+from flexround.models.experts import every_expert
 from flexround.quantizers.rtn import RTN
 from flexround.ranges import Ranges
 from flexround.reconstruction.block_walk import BlockAtWork, Walk, block_walk
@@ -79,7 +80,8 @@ class Solve:
         activations = None
         if activation is not None:
             activations = Activations(blocks, activation, ranges, generator)
-        job = _LayerJob(self, adapter, quantizer, grid, ranges, activations)
+        mask = adapter.loss_mask(calibration)
+        job = _LayerJob(self, adapter, quantizer, grid, ranges, activations, mask)
         walk = Walk(
             adapter, calibration, cache or ActivationCache(), self.batch_size,
             activations_on=None if activations is None else activations.on,
@@ -130,7 +132,11 @@ class Solve:
 
 @dataclass(frozen=True)
 class _LayerJob:
-    """What is the same for all layers of one model."""
+    """What is the same for all layers of one model.
+
+    Attributes:
+        mask: which positions count, [samples, ...], or None where all do.
+    """
 
     settings: Solve
     adapter: ModelAdapter
@@ -138,17 +144,14 @@ class _LayerJob:
     grid: Grid
     ranges: Ranges
     activations: Activations | None
+    mask: Tensor | None
 
     def solve_block(self, work: BlockAtWork) -> tuple[dict[str, QuantizedTensor], BlockReport]:
         """Return the integers of a block's layers, solved on its plain calls, and the report."""
         watch = Stopwatch(self.adapter.device)
         block, found = work.block, list[Solution]()
         for layers in self._solved_at_once(block, work.plain):
-            hessians = Hessians(layers)
-            with hessians.collecting():
-                batch_size, device = self.settings.batch_size, self.adapter.device
-                for _ in work.plain.replay_each(block.module, batch_size, device):
-                    pass
+            hessians = self._hessians(layers, work)
             found += [
                 solve_layer(layer, hessians, self.solver, self.grid, self.ranges)
                 for layer in layers
@@ -157,23 +160,45 @@ class _LayerJob:
         report = watch.report(
             block.name,
             bits | self._init_activation_ranges(work),
-            sum(solution.objectives[0] for solution in found),
-            sum(solution.objectives[-1] for solution in found),
+            sum(solution.objectives[0] for solution in found if solution.reached),
+            sum(solution.objectives[-1] for solution in found if solution.reached),
             sum((solution.cost for solution in found), Cost()),
             {solution.layer: thin(solution.objectives) for solution in found},
+            unreached=[solution.layer for solution in found if not solution.reached],
         )
         return {solution.layer: solution.integers for solution in found}, report
 
     def _solved_at_once(self, block: Block, calls: RecordedCalls) -> list[list[Layer]]:
-        """Return the layers in sets of those that take the same tensor."""
+        """Return the layers in sets of those that take the same tensor.
+
+        Experts work side by side: the first layers of all of them are one set. A layer that is
+        called several times is in the set of its first call.
+        """
         if not self.settings.sequential:
             return [list(block.layers)]
         layers = {layer.module: layer for layer in block.layers}
         first = torch.arange(1)
-        _, together = layers_sharing_input(
-            layers, lambda: calls.replay(block.module, first, self.adapter.device)
-        )
-        return [[layers[module] for module in modules] for modules in together]
+        with every_expert(block.module):
+            _, together = layers_sharing_input(
+                layers, lambda: calls.replay(block.module, first, self.adapter.device)
+            )
+        sets: dict[object, list[Layer]] = {}
+        done: set[str] = set()
+        for number, modules in enumerate(together):
+            for layer in (layers[module] for module in modules):
+                if layer.name not in done:
+                    sets.setdefault(_place(layer, number), []).append(layer)
+                    done.add(layer.name)
+        return list(sets.values())
+
+    def _hessians(self, layers: Sequence[Layer], work: BlockAtWork) -> Hessians:
+        """Return the Hessians of layers on the plain calls of the block at work."""
+        hessians, device = Hessians(layers), self.adapter.device
+        for batch in torch.arange(len(work.plain)).split(self.settings.batch_size):
+            mask = None if self.mask is None else self.mask[batch]
+            with hessians.collecting(mask), torch.no_grad():
+                work.plain.replay(work.block.module, batch, device)
+        return hessians
 
     def _init_activation_ranges(self, work: BlockAtWork) -> dict[str, int]:
         """Set the ranges of a block's activations; return their bits by name."""
@@ -188,3 +213,11 @@ class _LayerJob:
 
         sites = self.activations.start(block.name, run, len(calls))
         return {site.name: site.bits for site in sites}
+
+
+def _place(layer: Layer, number: int) -> object:
+    """Return what names the set of a layer: number, or its name within one of the experts."""
+    if layer.expert is None:
+        return number
+    experts, _, own = layer.name.rpartition(".")
+    return experts.rpartition(".")[0], own

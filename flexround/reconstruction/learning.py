@@ -14,6 +14,7 @@ from flexround.calibration.calls import RecordedCalls, record_calls
 from flexround.cost import Cost
 from flexround.grid import QuantizedTensor
 from flexround.kernels.chunking import compiling
+from flexround.models.experts import reached
 from flexround.quantizers.base import WeightQuantizer
 from flexround.reconstruction.block_walk import BlockAtWork
 from flexround.reconstruction.job import UnitJob
@@ -96,9 +97,24 @@ def _reconstruct(
         raise ValueError(f"block {unit.name}: its error is {error_after} once quantized")
     bits = {layer.name: layer.grid(job.grid).bits for layer in unit.layers}
     bits |= {activation.name: activation.bits for activation in activations}
-    report = watch.report(unit.name, bits, error_before, error_after, cost, curve=curve)
+    report = watch.report(
+        unit.name, bits, error_before, error_after, cost, curve=curve,
+        unreached=_unreached(job, unit, inputs),
+    )  # fmt: skip
     job.save(unit.name, report, integers, activations)
     return integers
+
+
+@torch.no_grad()
+def _unreached(job: UnitJob, unit: Unit, inputs: RecordedCalls) -> list[str]:
+    """Return the layers of experts that no calibration token is sent to."""
+    experts = [layer for layer in unit.layers if layer.expert is not None]
+    hit: set[str] = set()
+    for batch in torch.arange(len(inputs)).split(job.settings.batch_size) if experts else ():
+        with reached(experts, None if job.mask is None else job.mask[batch]) as names:
+            inputs.replay(unit.module, batch, job.adapter.device)
+        hit |= names
+    return [layer.name for layer in experts if layer.name not in hit]
 
 
 def learn(

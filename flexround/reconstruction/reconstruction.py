@@ -116,6 +116,11 @@ class Reconstruction(Settings):
             check_step_sizes(self, activation)
             check_sites(activation, adapter)
         check_machine(self, adapter)
+        if self.unit == "layer" and any(layer.expert for layer in adapter.layers().values()):
+            raise ValueError(
+                "recon.unit=layer: an expert sees tokens of all samples together; give "
+                "recon.unit=block"
+            )
         checked = check_model(adapter, grid, quantizer)
         if checked.learns and self.iters:
             check_samples(adapter, calibration, self.batch_size)

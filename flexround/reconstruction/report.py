@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -36,6 +37,7 @@ class Stopwatch:
         cost: Cost,
         objectives: dict[str, list[float]] | None = None,
         curve: Curve | None = None,
+        unreached: Sequence[str] = (),
     ) -> BlockReport:
         """Return what became of the unit called name; curve is thinned."""
         return BlockReport(
@@ -48,6 +50,7 @@ class Stopwatch:
             cost=cost,
             objectives=objectives or {},
             curve=thin(curve or []),
+            unreached=list(unreached),
         )
 
     def _peak_memory_gib(self) -> float:
@@ -89,6 +92,7 @@ class BlockReport:
             its search starts, in steps of it, and in the end; thinned where there are many.
         curve: [iteration, mini-batch's reconstruction loss] pairs, thinned where there are many;
             empty where nothing is learned by gradients. Lists, so that JSON gives back the same.
+        unreached: layers of experts that no calibration token was sent to, rounded to nearest.
     """
 
     name: str
@@ -100,3 +104,4 @@ class BlockReport:
     cost: Cost = field(default_factory=Cost)
     objectives: dict[str, list[float]] = field(default_factory=dict)
     curve: Curve = field(default_factory=list)
+    unreached: list[str] = field(default_factory=list)

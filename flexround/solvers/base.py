@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 from flexround.attach import bake
@@ -49,12 +50,15 @@ class Solution:
     Attributes:
         objectives: mean squared error of an output, summed over outputs: of round-to-nearest on
             the same scales, where the search starts and after each step, and of the integers.
+        reached: whether a calibration token was sent there; an expert that saw none is rounded to
+            nearest and has no objectives.
     """
 
     layer: str
     integers: QuantizedTensor
     objectives: list[float]
     cost: Cost
+    reached: bool = True
 
 
 def solve_layer(
@@ -68,17 +72,26 @@ def solve_layer(
     own = layer.grid(grid)
     weight = output_first(layer.module, cast(nn.Parameter, layer.module.weight))
     flat = weight.detach().flatten(1).contiguous()
+    if layer.expert is not None and not hessians.reached(layer):
+        integers = _nearest(weight.detach(), *ranges(own.granularity.group(flat), own), own)
+        bake(layer, integers)
+        return Solution(layer.name, integers, [], Cost(), reached=False)
     hessian = hessians.of(layer)
     steps: list[float] = []
     try:
         found = solver.quantize(flat, hessian, own, ranges, steps.append)
     except ValueError as error:
         raise ValueError(f"layer {layer.name}: {error}") from error
-    codes = own.encode(own.granularity.group(flat), found.scale, found.zero_point)
-    nearest = QuantizedTensor(codes.view(flat.shape), found.scale, found.zero_point, own)
+    nearest = _nearest(flat, found.scale, found.zero_point, own)
     ends = [objective(flat, q.dequantize(), hessian).sum().item() for q in (nearest, found)]
     integers = QuantizedTensor(found.codes.view(weight.shape), found.scale, found.zero_point, own)
     bake(layer, integers)
     cost = solver.cost(len(flat), flat.shape[1], len(steps))
     cost += Cost(flops=hessians.flops(layer))
     return Solution(layer.name, integers, [ends[0], *steps, ends[1]], cost)
+
+
+def _nearest(weight: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> QuantizedTensor:
+    """Return weight rounded to nearest on given scales."""
+    codes = grid.encode(grid.granularity.group(weight), scale, zero_point)
+    return QuantizedTensor(codes.to(torch.int16).view(weight.shape), scale, zero_point, grid)

@@ -33,6 +33,9 @@ class Record:
         metrics: everything that the task measured, by name.
         blocks: one entry a unit of reconstruction: name, layers with their bits, error before and
             after, seconds, peak memory in GiB, what the method cost, how the loss fell.
+        quantized_share: of the weights in the model's blocks; None where the run failed before it
+            was known, and in records from before it was kept.
+        left: the weights in the blocks that model.leave has kept in full precision.
         seconds: wall time of the run.
         peak_memory_gib: largest of the blocks' peaks.
         device: cpu, or the GPU's name.
@@ -63,6 +66,8 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
     fp_metrics: dict[str, float] = field(default_factory=dict)
     blocks: list[dict[str, Any]] = field(default_factory=list)
+    quantized_share: float | None = None
+    left: list[str] = field(default_factory=list)
     seconds: float = 0.0
     peak_memory_gib: float = 0.0
     device: str = ""

@@ -20,6 +20,7 @@ from torch import nn
 from tasks.language import pretrained
 from tasks.language.corpora import PythonDocs
 from tasks.language.protocols import cut
+from tasks.language.tiny_families import POSITIONS, VOCABULARY, config_of
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Recipe:
         version: raised whenever the same settings would give another network.
     """
 
-    vocabulary: int = 1024
+    vocabulary: int = VOCABULARY
     steps: int = 150
     batch: int = 16
     window: int = 64
@@ -48,41 +49,6 @@ class Recipe:
 
 
 RECIPE = Recipe()
-SIZE: dict[str, Any] = {"vocab_size": RECIPE.vocabulary, "max_position_embeddings": 256}
-WIDTH: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
-
-
-def config_of(family: str) -> Any:
-    """Return the configuration of the tiny model of a family.
-
-    Raises:
-        ValueError: for an unknown family.
-    """
-    import transformers as hf
-
-    makers: dict[str, Callable[[], Any]] = {
-        "bert": lambda: hf.BertConfig(**SIZE, **WIDTH, intermediate_size=128),
-        "gpt2": lambda: hf.GPT2Config(
-            vocab_size=SIZE["vocab_size"], n_positions=256, n_embd=64, n_layer=2, n_head=4
-        ),
-        "gpt_neo": lambda: hf.GPTNeoConfig(
-            **SIZE, hidden_size=64, num_heads=4, num_layers=2, intermediate_size=128,
-            attention_types=[[["global", "local"], 1]], window_size=32,
-        ),
-        "opt": lambda: hf.OPTConfig(**SIZE, **WIDTH, ffn_dim=128, word_embed_proj_dim=64),
-        "llama": lambda: hf.LlamaConfig(
-            **SIZE, **WIDTH, intermediate_size=128, num_key_value_heads=2
-        ),
-    }  # fmt: skip
-    if family not in makers:
-        raise ValueError(f"model.source=tiny:{family}: give one of {', '.join(makers)}")
-    config = makers[family]()
-    config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 1, 2
-    # Dropout would only slow so short a training down.
-    for name in vars(config):
-        if "drop" in name and isinstance(getattr(config, name), float):
-            setattr(config, name, 0.0)
-    return config
 
 
 def tokenizer(pairs: bool) -> Any:
@@ -115,7 +81,7 @@ def tokenizer(pairs: bool) -> Any:
         eos_token="</s>",
         pad_token="<pad>",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"][:: 1 if pairs else 2],
-        model_max_length=SIZE["max_position_embeddings"],
+        model_max_length=POSITIONS,
     )
 
 

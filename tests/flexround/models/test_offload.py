@@ -24,7 +24,8 @@ from flexround.ranges import MinMax
 from flexround.reconstruction.checkpoints import FileCheckpoints
 from flexround.reconstruction.layerwise import Solve
 from tasks.language import pretrained
-from tasks.language.tiny_models import config_of, tokenizer
+from tasks.language.tiny_families import config_of
+from tasks.language.tiny_models import tokenizer
 from tests.flexround.quantizers.methods import METHODS
 from tests.flexround.reconstruction.test_reconstruction import SETTING
 from tests.flexround.solvers.test_solvers import CYCLIC

@@ -18,7 +18,7 @@ from tasks.language.glue_data import Example, PythonTopics
 
 transformers = pytest.importorskip("transformers", reason="the extra language is not installed")
 
-TINY_BERT = LanguageModel("tiny_bert", "tiny:bert", "encoder")
+TINY_BERT = LanguageModel("tiny_bert", "tiny:bert", "encoder", [])
 
 
 def glue(subset, data_dir, cache_dir, *overrides):

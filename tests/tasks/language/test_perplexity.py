@@ -119,7 +119,7 @@ def modeling(cache_dir, window=32, **changes):
 def tiny_model(family="llama"):
     from flexround.models.language import LanguageModel
 
-    return LanguageModel(f"tiny_{family}", f"tiny:{family}", "causal")
+    return LanguageModel(f"tiny_{family}", f"tiny:{family}", "causal", [])
 
 
 def test_perplexity_is_that_of_transformers_own_loss(cache_dir):

@@ -18,7 +18,7 @@ from tasks.language.squad_answers import best_span, exact_match, f1, locate, nor
 
 pytest.importorskip("transformers", reason="the extra language is not installed")
 
-BERT = LanguageModel(name="tiny_bert", source="tiny:bert", kind="encoder")
+BERT = LanguageModel(name="tiny_bert", source="tiny:bert", kind="encoder", leave=[])
 
 # (question, context, answers): the first answer stands at its first occurrence.
 FILLER = "Nothing happens in this part of the text, it only takes room for the window. "

@@ -22,7 +22,7 @@ needs_sacrebleu = pytest.mark.skipif(
     find_spec("sacrebleu") is None, reason="the extra language is not installed"
 )
 
-GPT2 = LanguageModel(name="tiny_gpt2", source="tiny:gpt2", kind="causal")
+GPT2 = LanguageModel(name="tiny_gpt2", source="tiny:gpt2", kind="causal", leave=[])
 
 # (category, modified triples, sentences with their comments)
 TRAIN = [

@@ -18,7 +18,7 @@ from tasks.language.zero_shot import ZeroShot, percent
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
 
-TINY = LanguageModel(name="tiny_llama", source="tiny:llama", kind="causal")
+TINY = LanguageModel(name="tiny_llama", source="tiny:llama", kind="causal", leave=[])
 TASK = """
 task: {name}
 dataset_path: json
@@ -184,7 +184,7 @@ def test_bad_options_are_refused(folder, cache_dir, changes, message):
 
 
 def test_tasks_are_checked_before_weights(folder, cache_dir):
-    nothing = LanguageModel(name="none", source="./nowhere", kind="causal")
+    nothing = LanguageModel(name="none", source="./nowhere", kind="causal", leave=[])
     with pytest.raises(ValueError, match="has no readable task"):
         make(folder, cache_dir, tasks=["nothing"]).load(nothing, None)
 
