@@ -60,7 +60,7 @@ class Experts(nn.ModuleList):
         """
         out = torch.zeros_like(hidden)
         for number, expert in enumerate(cast("Iterator[Expert]", iter(self))):
-            place, tokens = torch.where(number == index.T)
+            place, tokens = torch.where(index.T.eq(number))
             if not (len(tokens) or self.every):
                 continue
             expert.tokens = tokens
@@ -153,7 +153,7 @@ def _split(fused: Any) -> Experts:
     if fused.has_post_expert_norm:
         raise AttributeError("a norm behind each expert")
     experts = [
-        Expert(*(_linear(fused, name, number) for name in names), names)
+        Expert(_linear(fused, names[0], number), _linear(fused, names[1], number), names)
         for number in range(fused.num_experts)
     ]
     gate = fused._apply_gate if fused.has_gate else fused.act_fn

@@ -29,6 +29,9 @@ def check_layers(
     """
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{name} holds transformers; {folder} has no {CONFIG}: it is none")
+    for layer, own in adapter.layers().items():
+        if own.expert is not None:
+            raise ValueError(f"{name}: transformers reads no experts one by one, as {layer} is")
     for layer in artifact.layers:
         kind = type(adapter.model.get_submodule(layer)).__name__
         if kind not in classes:
