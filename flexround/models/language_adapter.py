@@ -122,6 +122,7 @@ class LanguageAdapter(ModelAdapter):
             calls = record_chain(self._modules, self._forms, self._logits, batches, cache, first)
         if not self._replay_is_checked:
             check_replay(self, calls, first)
+            self._move(self.storage_device)  # the embeddings and the head were needed
             self._replay_is_checked = True
         return calls
 
