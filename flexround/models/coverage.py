@@ -53,7 +53,7 @@ def coverage_of(blocks: Sequence[Block], leave: Sequence[str]) -> Coverage:
 
     Raises:
         ValueError: when a block holds a matrix that is neither quantized nor named by leave, or
-            leave names nothing.
+            leave names nothing, or everything.
     """
     quantized = total = 0
     left: list[str] = []
@@ -78,6 +78,8 @@ def coverage_of(blocks: Sequence[Block], leave: Sequence[str]) -> Coverage:
             f"model.leave={idle[0]} names no weight in a block; they are called "
             f"{', '.join(sorted(names)[:6])}, ..."
         )
+    if not quantized:
+        raise ValueError(f"model.leave={list(leave)} leaves nothing to quantize")
     return Coverage(quantized, total, tuple(left))
 
 

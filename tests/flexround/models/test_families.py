@@ -286,6 +286,11 @@ def test_layers_are_left_by_name_or_pattern(entry):
     assert whole.quantized - adapter.coverage().quantized == 2 * 32 * 64
 
 
+def test_leaving_everything_is_refused():
+    with pytest.raises(ValueError, match="leaves nothing to quantize"):
+        LanguageAdapter(network("llama"), EXAMPLE, CPU, ["self_attn", "mlp"])
+
+
 def test_a_name_that_is_no_weights_is_refused():
     with pytest.raises(ValueError, match=r"model.leave=k_prj names no weight in a block"):
         LanguageAdapter(network("llama"), EXAMPLE, CPU, ["k_prj"])
