@@ -33,14 +33,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; return the exit status."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, more = parser.parse_known_args(argv)  # overrides may stand on both sides of an option
+    if any(word.startswith("-") or "overrides" not in args for word in more):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     try:
         if args.command == "eval":
-            print(evaluate(args.path, args.overrides))
+            print(evaluate(args.path, [*args.overrides, *more]))
         elif args.command == "inspect":
             print(inspect(args.path))
         else:
-            print(export(args.path, args.format, args.out, args.overrides))
+            print(export(args.path, args.format, args.out, [*args.overrides, *more]))
     except ModuleNotFoundError as error:
         print(f"error: {missing_package(error)}", file=sys.stderr)
         return 1

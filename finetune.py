@@ -8,8 +8,8 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
+from experiment.command_line import command_line
 from experiment.config import register
-from experiment.errors import command_line
 from experiment.finetune import check_used, finetune
 from experiment.outcome import outcome, write_outcome
 

@@ -7,8 +7,8 @@ import logging
 import hydra
 from omegaconf import DictConfig
 
+from experiment.command_line import command_line
 from experiment.config import register
-from experiment.errors import command_line
 from experiment.job import Job, current_job
 from experiment.outcome import outcome, write_outcome
 from results.records.record import Record

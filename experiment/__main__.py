@@ -37,7 +37,8 @@ def _plan(argv: Sequence[str]) -> str:
     parser.add_argument(
         "overrides", nargs="*", help="run.py's, such as experiment=paper/table02 bits=4"
     )
-    overrides = parser.parse_args(argv).overrides
+    parser.add_argument("-m", "--multirun", action="store_true", help="as run.py has it; no effect")
+    overrides = parser.parse_intermixed_args(argv).overrides
     return report(overrides) if overrides else experiments()
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from experiment import ROOT, launchers
+from experiment.errors import value_errors
 from experiment.resolvers import (
     _brecq,
     _by_bits,
@@ -119,15 +123,47 @@ def register() -> None:
     OmegaConf.register_new_resolver("source_name", _source_name, replace=True)
 
 
-def composed(overrides: Sequence[str]) -> DictConfig:
+@contextmanager
+def hydra_of_conf() -> Iterator[Hydra]:
+    """Yield Hydra on the files of conf/; what it refuses becomes a ValueError of one line."""
+    register()
+    with value_errors(), initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None, "initialize_config_dir has made it"
+        yield hydra
+
+
+def composed(overrides: Sequence[str], run_mode: RunMode = RunMode.RUN) -> DictConfig:
     """Return the configuration of one job, with Hydra's own under hydra.
+
+    With RunMode.MULTIRUN it is that of a sweep: its swept values are in hydra.overrides, and those
+    of an experiment in hydra.sweeper.
 
     Raises:
         ValueError: when the overrides do not compose.
     """
-    register()
-    try:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose("config", overrides=renamed(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    with hydra_of_conf() as hydra:
+        cfg = hydra.compose_config(
+            "config", renamed(overrides), run_mode, with_log_configuration=False, from_shell=False
+        )
+    check_keys(cfg)
+    return cfg
+
+
+def check_keys(cfg: DictConfig) -> None:
+    """Check that nothing was added (+KEY=VALUE) to the options there are, nor taken away (~KEY).
+
+    Options of what is built (task., recon., quant., ...) are checked against its own signature.
+
+    Raises:
+        ValueError: names the option and the nearest that there is.
+    """
+    known = [f.name for f in fields(RunConfig)]
+    for key in cfg:
+        if key not in (*known, "hydra"):
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise ValueError(f"{key}: there is no such option; {hint}")
+    gone = [key for key in known if key not in cfg]
+    if gone:
+        raise ValueError(f"~{gone[0]}: an option can't be taken away; leave that out")

@@ -5,24 +5,19 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hydra.errors import HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiment import ROOT
-from experiment.config import renamed
 
 FULL = "HYDRA_FULL_ERROR"
-
-
-def command_line(main: Callable[[], object]) -> None:
-    """Run the Hydra application main on this process's arguments, as a user typed them."""
-    with one_line_errors():
-        sys.argv[1:] = renamed(sys.argv[1:])
-        main()
 
 
 @contextmanager
@@ -38,17 +33,49 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        sys.exit(f"error: {_one_line(error)}")
+        sys.exit(f"error: {one_line(error)}")
     finally:
         del os.environ[FULL]
 
 
-def _one_line(error: Exception) -> str:
+@contextmanager
+def value_errors() -> Iterator[None]:
+    """Turn what Hydra refuses into a ValueError of one line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(one_line(error)) from error
+
+
+def one_line(error: Exception) -> str:
+    """Return what Hydra or OmegaConf refuses on one line, with the way out."""
+    if isinstance(error, OverrideParseException):
+        return _unparsed(error)
     text = _sentences(str(error))
+    if "INTERVAL_SWEEP" in text:
+        return "interval() names no values that a sweep could run; give range(a,b,step) or a list"
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException):
         text += f" ({_sentences(str(cause))}{_nearest_key(cause)})"
     return text
+
+
+def _unparsed(error: OverrideParseException) -> str:
+    """Return why Hydra's grammar does not take an override, and how to write it."""
+    override = str(error.override)
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"{override} is no override; give KEY=VALUE"
+    value = value.strip("\"'")  # of quotes that the shell, or a slip, has left half of
+    quoted = f"{key}={QuotedString(value, Quote.double).with_quotes()}"
+    try:
+        OverridesParser.create().parse_override(quoted)
+    except HydraException:
+        return f"{override}: {_sentences(error.args[0])}"
+    return (
+        f"{override}: characters such as = , ( ) [ ] {{ }} ' mean something to Hydra; quote the "
+        f"value (in a sweep, each value): {shlex.quote(quoted)}"
+    )
 
 
 def _sentences(text: str) -> str:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiment.build import build, validate
 from experiment.checks import check_idle
+from experiment.config import check_keys
 from experiment.content import Contents
 from experiment.device import device_of
 from experiment.identity import network_digest, pin
@@ -32,6 +33,7 @@ def check_used(cfg: DictConfig) -> None:
     Raises:
         ValueError: names the option.
     """
+    check_keys(cfg)
     given = HydraConfig.get().overrides.task
     for text in given:
         if text.lstrip("+~").partition("=")[0].partition(".")[0] not in USED:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiment.artifacts.provenance import check_free, is_of
 from experiment.checks import check_idle, check_preset, check_values
 from experiment.conditions import changes, conditions
+from experiment.config import check_keys
 from experiment.identity import identity, places, run_id
 from experiment.outcome import _in_sweep, write_outcome
 from experiment.recorder import Draft, recording
@@ -127,6 +128,7 @@ def current_job(cfg: DictConfig) -> Job:
         ValueError: for settings that do not go together, a results folder that can't be written, or
             something else where the artifact is to lie.
     """
+    check_keys(cfg)
     check_values(cfg)
     own = HydraConfig.get().overrides.task
     check_idle(cfg, own, _sweep_overrides() or own)

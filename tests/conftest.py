@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 import run
-from experiment.errors import command_line
+from experiment.command_line import command_line
 
 # timm's own miniature networks, made of the same blocks as the real ones.
 TINY = ("model=efficientnet_lite0", "model.name=test_efficientnet")

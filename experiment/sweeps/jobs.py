@@ -10,6 +10,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
+from experiment.config import hydra_of_conf
+
 # In each job's output folder: its run_id, and its error or who else is at work on it.
 OUTCOME = "outcome.json"
 
@@ -25,10 +27,18 @@ def sweep_overrides(hydra: DictConfig) -> list[str]:
 
 
 def jobs_of(overrides: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of each job of a sweep as Hydra's sweeper numbers them."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    batches: Any = BasicSweeper.split_arguments(parsed, None)
-    return [list(job) for batch in batches for job in batch]
+    """Return the overrides of each job of a sweep as Hydra's sweeper numbers them.
+
+    Raises:
+        ValueError: when they are no sweep that it can run.
+    """
+    with hydra_of_conf() as hydra:  # glob() lists the members of a group of conf/
+        parser = OverridesParser.create(hydra.config_loader)
+        batches: Any = BasicSweeper.split_arguments(parser.parse_overrides(list(overrides)), None)
+    jobs = [list(job) for batch in batches for job in batch]
+    if not jobs:
+        raise ValueError("the sweep has no runs: a glob() or range() in it is empty")
+    return jobs
 
 
 def job_folders(sweep: Path) -> list[Path]:

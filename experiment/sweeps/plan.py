@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from experiment import ROOT
 from experiment.conditions import changes, conditions
 from experiment.config import composed
 from experiment.identity import identity, run_id
-from experiment.sweeps.jobs import jobs_of
+from experiment.sweeps.jobs import jobs_of, sweep_overrides
 from results.records.record import Record
 from results.records.store import Store
 
@@ -38,14 +38,9 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
     """Return the overrides of each job of the sweep that overrides ask for.
 
     Raises:
-        ValueError: when they do not compose.
+        ValueError: when they do not compose, or are no sweep that Hydra can run.
     """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    # The sweep's own parameters stand in an experiment, which only a plain value can name.
-    plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-    params = composed(plain).hydra.sweeper.get("params") or {}
-    given = [f"{key}={value}" for key, value in params.items()]
-    return jobs_of([*given, *overrides])
+    return jobs_of(sweep_overrides(composed(overrides, RunMode.MULTIRUN).hydra))
 
 
 def plan(overrides: Sequence[str]) -> list[PlannedRun]:
@@ -96,6 +91,9 @@ def report(overrides: Sequence[str]) -> str:
     states = Counter("to do" if r.record is None else r.record.status for r in runs)
     told = ", ".join(f"{states[s]} {s}" for s in ("ok", "failed", "to do") if states[s])
     lines = [f"{len(runs)} runs: {told}".replace(" ok", " done")]
+    same = len(runs) - len({run.run_id for run in runs})
+    if same:
+        lines.append(f"  {same} of them have another one's configuration, which is computed once")
     pairs = Counter((r.model, r.task) for r in runs)
     lines += [f"  {count:4} of {model} on {task}" for (model, task), count in pairs.items()]
     wanted = {what: there for run in runs for what, there in needs(run)}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf
 
 from experiment.sweeps import slurm_queue
@@ -51,8 +52,8 @@ class Sweep:
 
     def states(self) -> list[JobState]:
         """Return what has become of each run, in the order of the sweep."""
-        jobs = jobs_of(sweep_overrides(self._config.hydra))
         folders = {int(path.name): path for path in job_folders(self.folder)}
+        jobs = self._jobs(folders)
         queue = queued(self._submitted())
         launching = Claim(self.folder / LAUNCHER).seems_alive() or bool(queue)
         return [
@@ -60,13 +61,31 @@ class Sweep:
             for number, overrides in enumerate(jobs)
         ]
 
+    def _jobs(self, folders: Mapping[int, Path]) -> list[Sequence[str]]:
+        """Return the overrides of each job.
+
+        What a job has started with is in its folder. Expanded again, a sweep may have another
+        order, shuffle(), or other members, glob(): what has not started is what is left of it.
+        """
+        asked = jobs_of(sweep_overrides(self._config.hydra))
+        started = {number: own for number, path in folders.items() if (own := _started(path))}
+        asked = [filter_overrides(job) for job in asked]
+        if all(number < len(asked) and asked[number] == own for number, own in started.items()):
+            return list(asked)
+        for own in started.values():
+            if own in asked:
+                asked.remove(own)
+        left, total = iter(asked), max([len(started) + len(asked), *(n + 1 for n in started)])
+        return [started.get(number) or next(left, []) for number in range(total)]
+
     def command(self, failed: bool) -> str:
         """Return the command that does what is not done yet, and what has failed."""
+        door = "finetune.py" if self._config.hydra.job.config_name == "finetune" else "run.py"
         hydra = self._config.hydra.overrides
         own = [o for o in hydra.hydra if not o.startswith(("hydra.mode=", "hydra.sweep.dir="))]
         task = [o for o in hydra.task if o.partition("=")[0] not in ("retry_failed", "rerun")]
         again = ["retry_failed=true"] if failed else []
-        return shlex.join(["python", "run.py", "-m", *task, *again, *own])
+        return shlex.join(["python", door, "-m", *task, *again, *own])
 
     def _submitted(self) -> list[str]:
         """Return the ids of the SLURM jobs that the sweep was submitted as."""
@@ -79,6 +98,8 @@ class Sweep:
         facts = {} if folder is None else _facts(folder / OUTCOME)
         if not facts:
             return ("waiting", "") if launching else ("lost", "it was never started")
+        if "checkpoint" in facts:  # of finetune.py, which leaves no record
+            return "done", ""
         run_id = facts.get("run_id")
         if run_id is None:
             return "failed", facts.get("error", "")
@@ -99,6 +120,12 @@ class Sweep:
 def _ended(owner: Owner, queue: set[str] | None) -> bool:
     """Return whether SLURM knows that owner's job is over, whose last beat is believed longer."""
     return owner.job is not None and queue is not None and owner.job not in queue
+
+
+def _started(folder: Path) -> list[str]:
+    """Return the overrides that Hydra has started a job with; nothing where it has not."""
+    path = folder / ".hydra" / "overrides.yaml"
+    return [str(text) for text in OmegaConf.load(path)] if path.is_file() else []
 
 
 def _facts(path: Path) -> dict[str, str]:
@@ -144,7 +171,7 @@ def report(sweep: Sweep) -> str:
     common = set.intersection(*(set(job.overrides) for job in states)) if len(states) > 1 else set()
     for job in states:
         if job.state != "done":
-            own = " ".join(o for o in job.overrides if o not in common)
+            own = shlex.join(o for o in job.overrides if o not in common)
             lines.append(
                 f"  #{job.number} {job.state:8}{own}" + (f": {job.word}" if job.word else "")
             )

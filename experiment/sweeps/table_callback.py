@@ -32,11 +32,13 @@ class SweepTable(Callback):
         """Print the table.
 
         Raises:
-            SystemExit: when a job failed or left nothing behind.
+            SystemExit: when a job failed or left nothing behind, or there was none.
         """
         if self._claim is not None:
             self._claim.release()
         jobs = job_folders(Path(config.hydra.sweep.dir))
+        if not jobs:
+            raise SystemExit("error: the sweep has no runs: a glob() or range() in it is empty")
         outcomes = [_outcome(job) for job in jobs]
         run_ids = [o["run_id"] for o in outcomes if "run_id" in o]
         records = Store(config.results_dir).load(run_ids)

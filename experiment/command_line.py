@@ -1,0 +1,43 @@
+"""Command line of the doors that Hydra composes: run.py and finetune.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from hydra._internal.utils import get_args_parser
+
+from experiment.config import renamed
+from experiment.errors import one_line_errors
+
+
+def command_line(main: Callable[[], object]) -> None:
+    """Run the Hydra application main on this process's arguments, as a user typed them."""
+    with one_line_errors():
+        flags, overrides = separated(sys.argv[1:])
+        sys.argv[1:] = [*flags, *renamed(overrides)]
+        main()
+
+
+def separated(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (Hydra's flags with their values, overrides), each in the order they were given.
+
+    Hydra takes overrides in one piece only; here a flag such as -m may stand between two of them.
+
+    Raises:
+        ValueError: for a flag that there is not, or one without its value.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False  # it would print all of its usage
+    try:
+        known, unknown = parser.parse_known_intermixed_args(list(words))
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error}; --hydra-help lists what there is") from error
+    if unknown:
+        raise ValueError(f"{unknown[0]}: no such flag; --hydra-help lists what there is")
+    overrides: list[str] = known.overrides
+    flags = list(words)
+    for override in reversed(overrides):  # the last of equal words: a flag's value stands earlier
+        del flags[len(flags) - 1 - flags[::-1].index(override)]
+    return flags, overrides
