@@ -13,7 +13,9 @@ from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import Tokens
 from tasks.base import Collator, Row
 from tasks.language.base import TransformerTask, check_positions, draw, pad
+from tasks.language.chance import check_classes, check_scores
 from tasks.language.glue_data import Example, Sentences
+from tasks.language.label_names import class_order
 
 
 def accuracy(predicted: Tensor, truth: Tensor) -> float:
@@ -91,11 +93,19 @@ class Classification(TransformerTask):
         self._data, self._num_labels, self._metrics = data, num_labels, metrics
         self._splits, self._max_len = splits, max_len
         self._eval_batch_size = eval_batch_size
-        self._one_class = False
+        self._order = torch.arange(num_labels)  # the task's class of each of the head's
+        self._answers: list[tuple[Tensor, Tensor]] = []  # predictions and truth of each split
 
     def head(self) -> dict[str, Any]:
-        """Return the number of classes for a new head."""
-        return {"num_labels": self._num_labels}
+        """Return the number of classes for a new head, with their names in the task's order."""
+        names = self._data.names
+        if names is None:
+            return {"num_labels": self._num_labels}
+        return {
+            "num_labels": self._num_labels,
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: place for place, name in enumerate(names)},
+        }
 
     def open(self, source: str, head: dict[str, Any] | None = None) -> tuple[nn.Module, Any]:
         """Return (network, tokenizer); the network knows the token to pad with."""
@@ -107,7 +117,7 @@ class Classification(TransformerTask):
         return network, tokenizer
 
     def check_network(self, network: nn.Module, source: str) -> None:
-        """Check that the head has the task's classes.
+        """Check that the head has the task's classes, and keep in which order.
 
         Raises:
             ValueError: when it has others.
@@ -119,6 +129,20 @@ class Classification(TransformerTask):
                 f"{source} has {config.num_labels} classes, {self.name} has {self._num_labels}; "
                 "give a checkpoint fine-tuned for this task"
             )
+        if self._data.names is not None:
+            self._order = self._order_of(config.id2label, self._data.names, source)
+
+    def _order_of(self, own: dict[int, str], names: Sequence[str], source: str) -> Tensor:
+        """Return the task's class of each of the head's [classes], which own names."""
+        try:
+            order = class_order([str(own[place]) for place in sorted(own)], names)
+        except ValueError as error:
+            raise ValueError(
+                f"{source} {error} as {self.name} does; give a checkpoint fine-tuned for this "
+                "task, correct id2label in its config.json, or name GLUE's classes in this order "
+                "as the checkpoint does, by task.data.names=[...]"
+            ) from error
+        return torch.tensor(range(len(names)) if order is None else order)
 
     def calibration(self, num_samples: int, seed: int) -> Sequence[Tokens]:
         """Return num_samples training examples as one padded batch."""
@@ -127,13 +151,14 @@ class Classification(TransformerTask):
     @torch.no_grad()
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
         """Return each metric on each split."""
-        results, outcomes, self._one_class = {}, {}, False
+        results, outcomes, self._answers = {}, {}, []
         for suffix, split in self._splits.items():
             examples = self._data.examples(split)
             logits = self._logits(adapter, self._encode(examples))
             truth = torch.tensor([example.label for example in examples])
-            predicted = logits[:, 0] if self._num_labels == 1 else logits.argmax(dim=1)
-            self._one_class |= bool((predicted == predicted[0]).all())
+            scored = self._num_labels == 1
+            predicted = logits[:, 0] if scored else self._order[logits.argmax(dim=1)]
+            self._answers.append((predicted, truth))
             if self._num_labels > 1:
                 outcomes["accuracy" + suffix] = predicted == truth
             for name in self._metrics:
@@ -142,18 +167,24 @@ class Classification(TransformerTask):
         return results
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:
-        """Check the known metric, and that the network does not say the same of every text.
+        """Check the known metric, and what the last `evaluate` found of the network's answers.
 
         Raises:
-            ValueError: names what is usually wrong.
+            ValueError: when they are all the same, or worse than guesses; names what is usually
+                wrong.
         """
         super().check_full_precision(metrics)
-        if self._one_class:
-            raise ValueError(
-                f"full precision says the same of every text ({self.metric} "
-                f"{metrics[self.metric]:.2f}): "
-                "the checkpoint is not fine-tuned for this task"
-            )
+        for predicted, truth in self._answers:
+            if (predicted == predicted[0]).all():
+                raise ValueError(
+                    f"full precision says the same of every text ({self.metric} "
+                    f"{metrics[self.metric]:.2f}): "
+                    "the checkpoint is not fine-tuned for this task"
+                )
+            if self._data.names is None:
+                check_scores(predicted, truth)
+            else:
+                check_classes(predicted, truth, self._data.names, self._order)
 
     def training_rows(self) -> Sequence[Row]:
         """Return the tokens of the train split with their labels."""

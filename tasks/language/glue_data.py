@@ -25,6 +25,11 @@ class Example(NamedTuple):
 class Sentences(Protocol):
     """Labelled texts in splits."""
 
+    @property
+    def names(self) -> Sequence[str] | None:
+        """What the classes are in the order of their labels, or None for a score."""
+        ...
+
     def examples(self, split: str) -> list[Example]:
         """Return the split's examples in order.
 
@@ -46,6 +51,7 @@ class Glue:
         columns: names of the text columns on the hub; text_columns and label_column say where the
             files have them, by their header's name, or by number where the file has no header.
         classes: the labels in the hub's order, or None for a score.
+        names: what the classes are, in the same order, where the labels are numbers.
     """
 
     subset: str
@@ -56,6 +62,7 @@ class Glue:
     text_columns: list[str | int]
     label_column: str | int
     classes: list[str] | None
+    names: list[str] | None
 
     def examples(self, split: str) -> list[Example]:
         """Return the split's examples."""
@@ -119,6 +126,11 @@ class PythonTopics:
 
     topics: Sequence[str]
     words: int
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The topics."""
+        return self.topics
 
     def examples(self, split: str) -> list[Example]:
         """Return the split's passages: of every ten 8 train, 1 validation, 1 test."""
