@@ -22,6 +22,7 @@ from flexround.calibration.chain import check_order, in_float, record_chain
 from flexround.models.base import ModelAdapter
 from flexround.models.coverage import without_left
 from flexround.models.experts import Expert, every_expert, split_experts
+from flexround.models.position_ids import with_position_ids
 from flexround.models.replay_check import check_replay
 from flexround.structure import Block, Layer, Site, is_quantizable
 
@@ -103,6 +104,7 @@ class LanguageAdapter(ModelAdapter):
         return self._logits(batch)
 
     def _logits(self, batch: Tokens) -> Tensor:
+        batch = with_position_ids(self.model, batch)
         out = self.model(**{name: values.to(self.device) for name, values in batch.items()})
         if "start_logits" in out:
             return torch.stack([out.start_logits, out.end_logits], dim=-1)

@@ -59,7 +59,8 @@ class TransformerTask(FineTunable):
             ValueError: when it is absent (names the command that makes it) or does not fit.
         """
         source = self._source(model, checkpoint)
-        network, self._tokenizer = self.open(source)
+        network, tokenizer = self.open(source)
+        self._keep(tokenizer, model)
         self.check_network(network, source)
         return network
 
@@ -83,9 +84,16 @@ class TransformerTask(FineTunable):
             )
         else:
             found = pretrained.outline(auto, source)
-        network, self._tokenizer, shards = found
+        network, tokenizer, shards = found
+        self._keep(tokenizer, model)
         self.check_network(network, source)
         return network, shards
+
+    def _keep(self, tokenizer: Any, model: LanguageModel) -> None:
+        """Keep tokenizer; an encoder's head reads the first column, which is no place to pad."""
+        if model.kind == "encoder":
+            tokenizer.padding_side = "right"
+        self._tokenizer = tokenizer
 
     def _source(self, model: LanguageModel, checkpoint: str | None) -> str:
         if checkpoint == FINETUNED or (checkpoint is None and self.always_finetuned):
@@ -106,7 +114,8 @@ class TransformerTask(FineTunable):
         """Return the network to fine-tune, a missing head drawn by seed; keep its tokenizer."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            network, self._tokenizer = self.open(checkpoint or model.source, self.head())
+            network, tokenizer = self.open(checkpoint or model.source, self.head())
+        self._keep(tokenizer, model)
         self.check_network(network, checkpoint or model.source)
         return network
 

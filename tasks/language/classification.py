@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import Tokens
 from tasks.base import Collator, Row
+from tasks.finite import check_outputs
 from tasks.language.base import TransformerTask, check_positions, draw, pad
 from tasks.language.chance import check_classes, check_scores
 from tasks.language.glue_data import Example, Sentences
@@ -216,4 +217,5 @@ class Classification(TransformerTask):
         for part in torch.tensor(order).split(self._eval_batch_size):
             batch = pad(self._tokenizer, [rows[i] for i in part.tolist()])
             logits[part] = adapter.forward(batch).float().cpu()
+        check_outputs(logits)
         return logits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import Tokens
 from tasks.base import Collator, Row
+from tasks.finite import perplexity_of
 from tasks.language.base import TransformerTask, check_positions
 from tasks.language.calibration_data import Calibration, Stream
 from tasks.language.corpora import Corpus
@@ -83,7 +83,11 @@ class LanguageModeling(TransformerTask):
 
     @torch.no_grad()
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
-        """Return the perplexity; every window predicts all its tokens but the first."""
+        """Return the perplexity; every window predicts all its tokens but the first.
+
+        Raises:
+            ValueError: when it is no number, or beyond what a float holds.
+        """
         if self._windows is None:
             self._windows = self._protocol.windows(self._corpus, self._tokenizer)
             log.info("%s, %d windows of %d tokens", self._protocol.name, *self._windows.shape)
@@ -97,7 +101,7 @@ class LanguageModeling(TransformerTask):
                 loss = nn.functional.cross_entropy(own, window[1:], reduction="sum")
                 losses.append(loss.item())
         self.outcomes = {"perplexity": torch.tensor(losses) / (self._windows.shape[1] - 1)}
-        return {"perplexity": math.exp(sum(losses) / self._windows[:, 1:].numel())}
+        return {"perplexity": perplexity_of(sum(losses) / self._windows[:, 1:].numel())}
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:
         """Check the known perplexity, and that the network predicts better than chance.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import Tokens
 from tasks.base import Collator, Row
+from tasks.finite import check_outputs
 from tasks.language.base import TransformerTask, check_at_least, check_positions, draw, pad
 from tasks.language.squad_answers import (
     Question,
@@ -152,6 +153,7 @@ class Squad(TransformerTask):
             batch = pad(self._tokenizer, [window.inputs for window in part])
             logits = adapter.forward(batch).float().cpu()  # [windows, tokens, 2]
             real = batch["attention_mask"].bool()
+            check_outputs(logits[real])
             for window, values, mask in zip(part, logits, real, strict=True):
                 score, (start, end) = best_span(
                     values[mask], window.spans, self._n_best, self._max_answer

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import Tokens
 from tasks.base import Collator, Row
+from tasks.finite import check_outputs
 from tasks.language.base import TransformerTask, check_at_least, check_positions, draw
 from tasks.language.webnlg_data import IGNORED, LAYOUT, read, scorer, scores, stack
 
@@ -143,7 +144,7 @@ class WebNLG(TransformerTask):
             num_beams=self._beams,
             length_penalty=self._length_penalty,
             max_new_tokens=self._max_new_tokens,
-            logits_processor=self._no_repeats(length),
+            logits_processor=[_numbers, *self._no_repeats(length)],
             eos_token_id=self._tokenizer.eos_token_id,
             pad_token_id=self._pad_id,
             use_cache=True,  # the adapter has switched it off in the model's config
@@ -177,3 +178,9 @@ class WebNLG(TransformerTask):
             return []
         ban = NoRepeatNGramLogitsProcessor(self._no_repeat_ngram_size)
         return [lambda ids, scores: ban(ids[:, prompt:], scores)]
+
+
+def _numbers(_: Tensor, scores: Tensor) -> Tensor:
+    """Return the scores of the next token once they are known to be numbers."""
+    check_outputs(scores)
+    return scores

@@ -15,11 +15,13 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from flexround.models.base import ModelAdapter
 from flexround.models.language import LanguageModel
 from flexround.models.language_adapter import Tokens
 from tasks.base import Collator, Row
+from tasks.finite import check_outputs
 from tasks.language.base import TransformerTask, check_at_least, check_positions
 from tasks.language.calibration_data import Calibration
 
@@ -141,6 +143,8 @@ class ZeroShot(TransformerTask):
                 torch_random_seed=SEED,
                 fewshot_random_seed=SEED,
             )
+        for name in self._tasks:
+            check_outputs(likelihoods(found["samples"][name]))
         values = {name: percent(found["results"][name]) for name in self._tasks}
         logged = {name: right(found["samples"][name]) for name in self._tasks}
         self.outcomes = {name: kept for name, kept in logged.items() if kept is not None}
@@ -204,6 +208,12 @@ def right(samples: Sequence[Mapping[str, Any]]) -> Tensor | None:
     own = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
     scores = [sample[metric] for sample in sorted(own, key=lambda sample: sample["doc_id"])]
     return torch.tensor(scores).bool() if set(scores) <= {0, 1} else None
+
+
+def likelihoods(samples: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Return every number among the answers in the harness's log of a task."""
+    leaves = tree_leaves([sample["filtered_resps"] for sample in samples])
+    return torch.tensor([leaf for leaf in leaves if isinstance(leaf, float)])
 
 
 def _no_training(name: str) -> ValueError:

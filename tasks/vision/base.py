@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flexround.models.base import ModelAdapter
 from flexround.models.vision import VisionModel
 from tasks.base import Task
+from tasks.finite import check_outputs
 
 
 class VisionTask(Task):
@@ -46,6 +47,7 @@ class VisionTask(Task):
         hits: dict[str, list[Tensor]] = {f"top{k}": [] for k in self.topk}
         for images, labels in self.test_batches():
             logits = adapter.forward(images).cpu()
+            check_outputs(logits)
             for k in self.topk:
                 hits[f"top{k}"].append(in_topk(logits, labels, k))
         right = {name: torch.cat(batches) for name, batches in hits.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -122,6 +123,27 @@ def test_padding_and_batches_leave_every_logit_as_it_is(tmp_path, cache_dir):
     for row, logits in zip(rows, batched, strict=True):
         alone = {name: torch.tensor([ids]) for name, ids in row.items()}
         torch.testing.assert_close(adapter.forward(alone)[0].detach(), logits)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_a_checkpoint_that_pads_on_the_left_has_every_texts_own_logits(tmp_path, cache_dir, family):
+    kind = "encoder" if family == "bert" else "causal"
+    model = LanguageModel(f"tiny_{family}", f"tiny:{family}", kind)
+    task = glue("sst2", sentiment(tmp_path), cache_dir, "task.eval_batch_size=7")
+    network = task.fresh(model, None, 0)
+    network.save_pretrained(tmp_path / "left")
+    task.tokenizer.save_pretrained(tmp_path / "left")
+    file = tmp_path / "left" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "left"}))
+    network = task.load(model, str(tmp_path / "left"))
+    # An encoder's head reads the first column.
+    assert task.tokenizer.padding_side == ("right" if kind == "encoder" else "left")
+    adapter = LanguageAdapter(network, task.example(), torch.device("cpu"))
+    rows = task._encode(task._data.examples("validation"))
+    batched = task._logits(adapter, rows)
+    with torch.no_grad():
+        alone = [adapter.forward({n: torch.tensor([v]) for n, v in row.items()}) for row in rows]
+    torch.testing.assert_close(torch.cat(alone), batched, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import finetune
-from experiment.errors import one_line_errors
+from experiment.__main__ import main as experiment
+from experiment.command_line import command_line
 from results.records.store import Store
 from tasks.language import tiny_models
 from tasks.language.finetuning import LoRA, Recipe
@@ -28,8 +29,7 @@ def tune(monkeypatch, cache_dir, tmp_path):
                f"hydra.run.dir={tmp_path}/out", "device=cpu"]  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["finetune.py", *args, *own])
         try:
-            with one_line_errors():
-                finetune.main()
+            command_line(finetune.main)
         except SystemExit as end:
             return str(end.code)
         return None
@@ -140,9 +140,17 @@ def test_fine_tuning_without_an_extra_names_it(tune, monkeypatch, module):
     assert message == f"error: {module} is not installed; pip install -e '.[language]'"
 
 
-def test_a_sweep_of_fine_tuning_ends_well(tune, tmp_path, monkeypatch):
+def test_a_sweep_of_fine_tuning_ends_well(tune, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(finetune, "finetune", lambda cfg: tmp_path / "made")
     sweep = tmp_path / "sweep"
     models = "model=tiny_bert,tiny_opt"
     assert tune("-m", models, "task=python_topics", f"hydra.sweep.dir={sweep}") is None
     assert json.loads((sweep / "1" / "outcome.json").read_text())["checkpoint"].endswith("made")
+    # Its status is read, and finished by the same door.
+    assert experiment(["status", str(sweep)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{sweep}: 2 runs, 2 done"
+    (sweep / "1" / "outcome.json").unlink()
+    assert experiment(["status", str(sweep)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{sweep}: 2 runs, 1 done, 1 lost"
+    assert lines[-1].startswith(f"  python finetune.py -m {models} task=python_topics")
