@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from experiment.config import hydra_of_conf
+from experiment.errors import value_errors
 
 # In each job's output folder: its run_id, and its error or who else is at work on it.
 OUTCOME = "outcome.json"
@@ -26,15 +28,21 @@ def sweep_overrides(hydra: DictConfig) -> list[str]:
     return [*(f"{key}={value}" for key, value in params.items()), *hydra.overrides.task]
 
 
-def jobs_of(overrides: Sequence[str]) -> list[list[str]]:
+def jobs_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[list[str]]:
     """Return the overrides of each job of a sweep as Hydra's sweeper numbers them.
+
+    loader is that of the Hydra at work, which lists the members of a group for glob(); without one
+    they are conf/'s.
 
     Raises:
         ValueError: when they are no sweep that it can run.
     """
-    with hydra_of_conf() as hydra:  # glob() lists the members of a group of conf/
-        parser = OverridesParser.create(hydra.config_loader)
-        batches: Any = BasicSweeper.split_arguments(parser.parse_overrides(list(overrides)), None)
+    if loader is None:
+        with hydra_of_conf() as hydra:
+            return jobs_of(overrides, hydra.config_loader)
+    with value_errors():
+        parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
+        batches: Any = BasicSweeper.split_arguments(parsed, None)
     jobs = [list(job) for batch in batches for job in batch]
     if not jobs:
         raise ValueError("the sweep has no runs: a glob() or range() in it is empty")

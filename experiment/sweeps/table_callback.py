@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from experiment.sweeps.jobs import LAUNCHER, OUTCOME, job_folders
+from experiment.sweeps.jobs import LAUNCHER, OUTCOME, job_folders, jobs_of, sweep_overrides
 from results.records.claim import Claim
 from results.records.store import Store
 
@@ -24,7 +25,15 @@ class SweepTable(Callback):
         self._claim: Claim | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Say in the sweep's folder that it is being launched."""
+        """Say in the sweep's folder that it is being launched.
+
+        Raises:
+            SystemExit: when it has no runs, which a launcher may not expect.
+        """
+        try:
+            jobs_of(sweep_overrides(config.hydra), GlobalHydra.instance().config_loader())
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
         self._claim = Claim(Path(config.hydra.sweep.dir, LAUNCHER))
         self._claim.take()
 
@@ -32,13 +41,11 @@ class SweepTable(Callback):
         """Print the table.
 
         Raises:
-            SystemExit: when a job failed or left nothing behind, or there was none.
+            SystemExit: when a job failed or left nothing behind.
         """
         if self._claim is not None:
             self._claim.release()
         jobs = job_folders(Path(config.hydra.sweep.dir))
-        if not jobs:
-            raise SystemExit("error: the sweep has no runs: a glob() or range() in it is empty")
         outcomes = [_outcome(job) for job in jobs]
         run_ids = [o["run_id"] for o in outcomes if "run_id" in o]
         records = Store(config.results_dir).load(run_ids)
