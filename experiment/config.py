@@ -16,16 +16,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from experiment import ROOT, launchers
+from experiment import ROOT, launchers, resolvers
 from experiment.errors import value_errors
-from experiment.resolvers import (
-    _brecq,
-    _by_bits,
-    _by_scale,
-    _if_finetuned,
-    _signround_lr,
-    _source_name,
-)
 
 # Options that have had another name; it is taken for a release.
 RENAMED = {"recon.steps": "recon.act_steps", "recon.keep": "recon.quant_prob"}
@@ -81,6 +73,7 @@ class RunConfig:
     act_head_bits: int = MISSING
     kv_bits: int | None = MISSING
     group_size: int = MISSING
+    clipping: bool = MISSING
     seed: int = MISSING
     num_samples: int = MISSING
     checkpoint: str | None = MISSING
@@ -115,12 +108,8 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=RunConfig)
     launchers.register()
     OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
-    OmegaConf.register_new_resolver("by_bits", _by_bits, replace=True)
-    OmegaConf.register_new_resolver("signround_lr", _signround_lr, replace=True)
-    OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
-    OmegaConf.register_new_resolver("if_finetuned", _if_finetuned, replace=True)
-    OmegaConf.register_new_resolver("brecq", _brecq, replace=True)
-    OmegaConf.register_new_resolver("source_name", _source_name, replace=True)
+    for name, resolver in resolvers.BY_NAME.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
 @contextmanager

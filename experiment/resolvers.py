@@ -17,6 +17,21 @@ def _if_finetuned(checkpoint: str | None, yes: Any, no: Any) -> Any:
     return yes if checkpoint == "finetuned" else no
 
 
+def _if_quantized(activation: DictConfig | None, yes: Any, no: Any) -> Any:
+    """Return yes where activations are quantized, no where they are not."""
+    return yes if activation else no
+
+
+def _candidates(clipping: bool, candidates: int) -> int:
+    """Return how many ranges are tried: 1, that of min-max, without clipping."""
+    return candidates if clipping else 1
+
+
+def _idle_rank(rule: str) -> list[str]:
+    """Return the options of LRQ that do nothing under a rule for its ranks."""
+    return ["quant.rank"] if rule == "code" else []
+
+
 def _brecq(scale: str, folder: str, model: str) -> str | None:
     """Return where BRECQ's checkpoint of model is looked for; None under scale=smoke."""
     return None if scale == "smoke" else f"{folder}/brecq/{model}.pth"
@@ -39,3 +54,16 @@ def _signround_lr(iters: int, bits: int) -> float:
     if iters >= 1000 and bits <= 3:
         return 2 / iters
     return 1 / max(200, iters)
+
+
+BY_NAME = {
+    "brecq": _brecq,
+    "by_bits": _by_bits,
+    "by_scale": _by_scale,
+    "candidates": _candidates,
+    "idle_rank": _idle_rank,
+    "if_finetuned": _if_finetuned,
+    "if_quantized": _if_quantized,
+    "signround_lr": _signround_lr,
+    "source_name": _source_name,
+}

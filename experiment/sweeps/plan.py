@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
@@ -18,18 +19,23 @@ from experiment.identity import identity, run_id
 from experiment.sweeps.jobs import jobs_of, sweep_overrides
 from results.records.record import Record
 from results.records.store import Store
+from results.tables.differing_defaults import MethodRun, differing_defaults
 
 EXPERIMENTS = ROOT / "conf" / "experiment"
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a sweep: its choices, configuration and name, and its record if there is one."""
+    """One run of a sweep: its choices, configuration and name, and its record if there is one.
+
+    settings are what its name is made of.
+    """
 
     model: str
     task: str
     quant: str
     cfg: DictConfig
+    settings: dict[str, Any]
     run_id: str
     record: Record | None
 
@@ -52,11 +58,12 @@ def plan(overrides: Sequence[str]) -> list[PlannedRun]:
         model, task, quant = (str(choices[group]) for group in ("model", "task", "quant"))
         with open_dict(cfg):
             del cfg["hydra"]
-        name = run_id(identity(cfg))
+        settings = identity(cfg)
+        name = run_id(settings)
         record = Store(cfg.results_dir).peek(name)
         if record is not None and record.conditions and changes(record.conditions, conditions(cfg)):
             record = None  # it has failed, and is tried again
-        found.append(PlannedRun(model, task, quant, cfg, name, record))
+        found.append(PlannedRun(model, task, quant, cfg, settings, name, record))
     return found
 
 
@@ -96,6 +103,7 @@ def report(overrides: Sequence[str]) -> str:
         lines.append(f"  {same} of them have another one's configuration, which is computed once")
     pairs = Counter((r.model, r.task) for r in runs)
     lines += [f"  {count:4} of {model} on {task}" for (model, task), count in pairs.items()]
+    lines += differing_defaults(MethodRun(r.model, r.task, r.quant, r.settings) for r in runs)
     wanted = {what: there for run in runs for what, there in needs(run)}
     if wanted:
         lines.append("needs")

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from experiment.sweeps.jobs import LAUNCHER, OUTCOME, job_folders, jobs_of, sweep_overrides
 from results.records.claim import Claim
 from results.records.store import Store
+from results.tables.differing_defaults import MethodRun, differing_defaults
 
 
 class SweepTable(Callback):
@@ -56,7 +57,8 @@ class SweepTable(Callback):
                 print(render(leaderboard(records, _by(config)), "markdown"))
             except ValueError as error:
                 print(f"no table: {error}", file=sys.stderr)
-        for line in _remarks(outcomes):
+        runs = (MethodRun(r.model, r.task, r.quant, r.settings) for r in records)
+        for line in (*differing_defaults(runs), *_remarks(outcomes)):
             print(line, file=sys.stderr)
         errors = [o["error"] for o in outcomes if "error" in o]
         if errors:

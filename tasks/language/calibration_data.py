@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tasks.language.corpora import Corpus
-from tasks.language.protocols import cut, encode
+from tasks.language.protocols import encode, windows_of
 
 
 @runtime_checkable
@@ -27,14 +27,19 @@ class Calibration(Protocol):
 
 @dataclass(frozen=True)
 class Stream:
-    """Windows of the text as one stream, all different."""
+    """Consecutive windows of the text, all different, cut as a protocol's evaluation cuts its own.
+
+    Attributes:
+        corpus: the text.
+        protocol: run_clm, gptq or file: where the tokenizer's special tokens stand.
+    """
 
     corpus: Corpus
+    protocol: str
 
     def sequences(self, tokenizer: Any, seq_len: int, num_samples: int, seed: int) -> Tensor:
-        """Return num_samples of the stream's consecutive windows."""
-        text = self.corpus.text("train")
-        windows = cut(encode(tokenizer, [text], special=False)[0], seq_len)
+        """Return num_samples windows in an order drawn by seed."""
+        windows = windows_of(self.corpus, "train", self.protocol, seq_len, tokenizer)
         _check(num_samples, len(windows), seq_len)
         order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
         return windows[order[:num_samples]]

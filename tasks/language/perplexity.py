@@ -45,13 +45,13 @@ class LanguageModeling(TransformerTask):
     ) -> None:
         """Name the text and the protocol; seq_len is the length of a calibration sample.
 
-        calibration None is the corpus's own train split.
+        calibration None is the corpus's own train split, cut as the protocol cuts.
         """
         if seq_len < 2:
             raise ValueError(f"task.seq_len={seq_len}: give at least 2 tokens")
         super().__init__(name, version, expected, tolerance, cache_dir, checkpoints_dir)
         self._corpus, self._protocol = corpus, protocol
-        self._calibration = calibration or Stream(corpus)
+        self._calibration = calibration or Stream(corpus, protocol.name)
         self._seq_len, self._eval_batch_size = seq_len, eval_batch_size
         self._windows: Tensor | None = None
 

@@ -1,7 +1,8 @@
 """Protocols of perplexity: how a text becomes windows of tokens. Their numbers do not compare.
 
 run_clm is the FlexRound paper's (the Hugging Face example script, validation split, blocks of
-1024); gptq is GPTQ's (test split, windows of 2048); file takes a file as one string.
+1024); gptq is GPTQ's (test split, windows of 2048); file takes a file as one string. A calibration
+on a text's own train split cuts it in the same way, so that it has the same special tokens.
 """
 
 from __future__ import annotations
@@ -47,25 +48,34 @@ class Protocol:
         Raises:
             ValueError: when the text is shorter than one window.
         """
-        if self.name == "run_clm":
-            rows = corpus.rows(self.split)
-            batches = [rows[i : i + RUN_CLM_ROWS] for i in range(0, len(rows), RUN_CLM_ROWS)]
-        elif self.name == "gptq":
-            batches = [["\n\n".join(corpus.rows(self.split))]]
-        else:
-            batches = [[corpus.text(self.split)]]
-        special = self.name != "file"
-        pieces = [
-            cut(chain.from_iterable(encode(tokenizer, batch, special)), self.window)
-            for batch in batches
-        ]
-        found = torch.cat(pieces) if pieces else torch.empty(0, self.window, dtype=torch.long)
+        found = windows_of(corpus, self.split, self.name, self.window, tokenizer)
         if not len(found):
             raise ValueError(
                 f"the split {self.split} is shorter than one window of {self.window} tokens; "
                 "lower protocol.window or give a longer text"
             )
         return found[: self.max_windows]
+
+
+def windows_of(corpus: Corpus, split: str, name: str, window: int, tokenizer: Any) -> Tensor:
+    """Return a split's windows [windows, window] as the protocol of that name cuts them.
+
+    run_clm tokenizes each row with the tokenizer's special tokens (LLaMA's <s>, OPT's </s>) and
+    joins the rows of a thousand; gptq has them once, before all rows joined by blank lines; file
+    has none.
+    """
+    if name == "run_clm":
+        rows = corpus.rows(split)
+        batches = [rows[i : i + RUN_CLM_ROWS] for i in range(0, len(rows), RUN_CLM_ROWS)]
+    elif name == "gptq":
+        batches = [["\n\n".join(corpus.rows(split))]]
+    else:
+        batches = [[corpus.text(split)]]
+    pieces = [
+        cut(chain.from_iterable(encode(tokenizer, batch, name != "file")), window)
+        for batch in batches
+    ]
+    return torch.cat(pieces) if pieces else torch.empty(0, window, dtype=torch.long)
 
 
 def encode(tokenizer: Any, texts: Sequence[str], special: bool = True) -> list[list[int]]:

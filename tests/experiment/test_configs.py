@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 import run  # noqa: F401  registers the schema
 from experiment.build import validate
-from experiment.checks import check_values
+from experiment.checks import check_idle, check_values
 from experiment.identity import identity, run_id
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -146,3 +146,65 @@ def test_round_to_nearest_is_one_run_whatever_the_reconstruction():
 
 def test_the_whole_configuration_resolves():
     OmegaConf.to_container(composed(), resolve=True, throw_on_missing=True)
+
+
+OWN_PROTOCOL = ["gptq", "cdquant", "signround"]
+
+
+@pytest.mark.parametrize("quant", OWN_PROTOCOL)
+@pytest.mark.parametrize("model", ["tiny_gpt2", "tiny_llama", "smollm2_135m"])
+@pytest.mark.parametrize("task", ["python_docs", "text"])
+def test_embedded_and_local_texts_keep_their_own_samples_and_windows(quant, model, task):
+    """No method's protocol may ask for a download, or for windows longer than a text's."""
+    cfg = composed(f"model={model}", f"task={task}", f"quant={quant}", "data_dir=.")
+    plain = composed(f"model={model}", f"task={task}", "quant=flexround", "data_dir=.")
+    assert cfg.calibration is None
+    assert cfg.granularity._target_.endswith("PerChannel")
+    assert (cfg.protocol, cfg.task, cfg.num_samples) == (
+        plain.protocol, plain.task, plain.num_samples
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("quant", OWN_PROTOCOL)
+@pytest.mark.parametrize("task", ["digits", "imagenet"])
+def test_vision_is_per_tensor_for_every_method(quant, task):
+    cfg = composed(f"task={task}", "imagenet_dir=x", f"quant={quant}")
+    assert cfg.granularity._target_.endswith("PerTensor")
+    assert cfg.num_samples == 1024
+    assert "calibration" not in identity(cfg)
+
+
+@pytest.mark.parametrize("quant", OWN_PROTOCOL)
+def test_the_command_line_wins_over_a_methods_protocol(quant):
+    given = ["granularity=per_tensor", "calibration=own", "protocol=run_clm", "num_samples=7"]
+    cfg = composed("model=llama_7b", f"quant={quant}", *given, "task.seq_len=99")
+    assert cfg.granularity._target_.endswith("PerTensor")
+    assert cfg.calibration is None
+    assert (cfg.protocol.name, cfg.protocol.split, cfg.protocol.window) == (
+        "run_clm", "validation", 1024
+    )  # fmt: skip
+    assert (cfg.num_samples, cfg.task.seq_len) == (7, 99)
+
+
+@pytest.mark.parametrize("method", ["flexround", "lrq"])
+def test_ranges_of_llama_2_may_be_chosen_by_hand(method):
+    cfg = composed("model=llama2_7b", f"quant={method}", "ranges=min_max")
+    validate(cfg)
+    assert "clipping" not in identity(cfg)
+    assert composed("model=llama2_7b", f"quant={method}", "clipping=true").ranges.candidates == 80
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["ranges=min_max", "clipping=true"],
+     ["quant=lrq", "model=tiny_llama", "quant.rank_rule=code", "quant.rank=4"],
+     ["quant=lrq", "model=llama2_7b", "quant.rank=512"]],
+)  # fmt: skip
+def test_options_that_a_range_or_a_rule_leaves_idle_are_refused(options):
+    with pytest.raises(ValueError, match=f"{options[-1]} does nothing with the chosen"):
+        check_idle(composed(*options), options, options)
+
+
+def test_a_rank_counts_under_the_rule_that_takes_it():
+    ranks = [composed("quant=lrq", "model=tiny_llama", f"quant.rank={rank}") for rank in (4, 8)]
+    assert run_id(identity(ranks[0])) != run_id(identity(ranks[1]))

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiment.__main__ import main
-from experiment.sweeps.plan import EXPERIMENTS, jobs, plan
+from experiment.sweeps.plan import EXPERIMENTS, jobs, plan, report
 from tests.conftest import TINY
 
 ABLATIONS = sorted(path.stem for path in EXPERIMENTS.glob("ablation_*.yaml"))
@@ -99,3 +99,26 @@ def test_an_experiment_that_does_not_exist_is_one_line(capsys):
     assert status == 1
     assert err.startswith("error: Could not find 'experiment/paper/table99'; available experi")
     assert len(err.splitlines()) == 1
+
+
+def test_the_plan_tells_it_where_gptq_meets_flexround(tmp_path):
+    """GPTQ's paper: per row, C4 128 x 2048, test; FlexRound's: per tensor, own, validation."""
+    told = report(["model=opt_125m", "quant=gptq,flexround", f"results_dir={tmp_path}"])
+    for line in (
+        "granularity differs between methods of this sweep: gptq per_channel, flexround per_tensor",
+        "calibration differs between methods of this sweep: gptq c4, flexround own",
+        "task.seq_len differs between methods of this sweep: gptq 2048, flexround 1024",
+        "protocol differs between methods of this sweep: gptq gptq test 2048, "
+        "flexround run_clm validation 1024",
+    ):
+        assert line in told.splitlines()
+    same = ["granularity=per_channel", "calibration=own", "protocol=run_clm", "task.seq_len=1024"]
+    told = report(["model=opt_125m", "quant=gptq,flexround", *same, f"results_dir={tmp_path}"])
+    assert [line.split()[0] for line in told.splitlines() if "differs" in line] == ["ranges"]
+
+
+def test_a_sweeps_end_tells_the_defaults_that_differ(cli):
+    outcome = cli("-m", *TINY, "quant=rtn,gptq", "bits=4", "num_samples=32")
+    assert outcome.status == 0, outcome.err
+    assert "ranges differs between methods of this sweep: rtn lp, gptq min_max\n" in outcome.err
+    assert "granularity differs" not in outcome.err, "per-tensor for all methods in vision"

@@ -1,0 +1,56 @@
+"""Defaults that differ between methods of a sweep are told, settings that are swept are not."""
+
+from __future__ import annotations
+
+from results.tables.differing_defaults import MethodRun, differing_defaults
+
+
+def run(quant, granularity="PerTensor", model="net", samples=128, **more):
+    settings = {
+        "granularity": {"_target_": granularity}, "ranges": {"_target_": "LpSearch"},
+        "symmetric": False, "num_samples": samples, "task": {"seq_len": 1024},
+    }  # fmt: skip
+    return MethodRun(model, "text", quant, settings | more)
+
+
+def test_a_default_that_differs_is_one_line():
+    runs = [run("gptq", "PerChannel"), run("gptq", "PerChannel"), run("flexround")]
+    assert list(differing_defaults(runs)) == [
+        "granularity differs between methods of this sweep: gptq per_channel, flexround per_tensor"
+    ]
+    assert not list(differing_defaults([run("gptq"), run("flexround")]))
+
+
+def test_what_is_swept_is_no_difference():
+    both = [run(q, g) for q in ("gptq", "flexround") for g in ("PerTensor", "PerChannel")]
+    assert not list(differing_defaults(both))
+    models = [
+        run(q, g, m) for q in ("a", "b") for m, g in (("x", "PerTensor"), ("y", "PerChannel"))
+    ]
+    assert not list(differing_defaults(models)), "of different models"
+    assert list(differing_defaults(both[:3])), "one method has one of them, the other both"
+
+
+def test_a_difference_on_some_models_names_them():
+    runs = [run("a", model="x", samples=1), run("b", model="x", samples=2)]
+    runs += [run("a", model="y"), run("b", model="y")]
+    assert list(differing_defaults(runs)) == [
+        "num_samples differs between methods of this sweep: a 1, b 2 (x on text)"
+    ]
+
+
+def test_texts_protocols_and_groups_are_conditions():
+    c4 = {
+        "seq_len": 2048, "calibration": {"corpus": {"_target_": "C4"}},
+        "protocol": {"name": "gptq", "split": "test", "window": 2048},
+    }  # fmt: skip
+    lines = list(differing_defaults([run("a", task=c4), run("b")]))
+    assert [line.rpartition(": ")[2] for line in lines] == [
+        "a c4, b own", "a 2048, b 1024", "a gptq test 2048, b none",
+    ]  # fmt: skip
+    groups = [{"granularity": {"_target_": "PerGroup", "group_size": size}} for size in (64, 128)]
+    runs = [
+        MethodRun("net", "text", q, run(q).settings | g) for q, g in zip("ab", groups, strict=True)
+    ]
+    (line,) = differing_defaults(runs)
+    assert line.endswith(": a per_group 64, b per_group 128")

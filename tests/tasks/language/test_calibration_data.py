@@ -1,0 +1,65 @@
+"""Calibration sequences: a text's own have the special tokens of its evaluation and fine-tuning."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.language.calibration_data import Documents, Stream
+from tasks.language.perplexity import LanguageModeling
+from tasks.language.protocols import Protocol
+from tests.tasks.language.test_perplexity import Letters, Rows
+
+ROWS = ["ab", "cd"] * 6
+A, B, C, D, BREAK, START = ord("a"), ord("b"), ord("c"), ord("d"), ord("\n"), 1
+STREAMS = {
+    "run_clm": [START, A, B, START, C, D] * 6,  # each row has its own
+    "gptq": [START] + [A, B, BREAK, BREAK, C, D, BREAK, BREAK] * 6,  # the text has one
+    "file": [A, B, C, D] * 6,
+}
+
+
+@pytest.mark.parametrize("protocol", STREAMS)
+def test_a_stream_has_the_protocols_special_tokens(protocol):
+    stream = STREAMS[protocol]
+    windows = {tuple(stream[i : i + 4]) for i in range(0, len(stream) - 3, 4)}
+    count = len(stream) // 4 if protocol != "gptq" else (len(stream) - 2) // 4
+    found = Stream(Rows(ROWS), protocol).sequences(Letters(), 4, count, seed=3)
+    assert found.shape == (count, 4)
+    assert {tuple(window) for window in found.tolist()} <= windows
+    # All of them, in any order, are the whole stream: no token was left out or put in.
+    assert sorted(found.flatten().tolist()) == sorted(stream[: 4 * count])
+
+
+@pytest.mark.parametrize("protocol", STREAMS)
+def test_a_text_calibrates_on_windows_like_those_it_is_evaluated_on(protocol, tmp_path):
+    task = LanguageModeling(
+        "own", 1, Rows(ROWS), None, Protocol(protocol, "test", 4, None), 4, 2, None, 0.02,
+        str(tmp_path), str(tmp_path),
+    )  # fmt: skip
+    task._tokenizer = Letters()
+    drawn = {tuple(w) for batch in task.calibration(5, 0) for w in batch["input_ids"].tolist()}
+    evaluated = Protocol(protocol, "test", 4, None).windows(Rows(ROWS), Letters()).tolist()
+    assert drawn <= {tuple(window) for window in evaluated}, "the stub's splits are one text"
+    if protocol == "run_clm":
+        tuned = {tuple(row["input_ids"].tolist()) for row in task.training_rows()}
+        assert drawn <= tuned
+        assert any(START in window for window in drawn)
+
+
+def test_a_stream_that_is_too_short_says_what_to_lower():
+    with pytest.raises(ValueError, match=r"num_samples=9: train has 6 sequences of 6 tokens"):
+        Stream(Rows(ROWS), "run_clm").sequences(Letters(), 6, 9, 0)
+    with pytest.raises(ValueError, match=r"num_samples=1: train has 0 sequences of 99 tokens"):
+        Stream(Rows(ROWS), "run_clm").sequences(Letters(), 99, 1, 0)
+
+
+def test_documents_are_windows_of_long_enough_documents():
+    """GPTQ's way: a random window of a random document, tokenized by itself."""
+    rows = ["short", "abcdefgh", "ABCDEFGH"]
+    found = Documents(Rows(rows)).sequences(Letters(), 7, 2, seed=0)
+    whole = [[START, *map(ord, row)] for row in rows[1:]]
+    windows = [ids[i : i + 7] for ids in whole for i in range(3)]
+    assert all(window in windows for window in found.tolist())
+    assert {chr(window[-1]).isupper() for window in found} == {True, False}, "of two documents"
+    with pytest.raises(ValueError, match="num_samples=3: train has 2 sequences of 7 tokens"):
+        Documents(Rows(rows)).sequences(Letters(), 7, 3, 0)
