@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig
@@ -56,7 +57,7 @@ def _signround_lr(iters: int, bits: int) -> float:
     return 1 / max(200, iters)
 
 
-BY_NAME = {
+BY_NAME: dict[str, Callable[..., Any]] = {
     "brecq": _brecq,
     "by_bits": _by_bits,
     "by_scale": _by_scale,

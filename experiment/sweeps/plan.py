@@ -19,7 +19,7 @@ from experiment.identity import identity, run_id
 from experiment.sweeps.jobs import jobs_of, sweep_overrides
 from results.records.record import Record
 from results.records.store import Store
-from results.tables.differing_defaults import MethodRun, differing_defaults
+from results.tables.differing_defaults import MethodRun, conditions_of, differing_defaults
 
 EXPERIMENTS = ROOT / "conf" / "experiment"
 
@@ -80,6 +80,10 @@ def needs(run: PlannedRun) -> Iterator[tuple[str, bool | None]]:
         yield f"data_dir={cfg.data_dir}", Path(cfg.data_dir).is_dir()
     elif run.task not in EMBEDDED:
         yield f"the data of {run.task} from its hub, or data_dir=", None
+    if conditions_of(run.settings)["calibration"] == "c4":
+        folder = cfg.calibration_dir
+        where = f"calibration_dir={folder}" if folder else "C4 from its hub, or calibration_dir="
+        yield where, Path(folder).is_dir() if folder else None
     source = cfg.model.get("source", f"{run.model} of {cfg.model.get('library')}")
     if cfg.checkpoint == "finetuned" or (cfg.finetuned and cfg.checkpoint is None):
         folder = Path(cfg.checkpoints_dir, run.task, run.model)

@@ -29,7 +29,7 @@ def differing_defaults(runs: Iterable[MethodRun]) -> Iterator[str]:
     found: dict[tuple[str, str], dict[str, dict[str, dict[str, None]]]] = {}
     for run in runs:
         methods = found.setdefault((run.model, run.task), {})
-        for condition, word in conditions(run.settings).items():
+        for condition, word in conditions_of(run.settings).items():
             words = methods.setdefault(condition, {}).setdefault(run.quant, {})
             words[word] = None
     lines: dict[str, list[str]] = {}
@@ -42,7 +42,7 @@ def differing_defaults(runs: Iterable[MethodRun]) -> Iterator[str]:
         yield line if len(where) == len(found) else f"{line} ({', '.join(where)})"
 
 
-def conditions(settings: dict[str, Any]) -> dict[str, str]:
+def conditions_of(settings: dict[str, Any]) -> dict[str, str]:
     """Return the conditions that a number was found under, each in a word."""
     task, granularity = settings.get("task") or {}, settings["granularity"]
     calibration = task.get("calibration", task.get("calibration_corpus"))

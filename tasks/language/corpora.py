@@ -118,7 +118,11 @@ class C4:
         """Return the split's documents."""
         name = self.files["train" if split == "train" else "validation"][0]
         if self.local is None:
-            rows = load_hub("allenai/c4", None, "train", {"train": name}, [name])["text"]
+            try:
+                rows = load_hub("allenai/c4", None, "train", {"train": name}, [name])["text"]
+            except ValueError as error:
+                hint = "; calibration=own takes the task's own text" if split == "train" else ""
+                raise ValueError(f"{error}{hint}") from error
         else:
             path = Path(self.local).expanduser() / name
             if not path.is_file():

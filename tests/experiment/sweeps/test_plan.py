@@ -122,3 +122,11 @@ def test_a_sweeps_end_tells_the_defaults_that_differ(cli):
     assert outcome.status == 0, outcome.err
     assert "ranges differs between methods of this sweep: rtn lp, gptq min_max\n" in outcome.err
     assert "granularity differs" not in outcome.err, "per-tensor for all methods in vision"
+
+
+def test_the_plan_names_c4_where_it_is_calibrated_on(capsys, tmp_path):
+    out = said(capsys, "model=opt_125m", "quant=gptq")[1]
+    assert "  not looked for C4 from its hub, or calibration_dir=\n" in out
+    out = said(capsys, "model=opt_125m", "quant=gptq", f"calibration_dir={tmp_path}/no")[1]
+    assert f"  MISSING        calibration_dir={tmp_path}/no\n" in out
+    assert "C4" not in said(capsys, "model=opt_125m", "quant=flexround")[1]

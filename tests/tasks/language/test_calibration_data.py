@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tasks.language.calibration_data import Documents, Stream
+from tasks.language.corpora import C4
 from tasks.language.perplexity import LanguageModeling
 from tasks.language.protocols import Protocol
 from tests.tasks.language.test_perplexity import Letters, Rows
@@ -63,3 +64,19 @@ def test_documents_are_windows_of_long_enough_documents():
     assert {chr(window[-1]).isupper() for window in found} == {True, False}, "of two documents"
     with pytest.raises(ValueError, match="num_samples=3: train has 2 sequences of 7 tokens"):
         Documents(Rows(rows)).sequences(Letters(), 7, 3, 0)
+
+
+def test_a_c4_that_is_not_at_hand_says_both_ways_out(monkeypatch):
+    def absent(*_, **__):
+        raise OSError("no network")
+
+    datasets = pytest.importorskip("datasets", reason="the extra language is not installed")
+    monkeypatch.setattr(datasets, "load_dataset", absent)
+    files = {split: [f"en/c4-{split}.gz"] for split in ("train", "validation")}
+    with pytest.raises(
+        ValueError, match=r"en/c4-train.gz .*calibration_dir=PATH.*; calibration=own"
+    ):
+        C4(None, files, 9).rows("train")
+    with pytest.raises(ValueError, match=r"en/c4-validation.gz \(data_dir=PATH") as error:
+        C4(None, files, 9).rows("validation")
+    assert "calibration=own" not in str(error.value)
