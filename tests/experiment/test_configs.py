@@ -36,8 +36,8 @@ def names_in(group):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_fits_its_target(option):
-    # The solvers' loop is for solvers alone.
-    more = ["quant=gptq"] if option == "recon=solve" else []
+    # The solvers' loop is for solvers alone, and any network has to be named.
+    more = {"recon=solve": ["quant=gptq"], "model=hf": ["model.source=tiny:llama"]}.get(option, [])
     validate(composed(option, "imagenet_dir=somewhere", "data_dir=.", *more))
 
 
