@@ -67,7 +67,7 @@ def folder(tmp_path):
 def make(folder, cache_dir, **changes):
     options = dict(
         name="zero_shot", version=1, tasks=["line_ends"], num_fewshot=0, limit=None,
-        include_path=str(folder), calibration_corpus=Stream(PythonDocs()), seq_len=32,
+        include_path=str(folder), calibration_corpus=Stream(PythonDocs(), "file"), seq_len=32,
         eval_batch_size=4, expected=None, tolerance=0.5, cache_dir=str(cache_dir),
         checkpoints_dir=str(cache_dir),
     )  # fmt: skip
@@ -155,7 +155,7 @@ def test_calibration_is_the_corpus_by_seed(folder, cache_dir):
     task, _ = loaded(folder, cache_dir)
     batches = task.calibration(10, 3)
     assert [tuple(batch["input_ids"].shape) for batch in batches] == [(4, 32), (4, 32), (2, 32)]
-    expected = Stream(PythonDocs()).sequences(task.tokenizer, 32, 10, 3)
+    expected = Stream(PythonDocs(), "file").sequences(task.tokenizer, 32, 10, 3)
     assert torch.equal(torch.cat([batch["input_ids"] for batch in batches]), expected)
 
 
