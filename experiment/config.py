@@ -148,9 +148,9 @@ def check_keys(cfg: DictConfig) -> None:
         ValueError: names the option and the nearest that there is.
     """
     known = [f.name for f in fields(RunConfig)]
-    for key in cfg:
+    for key in map(str, cfg):
         if key not in (*known, "hydra"):
-            near = difflib.get_close_matches(str(key), known, n=1)
+            near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             raise ValueError(f"{key}: there is no such option; {hint}")
     gone = [key for key in known if key not in cfg]

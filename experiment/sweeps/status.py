@@ -67,11 +67,11 @@ class Sweep:
         What a job has started with is in its folder. Expanded again, a sweep may have another
         order, shuffle(), or other members, glob(): what has not started is what is left of it.
         """
-        asked = jobs_of(sweep_overrides(self._config.hydra))
+        expanded = jobs_of(sweep_overrides(self._config.hydra))
+        asked: list[Sequence[str]] = [filter_overrides(job) for job in expanded]
         started = {number: own for number, path in folders.items() if (own := _started(path))}
-        asked = [filter_overrides(job) for job in asked]
         if all(number < len(asked) and asked[number] == own for number, own in started.items()):
-            return list(asked)
+            return asked
         for own in started.values():
             if own in asked:
                 asked.remove(own)
