@@ -51,10 +51,8 @@ def _by_bits(bits: int, table: DictConfig) -> Any:
 
 
 def _signround_lr(iters: int, bits: int) -> float:
-    """Return the rate of auto-round's recipes: 1 / iters up to 1 / 200, doubled for few bits."""
-    if iters >= 1000 and bits <= 3:
-        return 2 / iters
-    return 1 / max(200, iters)
+    """Return auto-round's rate: 1 / iters, doubled from 1000 iterations on at 3 bits and fewer."""
+    return (2 if iters >= 1000 and bits <= 3 else 1) / max(1, iters)
 
 
 BY_NAME: dict[str, Callable[..., Any]] = {

@@ -141,8 +141,9 @@ def _unpacked(
     scale = part(f"{name}.scale")
     if list(scale.shape) != [groups, 1]:
         raise ValueError(f"scales {list(scale.shape)}, {groups} groups in its header")
-    if not (scale.isfinite() & (scale > 0)).all():
-        raise ValueError("a scale that is no positive number")
+    # SignRound's full-range symmetric grid has scales of either sign.
+    if not (scale.isfinite() & (scale != 0 if grid.symmetric else scale > 0)).all():
+        raise ValueError("a scale that is 0, negative or not finite")
     codes = unpack(part(f"{name}.codes"), grid.bits, shape.numel()).view(shape) + grid.qmin
     zero_point = torch.zeros_like(scale)
     if not grid.symmetric:

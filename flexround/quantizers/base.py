@@ -54,7 +54,7 @@ class WeightQuantizer(nn.Module):
     [out, in, *kernel] to the fake-quantized one of the same shape.
     """
 
-    scale: Tensor  # [groups, 1], as the ranges chose it
+    scale: Tensor  # [groups, 1], as the ranges chose it; SignRound's may be negative
     zero_point: Tensor  # [groups, 1], integral, never trained
 
     def reference(self, weight: Tensor) -> Tensor:
@@ -68,7 +68,11 @@ class WeightQuantizer(nn.Module):
         # Soft while training; only AdaRound tells the two apart.
         self.hard = False
         with torch.no_grad():
-            scale, zero_point = ranges(grid.granularity.group(weight.detach()), grid)
+            self._start(grid.granularity.group(weight.detach()), ranges)
+
+    def _start(self, values: Tensor, ranges: Ranges) -> None:
+        """Set the first scale and zero point of values [groups, elements]."""
+        scale, zero_point = ranges(values, self.grid)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
 

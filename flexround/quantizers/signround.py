@@ -1,7 +1,7 @@
-"""SignRound: shifts before rounding and the range, by signed gradients (arXiv 2309.05516).
+"""SignRound: shifts before rounding and the range's ends, by signed gradients (arXiv 2309.05516).
 
-The order of rounding and zero point, and the clamp of alpha and beta, are those of the authors'
-code (auto-round, data_type/int.py and wrapper.py).
+The order of rounding and zero point, the signed scale of a symmetric grid and the clamp of alpha
+and beta are those of the authors' code (auto-round, data_type/int.py and wrapper.py).
 """
 
 from __future__ import annotations
@@ -21,55 +21,68 @@ from flexround.ranges import SCALE_FLOOR, Ranges
 class SignRound(WeightQuantizer):
     """W_hat = s * (clamp(round(W / s + V) + z) - z) with V, and the range's ends, learned.
 
-    The range [low, high] that the ranges chose becomes [alpha low, beta high], which moves
-    s = (beta high - alpha low) / (qmax - qmin) and z = round(-alpha low / s); symmetric grids have
-    beta alone, which multiplies the scale. V [groups, elements] starts at 0, alpha and beta
-    [groups, 1] at 1 and stay in [0, 1]: training starts at round-to-nearest to the last bit.
-    V has no clamp of its own: each step moves it by the learning rate, so that it stays within the
-    sum of the rates, 0.5025 in the paper's schedule.
+    low and high are the ends of the weight's own range, exact: under ranges=min_max its min and
+    max. With l = alpha low and h = beta high an asymmetric grid has s = (h - l) / (2^b - 1) and
+    z = round(-l / s), the one place where an end is rounded. A symmetric grid has the larger one of
+    -l and h at the code -2^(b-1), the full range: s = max(-l, h) / 2^(b-1), **negative** where h is
+    not the smaller one, and z = 0.
+
+    V [groups, elements] starts at 0, alpha and beta [groups, 1] at 1 and stay in [0, 1]: training
+    starts at round-to-nearest on that grid to the last bit. V has no clamp of its own: each step
+    moves it by the learning rate, so that it stays within the sum of the rates, 0.5025 in the
+    paper's schedule.
     """
+
+    low: Tensor  # [groups, 1], as the ranges chose them
+    high: Tensor
 
     def reference(self, weight: Tensor) -> Tensor:
         """Return the equation's W_hat in plain torch operations and autograd, same shape.
 
         Both roundings pass the gradient straight through, that of z to alpha and beta.
         """
-        s, z = self.scale * self.beta, self.zero_point
-        if self.alpha is not None:
-            levels = self.grid.qmax - self.grid.qmin
-            low, high = -self.scale * z, self.scale * (levels - z)
-            s = (self.beta * high - self.alpha * low) / levels
-            end = -self.alpha * low / s
-            z = straight_through(torch.round(end), end)
+        low, high = self.alpha * self.low, self.beta * self.high
+        if self.grid.symmetric:
+            sign = torch.where(-low > high, 1.0, -1.0)
+            s = sign * torch.maximum(-low, high) / -self.grid.qmin
+            z = torch.zeros_like(s)
+        else:
+            s = (high - low) / self.grid.qmax
+            z = straight_through(torch.round(-low / s), -low / s)
         steps = self.grid.granularity.group(weight) / s + self.v
         return on_grid(steps, z, s, self.grid).reshape(weight.shape)
 
     def __init__(self, weight: Tensor, *, grid: Grid, ranges: Ranges) -> None:
         super().__init__(weight, grid=grid, ranges=ranges)
         self.v = nn.Parameter(torch.zeros_like(grid.granularity.group(weight.detach())))
-        self.beta = nn.Parameter(torch.ones_like(self.scale))
-        self.alpha = None if grid.symmetric else nn.Parameter(torch.ones_like(self.scale))
+
+    def _start(self, values: Tensor, ranges: Ranges) -> None:
+        low, high = ranges.ends(values, self.grid)
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+        self.alpha = nn.Parameter(torch.ones_like(low))
+        self.beta = nn.Parameter(torch.ones_like(high))
+        self.register_buffer("scale", self.dequantization_scale())
+        self.register_buffer("zero_point", self.dequantization_zero_point())
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return signed gradient descent over groups."""
         return SignSGD(groups)
 
     def dequantization_scale(self) -> Tensor:
-        """Return s, [groups, 1]."""
-        if self.alpha is None:
-            return (self.scale * self.beta).clamp(min=SCALE_FLOOR)
-        levels = self.grid.qmax - self.grid.qmin
-        below = self.zero_point / levels  # the share of the range that lies below zero
-        # Written as a change, since 1 is then kept to the last bit.
-        change = (1 - below) * (self.beta - 1) + below * (self.alpha - 1)
-        return (self.scale * (1 + change)).clamp(min=SCALE_FLOOR)
+        """Return s, [groups, 1]; on a symmetric grid either sign, and never 0."""
+        low, high = self.alpha * self.low, self.beta * self.high
+        if not self.grid.symmetric:
+            return ((high - low) / self.grid.qmax).clamp(min=SCALE_FLOOR)
+        # Equal ends share the gradient, which torch.maximum halves between them.
+        size = (torch.maximum(-low, high) / -self.grid.qmin).clamp(min=SCALE_FLOOR)
+        return torch.where(-low > high, size, -size)
 
     def dequantization_zero_point(self) -> Tensor:
         """Return z, [groups, 1], whole numbers."""
-        if self.alpha is None:
-            return self.zero_point
-        low = self.zero_point * self.scale * self.alpha
-        out: Tensor = RoundThrough.apply(low / self.dequantization_scale())
+        if self.grid.symmetric:
+            return torch.zeros_like(self.low)
+        out: Tensor = RoundThrough.apply(-self.alpha * self.low / self.dequantization_scale())
         return out
 
     def round(self, values: Tensor, scale: Tensor) -> Tensor:
@@ -81,8 +94,7 @@ class SignRound(WeightQuantizer):
     def after_step(self) -> None:
         """Keep the range's ends within the first range."""
         for factor in (self.alpha, self.beta):
-            if factor is not None:
-                factor.data.clamp_(0, 1)
+            factor.data.clamp_(0, 1)
 
 
 class SignSGD(torch.optim.Optimizer):

@@ -100,7 +100,7 @@ def _check(layer: QuantizedTensor) -> None:
     rows = layer.grid.granularity.group(layer.codes)
     empty = (rows == layer.zero_point).all(dim=1, keepdim=True)  # of weights that are all zero
     half = layer.scale.to(torch.float16)
-    if not (empty | (half.isfinite() & (half > 0))).all():
+    if not (empty | (half.isfinite() & (half != 0))).all():
         raise ValueError(f"{NAME} has scales in half precision, where one of its own is 0 or inf")
 
 

@@ -306,7 +306,7 @@ def test_a_scale_that_is_none(sound, value):
     held = load_file(sound)
     held["2.conv1.scale"][3] = value
     rewritten(sound, lambda header: None, held)
-    refuses(sound, "layer 2.conv1: a scale that is no positive number")
+    refuses(sound, "layer 2.conv1: a scale that is 0, negative or not finite")
 
 
 def test_another_models(sound):

@@ -10,7 +10,7 @@ from experiment.resolvers import _signround_lr
 from flexround.attach import attach, freeze
 from flexround.grid import Grid, PerChannel
 from flexround.quantizers.signround import SignRound, SignSGD
-from flexround.ranges import MinMax
+from flexround.ranges import LpSearch, MinMax
 from flexround.reconstruction.optimize import BestParameters, UnitOptimizer, scheduled
 from flexround.structure import Layer
 from tests.flexround.quantizers.methods import (
@@ -36,15 +36,16 @@ def test_gradients_are_those_of_both_rounds_passed_through(granularity, symmetri
         return x + (x.round() - x).detach()
 
     v, alpha, beta = (
-        None if p is None else p.detach().clone().requires_grad_()
-        for p in (quantizer.v, quantizer.alpha, quantizer.beta)
+        p.detach().clone().requires_grad_() for p in (quantizer.v, quantizer.alpha, quantizer.beta)
     )
-    if symmetric:
-        scale, zero = quantizer.scale * beta, torch.zeros_like(beta)
+    rows = granularity.group(weight)
+    low = alpha * rows.amin(dim=1, keepdim=True).clamp(max=0)
+    high = beta * rows.amax(dim=1, keepdim=True).clamp(min=0)
+    if symmetric:  # 2 bits: the codes are -2 .. 1
+        scale, zero = torch.where(-low > high, -low, -high) / 2, torch.zeros_like(beta)
     else:
-        below = quantizer.zero_point / 3
-        scale = quantizer.scale * ((1 - below) * beta + below * alpha)
-        zero = through(quantizer.zero_point * quantizer.scale * alpha / scale)
+        scale = (high - low) / 3
+        zero = through(-low / scale)
     steps = through(granularity.group(weight) / scale + v) + zero
     bounds = (torch.tensor(float(grid.qmin)), torch.tensor(float(grid.qmax)))
     codes = torch.where(
@@ -54,15 +55,72 @@ def test_gradients_are_those_of_both_rounds_passed_through(granularity, symmetri
     torch.testing.assert_close(quantizer(weight), out)
     (out * upstream).sum().backward()
     for own, wanted in ((quantizer.v, v), (quantizer.alpha, alpha), (quantizer.beta, beta)):
-        if own is not None:
-            torch.testing.assert_close(own.grad, wanted.grad)
+        torch.testing.assert_close(own.grad, wanted.grad)
+
+
+def test_the_ends_of_a_range_are_not_rounded():
+    weight = torch.tensor([[-0.3, 0.2, 1.0]])
+    quantizer = SignRound(weight, grid=Grid(2, False, PerChannel()), ranges=MinMax())
+    assert quantizer.dequantization_scale().item() == pytest.approx(1.3 / 3)
+    assert quantizer.dequantization_zero_point().item() == 1  # 0.3 / 0.433
+    # Half of the low end. Of one that had been rounded to the grid, -0.433, it would be
+    # z = round(0.217 / 0.406) = 1.
+    quantizer.alpha.data.fill_(0.5)
+    assert quantizer.dequantization_scale().item() == pytest.approx(1.15 / 3)
+    assert quantizer.dequantization_zero_point().item() == 0  # 0.15 / 0.383
 
 
 @pytest.mark.parametrize(
-    ("iters", "bits", "reach"), [(200, 4, 0.5025), (1000, 3, 1.001), (50, 4, 0.1275)]
+    ("row", "scale", "codes"),
+    [
+        ([-1.0, 0.5, 0.0], 0.5, [-2, 1, 0]),
+        ([1.0, -0.5, 0.0], -0.5, [-2, 1, 0]),  # the larger side is the positive one
+        ([0.25, 0.5, 0.0], -0.25, [-1, -2, 0]),
+        ([0.0, 0.0, 0.0], None, [0, 0, 0]),
+    ],
 )
-def test_v_stays_within_the_sum_of_the_rates(iters, bits, reach):
-    rate = _signround_lr(iters, bits)
+def test_a_symmetric_grid_has_the_larger_side_at_its_lowest_code(row, scale, codes):
+    weight = torch.tensor([row])
+    grid = Grid(2, True, PerChannel())
+    quantizer = SignRound(weight, grid=grid, ranges=MinMax())
+    found = quantizer.finalize(weight)
+    assert found.codes.tolist() == [codes]
+    assert torch.equal(found.dequantize(), weight)
+    assert not found.zero_point.any()
+    if scale is not None:
+        assert found.scale.item() == scale
+        # beta shrinks the positive side: below the negative one, the sign turns.
+        quantizer.beta.data.fill_(0.4)
+        low, high = max(0.0, -min(row)), 0.4 * max(row)
+        turned = low / 2 if low > high else -high / 2
+        assert quantizer.dequantization_scale().item() == pytest.approx(turned)
+
+
+@symmetries
+def test_searched_ranges_are_where_the_ends_start(symmetric):
+    weight = weight_of(lambda: nn.Linear(24, 12)).weight.detach()
+    grid = Grid(3, symmetric, PerChannel())
+    search = LpSearch(2.4, 80, 0.01)
+    share = search(weight, grid)[0] / MinMax()(weight, grid)[0]
+    assert share.min() < 1
+    quantizer = SignRound(weight, grid=grid, ranges=search)
+    torch.testing.assert_close(quantizer.low, share * weight.amin(1, keepdim=True))
+    torch.testing.assert_close(quantizer.high, share * weight.amax(1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("iters", "bits", "rate", "reach"),
+    [
+        (200, 4, 1 / 200, 0.5025),
+        (200, 2, 1 / 200, 0.5025),
+        (1000, 4, 1 / 1000, 0.5005),
+        (1000, 3, 2 / 1000, 1.001),
+        (100, 4, 1 / 100, 0.505),
+        (50, 4, 1 / 50, 0.51),
+    ],
+)
+def test_v_stays_within_the_sum_of_the_rates(iters, bits, rate, reach):
+    assert _signround_lr(iters, bits) == pytest.approx(rate)
     assert rate * (iters + 1) / 2 == pytest.approx(reach)
     param = nn.Parameter(torch.zeros(3))
     optimizer, schedule = scheduled(SignSGD([{"params": [param], "lr": rate}]), "linear", iters)
