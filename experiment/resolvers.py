@@ -50,6 +50,11 @@ def _by_bits(bits: int, table: DictConfig) -> Any:
     return table[bits] if bits in table else table["default"]
 
 
+def _only_for(needed: str, chosen: str, *options: str) -> list[str]:
+    """Return the options that do nothing unless needed is chosen, for idle: none where it is."""
+    return [] if chosen == needed else list(options)
+
+
 def _signround_lr(iters: int, bits: int) -> float:
     """Return auto-round's rate: 1 / iters, doubled from 1000 iterations on at 3 bits and fewer."""
     return (2 if iters >= 1000 and bits <= 3 else 1) / max(1, iters)
@@ -63,6 +68,7 @@ BY_NAME: dict[str, Callable[..., Any]] = {
     "idle_rank": _idle_rank,
     "if_finetuned": _if_finetuned,
     "if_quantized": _if_quantized,
+    "only_for": _only_for,
     "signround_lr": _signround_lr,
     "source_name": _source_name,
 }

@@ -5,7 +5,7 @@ hooks that differ from round-to-nearest:
 
     RTN                none
     AdaRound           round, regularizer
-    AdaQuant           dequantization_scale, rescale, param_groups, after_step
+    AdaQuant           dequantization_scale, rescale, param_groups
     FlexRound          dequantization_scale, forward
     AdaQuantFlexRound  forward, param_groups, the rest as FlexRound
     LRQ                dequantization_scale, forward

@@ -24,7 +24,7 @@ ADAROUND = partial(
 METHODS = {
     "rtn": RTN,
     "adaround": ADAROUND,
-    "adaquant": partial(AdaQuant, lr_v=1e-3, lr_scale=1e-4),
+    "adaquant": partial(AdaQuant, lr_v=1e-3, lr_range=1e-3),
     "flexround": partial(FlexRound, learn_s1=True, use_s3=True, use_s4=True),
     "adaquant_flexround": partial(
         AdaQuantFlexRound, learn_s1=True, use_s3=True, use_s4=True, lr_v=1e-3
@@ -71,8 +71,9 @@ def shaken(quantizer, size, seed=1):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in quantizer.named_parameters():
-            if name == "s1":
-                p.mul_(torch.empty_like(p).uniform_(0.7, 1.3, generator=generator))
+            if name == "range_change":  # of the range, which stays a positive one
+                part = torch.empty_like(p).uniform_(-0.3, 0.3, generator=generator)
+                p.add_(part * quantizer.scale * (2**quantizer.grid.bits - 1))
             else:
                 p.add_(torch.empty_like(p).uniform_(-size, size, generator=generator))
     return quantizer

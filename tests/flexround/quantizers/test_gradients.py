@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flexround.grid import Grid, PerTensor
+from flexround.grid import Grid, PerChannel, PerTensor
 from flexround.kernels.fake_quantize import fake_quantize
 from flexround.kernels.soft_round import GAMMA, ZETA
-from flexround.ranges import LpSearch, MinMax
+from flexround.quantizers.adaquant import AdaQuant
+from flexround.ranges import SCALE_FLOOR, LpSearch, MinMax
 from tests.flexround.quantizers.methods import (
     ADAROUND,
     METHODS,
@@ -195,7 +196,7 @@ def test_adaround_soft_weight_starts_at_full_precision_inside_the_range(symmetri
 @granularities
 @symmetries
 def test_adaquant_gradients(granularity, symmetric):
-    """D W_hat / dV = 1 inside; d / d s1 = sum(level - step [inside]) as in LSQ."""
+    """D W_hat / dV = 1 inside; (2^b - 1) d / dR = d / d s1 = sum(level - step [inside]) (LSQ)."""
     weight = weight_of(lambda: torch.nn.Conv2d(8, 6, 3), dtype=torch.float64).weight.detach()
     grid = Grid(BITS, symmetric, granularity)
     q = shaken(METHODS["adaquant"](weight, grid=grid, ranges=LpSearch(2.4, 80, 0.01)), 0.02)
@@ -203,16 +204,39 @@ def test_adaquant_gradients(granularity, symmetric):
         weight.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
     )
     (q(weight) * upstream).sum().backward()
-    steps = granularity.group(weight + q.v.detach()) / q.s1.detach()
+    steps = granularity.group(weight + q.v.detach()) / q.dequantization_scale().detach()
     code = steps.round() + q.zero_point
     inside = (code >= grid.qmin) & (code <= grid.qmax)
     level = code.clamp(grid.qmin, grid.qmax) - q.zero_point
     rows = granularity.group(upstream)
     torch.testing.assert_close(q.v.grad, (rows * inside).reshape(weight.shape))
-    torch.testing.assert_close(q.s1.grad, ((level - steps * inside) * rows).sum(1, keepdim=True))
+    for_s1 = ((level - steps * inside) * rows).sum(1, keepdim=True)
+    torch.testing.assert_close(q.range_change.grad, for_s1 / (2**BITS - 1))
 
 
-def test_adaquant_uses_its_own_learning_rates():
-    weight = weight_of(lambda: torch.nn.Linear(24, 10)).weight.detach()
-    q = METHODS["adaquant"](weight, grid=Grid(4, True, PerTensor()), ranges=LpSearch(2.4, 80, 0.01))
-    assert [group["lr"] for group in q.param_groups(123.0)] == [1e-3, 1e-4]
+@symmetries
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_adaquants_first_step_moves_the_range_by_its_rate(bits, symmetric):
+    """Adam's first step is the rate, whatever the gradient: of R, and so of s1 a share of it."""
+    weight = weight_of(lambda: torch.nn.Linear(24, 10), dtype=torch.float64).weight.detach()
+    grid = Grid(bits, symmetric, PerChannel())
+    q = AdaQuant(weight, grid=grid, ranges=MinMax(), lr_v=1e-5, lr_range=1e-3)
+    groups = q.param_groups(123.0)  # the setting's rate, which is not used
+    assert [group["lr"] for group in groups] == [1e-5, 1e-3]
+    before = q.dequantization_scale().detach()
+    (q(weight) - weight).square().sum().backward()
+    sign = q.range_change.grad.sign()
+    assert sign.any()
+    torch.optim.Adam(groups).step()
+    moved = q.dequantization_scale().detach() - before
+    torch.testing.assert_close(moved * (2**bits - 1), -1e-3 * sign, rtol=1e-3, atol=1e-12)
+
+
+def test_adaquants_range_stays_positive():
+    weight = torch.full((2, 4), 0.5)
+    q = AdaQuant(
+        weight, grid=Grid(2, False, PerChannel()), ranges=MinMax(), lr_v=1e-5, lr_range=1e-3
+    )
+    q.range_change.data.fill_(-1.0)  # the range is 0.5
+    assert torch.isfinite(q(weight)).all()
+    torch.testing.assert_close(q.dequantization_scale(), torch.full((2, 1), SCALE_FLOOR))

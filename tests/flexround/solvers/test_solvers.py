@@ -370,6 +370,9 @@ def test_activations_are_quantized_under_a_solver(cli, results_dir, activation):
      (["quant=gptq", "recon.iters=9"], "Key 'iters' is not in struct; known keys: _target_"),
      (["quant=cdquant", "quant.mode=random"], "quant.mode=random: Input should be 'cyclic'"),
      (["quant=cdquant", "quant.start=owq"], "quant.start=owq: Input should be 'rtn', 'owc'"),
+     (["quant=cdquant", "quant.gptq.damp=0.1"],
+      "quant.gptq.damp=0.1 does nothing with the chosen quant.start; leave it out, or choose "),
+     (["quant=cdquant", "quant.seed=1"], "quant.seed=1 does nothing with the chosen quant.mode"),
      (["quant=gptq", "act_bits=4"], "act_bits=4 does nothing")],
 )  # fmt: skip
 def test_bad_input_is_one_line(cli, args, message):
