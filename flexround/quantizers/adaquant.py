@@ -1,10 +1,10 @@
-"""AdaQuant: learn an additive shift of the weight and the step size (arXiv 2006.10518).
+"""AdaQuant: learn an additive shift of the weight and its range (arXiv 2006.10518).
 
 The parameters and rates are those of the authors' code (CalibTIP, utils/adaquant.py and
-models/modules/quantize.py), which learns the zero point, the bias and the ranges of activations
-along with them; here the method is its rounding alone, on the first zero point. Their clamp comes
-before the rounding, ours after it: the same codes, but a weight up to half a step beyond the last
-level keeps its gradient here.
+models/modules/quantize.py), which learns the bias and the ranges of activations along with them;
+here the method is its rounding alone. Their clamp comes before the rounding, ours after it: the
+same codes, but a weight up to half a step beyond the last level keeps its gradient here. Their
+weights have no symmetric grid; on ours the range alone is learned.
 """
 
 from __future__ import annotations
@@ -15,26 +15,33 @@ import torch
 from torch import Tensor, nn
 
 from flexround.grid import Grid
-from flexround.quantizers.base import WeightQuantizer, on_grid
+from flexround.quantizers.base import RoundThrough, WeightQuantizer, on_grid, straight_through
 from flexround.ranges import SCALE_FLOOR, Ranges
 
 
 class AdaQuant(WeightQuantizer):
-    """W_hat = s1 * round((W + V) / s1), in FlexRound's notation element-wise addition.
+    """W_hat = s1 * (clamp(round((W + V) / s1) + z) - z), R and L the range and its low end.
 
-    V [out, in, *kernel] starts at zero. What is learned of the step size is the range, s1 =
-    R / (2^bits - 1), as in the authors' code: a step of the optimizer moves the whole range by the
-    learning rate and s1 by that over 2^bits - 1. R [groups, 1] is held as its change since the
-    ranges' scale, so that training starts at round-to-nearest to the last bit. V and R each have
+    s1 = R / (2^bits - 1) and z = round(-L / s1), 0 on a symmetric grid, which has no L. A step of
+    the optimizer moves the whole range by the learning rate, and s1 by that over 2^bits - 1. V
+    [out, in, *kernel] starts at zero; R and L [groups, 1] are held as their change since the first
+    range, so that training starts at round-to-nearest to the last bit. V and the range each have
     their own learning rate, in units of the weight; the setting's learning rate is not used. V may
     move a weight by more than one step.
     """
 
+    low: Tensor  # [groups, 1], as the ranges chose it, not rounded
+
     def reference(self, weight: Tensor) -> Tensor:
         """Return the equation's W_hat in plain torch operations and autograd, same shape."""
-        s1 = self.scale + self.range_change / self._levels
+        s1 = self.scale + self.range_change / (self.grid.qmax - self.grid.qmin)
+        z = self.zero_point
+        if self.low_change is not None:
+            end = -(self.low + self.low_change) / s1
+            z = torch.clamp(torch.round(end), 0, self.grid.qmax)
+            z = straight_through(z, end * (z == torch.round(end)))
         steps = self.grid.granularity.group(weight + self.v) / s1
-        return on_grid(steps, self.zero_point, s1, self.grid).reshape(weight.shape)
+        return on_grid(steps, z, s1, self.grid).reshape(weight.shape)
 
     def __init__(
         self, weight: Tensor, *, grid: Grid, ranges: Ranges, lr_v: float, lr_range: float
@@ -42,13 +49,34 @@ class AdaQuant(WeightQuantizer):
         super().__init__(weight, grid=grid, ranges=ranges)
         self.lr_v, self.lr_range = lr_v, lr_range
         self.v = nn.Parameter(weight.detach().new_zeros(weight.shape))
+
+    def _start(self, values: Tensor, ranges: Ranges) -> None:
+        self.low_change = None
+        if self.grid.symmetric:
+            super()._start(values, ranges)
+        else:
+            low, high = ranges.ends(values, self.grid)
+            scale = ((high - low) / self.grid.qmax).clamp(min=SCALE_FLOOR)
+            self.register_buffer("low", low)
+            self.register_buffer("scale", scale)
+            self.register_buffer("zero_point", torch.round(-low / scale))
+            self.low_change = nn.Parameter(torch.zeros_like(low))
         self.range_change = nn.Parameter(torch.zeros_like(self.scale))
 
     def dequantization_scale(self) -> Tensor:
         """Return s1, [groups, 1]."""
-        s1 = self.scale + self.range_change / self._levels
+        s1 = self.scale + self.range_change / (self.grid.qmax - self.grid.qmin)
         # As in the authors' code a range below the floor counts as the floor; at it, it may grow.
         return torch.where(s1 < SCALE_FLOOR, SCALE_FLOOR, s1)
+
+    def dequantization_zero_point(self) -> Tensor:
+        """Return z, [groups, 1], whole numbers of the grid."""
+        if self.low_change is None:
+            return self.zero_point
+        end = -(self.low + self.low_change) / self.dequantization_scale()
+        z: Tensor = RoundThrough.apply(end)
+        held = z.detach().clamp(self.grid.qmin, self.grid.qmax)
+        return torch.where(z == held, z, held)  # the bounds pass the gradient
 
     def rescale(self, weight: Tensor) -> Tensor:
         """Return W + V, [out, in, *kernel]."""
@@ -56,12 +84,5 @@ class AdaQuant(WeightQuantizer):
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Return one group for V and one for the range; lr is not used."""
-        return [
-            {"params": [self.v], "lr": self.lr_v},
-            {"params": [self.range_change], "lr": self.lr_range},
-        ]
-
-    @property
-    def _levels(self) -> int:
-        """Steps from the first level to the last."""
-        return self.grid.qmax - self.grid.qmin
+        ends = [p for p in (self.range_change, self.low_change) if p is not None]
+        return [{"params": [self.v], "lr": self.lr_v}, {"params": ends, "lr": self.lr_range}]

@@ -5,7 +5,7 @@ hooks that differ from round-to-nearest:
 
     RTN                none
     AdaRound           round, regularizer
-    AdaQuant           dequantization_scale, rescale, param_groups
+    AdaQuant           dequantization_scale, dequantization_zero_point, rescale, param_groups
     FlexRound          dequantization_scale, forward
     AdaQuantFlexRound  forward, param_groups, the rest as FlexRound
     LRQ                dequantization_scale, forward
@@ -47,6 +47,20 @@ def on_grid(steps: Tensor, zero_point: Tensor, scale: Tensor, grid: Grid) -> Ten
     return (codes - zero_point) * scale
 
 
+class RoundThrough(torch.autograd.Function):
+    """Round, with the gradient passed straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Return the nearest whole numbers."""
+        return torch.round(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Return grad."""
+        return grad
+
+
 class WeightQuantizer(nn.Module):
     """W_hat = scale * (clamp(round(W / scale) + zero_point, qmin, qmax) - zero_point).
 
@@ -55,7 +69,7 @@ class WeightQuantizer(nn.Module):
     """
 
     scale: Tensor  # [groups, 1], as the ranges chose it; SignRound's may be negative
-    zero_point: Tensor  # [groups, 1], integral, never trained
+    zero_point: Tensor  # [groups, 1], integral, where it starts
 
     def reference(self, weight: Tensor) -> Tensor:
         """Return the equation's W_hat in plain torch operations and autograd, same shape."""
@@ -90,7 +104,7 @@ class WeightQuantizer(nn.Module):
 
     def round(self, values: Tensor, scale: Tensor) -> Tensor:
         """Return values [groups, elements] on the grid of scale [groups, 1], differentiable."""
-        return fake_quantize(values, scale, self.zero_point, self.grid)
+        return fake_quantize(values, scale, self.dequantization_zero_point(), self.grid)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the fake-quantized weight, same shape: rescaled, rounded, dequantized.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flexround.grid import Grid
 from flexround.kernels.fake_quantize import FakeQuantize
-from flexround.quantizers.base import WeightQuantizer, on_grid, straight_through
+from flexround.quantizers.base import RoundThrough, WeightQuantizer, on_grid, straight_through
 from flexround.ranges import SCALE_FLOOR, Ranges
 
 
@@ -110,17 +110,3 @@ class SignSGD(torch.optim.Optimizer):
             for param in group["params"]:
                 if param.grad is not None:
                     param.add_(param.grad.sign(), alpha=-group["lr"])
-
-
-class RoundThrough(torch.autograd.Function):
-    """Round, with the gradient passed straight through."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        """Return the nearest whole numbers."""
-        return torch.round(values)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """Return grad."""
-        return grad

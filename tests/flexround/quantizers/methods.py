@@ -71,7 +71,7 @@ def shaken(quantizer, size, seed=1):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in quantizer.named_parameters():
-            if name == "range_change":  # of the range, which stays a positive one
+            if name in ("range_change", "low_change"):  # of a range that stays a positive one
                 part = torch.empty_like(p).uniform_(-0.3, 0.3, generator=generator)
                 p.add_(part * quantizer.scale * (2**quantizer.grid.bits - 1))
             else:

@@ -205,12 +205,20 @@ def test_adaquant_gradients(granularity, symmetric):
     )
     (q(weight) * upstream).sum().backward()
     steps = granularity.group(weight + q.v.detach()) / q.dequantization_scale().detach()
-    code = steps.round() + q.zero_point
+    s1, z = q.dequantization_scale().detach(), q.dequantization_zero_point().detach()
+    code = steps.round() + z
     inside = (code >= grid.qmin) & (code <= grid.qmax)
-    level = code.clamp(grid.qmin, grid.qmax) - q.zero_point
+    level = code.clamp(grid.qmin, grid.qmax) - z
     rows = granularity.group(upstream)
     torch.testing.assert_close(q.v.grad, (rows * inside).reshape(weight.shape))
     for_s1 = ((level - steps * inside) * rows).sum(1, keepdim=True)
+    if not symmetric:
+        # z = -L / s1, its rounding passed through where z needed no clamp.
+        low = (q.low + q.low_change).detach()
+        free = (-low / s1).round() == z
+        for_z = -(s1 * ~inside * rows).sum(1, keepdim=True) * free
+        torch.testing.assert_close(q.low_change.grad, -for_z / s1)
+        for_s1 = for_s1 + for_z * low / s1**2
     torch.testing.assert_close(q.range_change.grad, for_s1 / (2**BITS - 1))
 
 
