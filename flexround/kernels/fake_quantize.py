@@ -12,9 +12,15 @@ from flexround.kernels.chunking import fused, parts
 
 
 def to_levels(
-    steps: Tensor, zero_point: Tensor, bounds: tuple[int, int], out: Tensor | None = None
+    steps: Tensor,
+    zero_point: Tensor,
+    bounds: tuple[int, int],
+    out: Tensor | None = None,
+    clamp_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Round steps [groups, elements] in place; return (code - zero_point, inside).
+
+    With clamp_first, steps that would round to a bound from beyond it count as clamped.
 
     inside is 1 where the code needed no clamp and 0 elsewhere, in the type of steps and in its
     memory: on a CPU, arithmetic on booleans is several times slower. It counts the bounds as
@@ -23,25 +29,26 @@ def to_levels(
     point 0.
     """
     low, high = bounds
-    unclamped = torch.round(steps, out=steps)
+    unclamped = steps if clamp_first else torch.round(steps, out=steps)
     if low:
         levels = torch.clamp(unclamped, low, high, out=out)
     else:  # a pass less than to add the zero point and to take it off again
         levels = torch.maximum(unclamped, low - zero_point, out=out)
         torch.minimum(levels, high - zero_point, out=levels)
-    return levels, unclamped.eq_(levels)
+    inside = unclamped.eq_(levels)
+    return (levels.round_() if clamp_first else levels), inside
 
 
 @fused
 def _quantize(
     values: Tensor, shift: Tensor | None, scale: Tensor, zero_point: Tensor,
-    bounds: tuple[int, int], inside: Tensor, out: Tensor,
+    bounds: tuple[int, int], inside: Tensor, out: Tensor, clamp_first: bool,
 ) -> None:  # fmt: skip
     """Write the values on the grid to out and the clamp's mask to inside, [groups, elements]."""
     steps = torch.div(values, scale, out=inside)
     if shift is not None:
         steps.add_(shift)
-    levels, _ = to_levels(steps, zero_point, bounds, out)
+    levels, _ = to_levels(steps, zero_point, bounds, out, clamp_first)
     levels.mul_(scale)
 
 
@@ -61,13 +68,20 @@ class FakeQuantize(torch.autograd.Function):
         zero_point: Tensor,
         shift: Tensor | None,
         grid: Grid,
+        clamp_first: bool = False,
     ) -> Tensor:
-        """Return the values on the grid, [groups, elements]; shift has their shape."""
+        """Return the values on the grid, [groups, elements]; shift has their shape.
+
+        clamp_first clamps before it rounds: the same values, and a mask without the half steps
+        beyond the bounds.
+        """
         inside, out = torch.empty_like(values), torch.empty_like(values)
         for rows, columns in parts(values):
             part, scales, zeros = (rows, columns), scale[rows], zero_point[rows]
             own = None if shift is None else shift[part]
-            _quantize(values[part], own, scales, zeros, grid.bounds, inside[part], out[part])
+            _quantize(
+                values[part], own, scales, zeros, grid.bounds, inside[part], out[part], clamp_first
+            )
         ctx.save_for_backward(values, scale, inside, out)
         return out
 
@@ -91,7 +105,9 @@ class FakeQuantize(torch.autograd.Function):
                 outside = (mask - 1).mul_(g).sum(dim=1, keepdim=True)
                 grad_zero_point[rows] += outside.mul_(scale[rows])
         grad_shift = grad_values * scale if for_shift and grad_values is not None else None
-        return grad_values if for_values else None, grad_scale, grad_zero_point, grad_shift, None
+        return (
+            grad_values if for_values else None, grad_scale, grad_zero_point, grad_shift, None, None
+        )  # fmt: skip
 
 
 def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:

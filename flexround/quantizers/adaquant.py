@@ -2,9 +2,9 @@
 
 The parameters and rates are those of the authors' code (CalibTIP, utils/adaquant.py and
 models/modules/quantize.py), which learns the bias and the ranges of activations along with them;
-here the method is its rounding alone. Their clamp comes before the rounding, ours after it: the
-same codes, but a weight up to half a step beyond the last level keeps its gradient here. Their
-weights have no symmetric grid; on ours the range alone is learned.
+here the method is its rounding alone. As theirs, its clamp comes before the rounding: the codes are
+the same, but a weight up to half a step beyond the last level gets no gradient. Their weights have
+no symmetric grid; on ours the range alone is learned.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from flexround.grid import Grid
+from flexround.kernels.fake_quantize import FakeQuantize
 from flexround.quantizers.base import RoundThrough, WeightQuantizer, on_grid, straight_through
 from flexround.ranges import SCALE_FLOOR, Ranges
 
 
 class AdaQuant(WeightQuantizer):
-    """W_hat = s1 * (clamp(round((W + V) / s1) + z) - z), R and L the range and its low end.
+    """W_hat = s1 * (round(clamp((W + V) / s1 + z)) - z), R and L the range and its low end.
 
     s1 = R / (2^bits - 1) and z = round(-L / s1), 0 on a symmetric grid, which has no L. A step of
     the optimizer moves the whole range by the learning rate, and s1 by that over 2^bits - 1. V
@@ -41,7 +42,7 @@ class AdaQuant(WeightQuantizer):
             z = torch.clamp(torch.round(end), 0, self.grid.qmax)
             z = straight_through(z, end * (z == torch.round(end)))
         steps = self.grid.granularity.group(weight + self.v) / s1
-        return on_grid(steps, z, s1, self.grid).reshape(weight.shape)
+        return on_grid(steps, z, s1, self.grid, clamp_first=True).reshape(weight.shape)
 
     def __init__(
         self, weight: Tensor, *, grid: Grid, ranges: Ranges, lr_v: float, lr_range: float
@@ -81,6 +82,12 @@ class AdaQuant(WeightQuantizer):
     def rescale(self, weight: Tensor) -> Tensor:
         """Return W + V, [out, in, *kernel]."""
         return weight + self.v
+
+    def round(self, values: Tensor, scale: Tensor) -> Tensor:
+        """Return scale * (round(clamp(values / scale + z)) - z), [groups, elements]."""
+        zero_point = self.dequantization_zero_point()
+        out: Tensor = FakeQuantize.apply(values, scale, zero_point, None, self.grid, True)
+        return out
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Return one group for V and one for the range; lr is not used."""

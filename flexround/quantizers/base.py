@@ -5,7 +5,7 @@ hooks that differ from round-to-nearest:
 
     RTN                none
     AdaRound           round, regularizer
-    AdaQuant           dequantization_scale, dequantization_zero_point, rescale, param_groups
+    AdaQuant           dequantization_scale, dequantization_zero_point, rescale, round, param_groups
     FlexRound          dequantization_scale, forward
     AdaQuantFlexRound  forward, param_groups, the rest as FlexRound
     LRQ                dequantization_scale, forward
@@ -32,18 +32,22 @@ def straight_through(values: Tensor, passing: Tensor) -> Tensor:
     return values.detach() + (passing - passing.detach())
 
 
-def on_grid(steps: Tensor, zero_point: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+def on_grid(
+    steps: Tensor, zero_point: Tensor, scale: Tensor, grid: Grid, clamp_first: bool = False
+) -> Tensor:
     """Return scale * (clamp(round(steps) + zero_point, qmin, qmax) - zero_point).
 
     steps [groups, elements] are weights in units of the scale; scale and zero_point are
     [groups, 1]. Rounding passes the gradient straight through; the clamp passes it inside its
     bounds, the bounds included. This mask is written out because torch.clamp's own gradient at a
     bound is 1, 0.5 or 0 depending on torch's version, and at 2 bits a third of all codes lie there.
+    With clamp_first the clamp comes before the rounding: the same values, but no gradient from up
+    to half a step beyond a bound.
     """
-    unclamped = torch.round(steps) + zero_point
+    unclamped = (steps if clamp_first else torch.round(steps)) + zero_point
     codes = torch.clamp(unclamped, grid.qmin, grid.qmax)
     inside = codes == unclamped
-    codes = straight_through(codes, (steps + zero_point) * inside)
+    codes = straight_through(torch.round(codes), (steps + zero_point) * inside)
     return (codes - zero_point) * scale
 
 

@@ -206,9 +206,10 @@ def test_adaquant_gradients(granularity, symmetric):
     (q(weight) * upstream).sum().backward()
     steps = granularity.group(weight + q.v.detach()) / q.dequantization_scale().detach()
     s1, z = q.dequantization_scale().detach(), q.dequantization_zero_point().detach()
-    code = steps.round() + z
-    inside = (code >= grid.qmin) & (code <= grid.qmax)
-    level = code.clamp(grid.qmin, grid.qmax) - z
+    # Clamped before it is rounded, as in the authors' code.
+    inside = (steps + z >= grid.qmin) & (steps + z <= grid.qmax)
+    assert (inside != ((steps.round() + z).clamp(grid.qmin, grid.qmax) == steps.round() + z)).any()
+    level = (steps + z).clamp(grid.qmin, grid.qmax).round() - z
     rows = granularity.group(upstream)
     torch.testing.assert_close(q.v.grad, (rows * inside).reshape(weight.shape))
     for_s1 = ((level - steps * inside) * rows).sum(1, keepdim=True)
