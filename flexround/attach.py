@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from flexround.grid import Grid, QuantizedTensor
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import MinMax, Ranges
-from flexround.structure import TRANSPOSED, Layer, output_first
+from flexround.structure import TRANSPOSED, Layer, check_layer, output_first
 
 
 class Transposed(nn.Module):
@@ -34,11 +34,12 @@ def check_weights(layers: Sequence[Layer], grid: Grid, quantizer: QuantizerFacto
     Return whether there is anything to learn.
 
     Raises:
-        ValueError: when a weight is not finite, groups do not divide it, or the method is not for
-            it; names the layer.
+        ValueError: when a layer is of no known kind, a weight is not finite, groups do not divide
+            it, or the method is not for it; names the layer.
     """
     learns = False
     for layer in layers:
+        check_layer(layer.name, layer.module)
         weight = cast(nn.Parameter, layer.module.weight)
         if not torch.isfinite(weight).all():
             raise ValueError(f"layer {layer.name}: its weight holds values that are not finite")

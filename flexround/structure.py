@@ -46,14 +46,55 @@ class Routed(Protocol):
 
 QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
-
-# transformers' Conv1D is a Linear that stores [in, out]; known by name, to import nothing.
+# Known by name, so that nothing is imported. transformers' Conv1D is a Linear that stores
+# [in, out]; timm's Linear is torch's but for TorchScript, its Conv2dSame pads as TensorFlow does.
 TRANSPOSED = "Conv1D"
+SAME = "timm.layers.conv2d_same.Conv2dSame.forward"
+FORWARDS = (
+    *(f"{kind.__module__}.{kind.__qualname__}.forward" for kind in QUANTIZABLE),
+    "timm.layers.linear.Linear.forward",
+    SAME,
+)
+CONVOLVE = (None, nn.Conv1d._conv_forward, nn.Conv2d._conv_forward)
 
 
 def is_quantizable(module: nn.Module) -> bool:
-    """Return whether module's weight can be quantized."""
+    """Return whether module is a layer whose weight is to be quantized."""
     return isinstance(module, QUANTIZABLE) or type(module).__name__ == TRANSPOSED
+
+
+def check_layer(name: str, module: nn.Module) -> None:
+    """Check that a layer computes with its weight as it is, so that a quantized one takes effect.
+
+    Raises:
+        ValueError: when it does not, or nothing is known of it; names the layer.
+    """
+    if "weight" not in module._parameters:
+        raise ValueError(
+            f"layer {name}: its weight is made of other parameters at every call (weight_norm, "
+            "spectral_norm, pruning); make it a plain one first, as by "
+            "torch.nn.utils.parametrize.remove_parametrizations or remove_weight_norm"
+        )
+    if type(module).__name__ == TRANSPOSED:
+        return
+    own = "forward" in vars(module) or _forward_of(module) not in FORWARDS
+    if own or getattr(type(module), "_conv_forward", None) not in CONVOLVE:
+        raise ValueError(
+            f"layer {name}: {type(module).__name__} has a forward pass of its own and may compute "
+            "with another weight than the one that is quantized; known are torch's Linear, "
+            "Conv1d and Conv2d, timm's Conv2dSame and transformers' Conv1D"
+        )
+
+
+def pads_as_tensorflow(module: nn.Module) -> bool:
+    """Return whether a convolution pads by the size of its input, as timm's Conv2dSame does."""
+    return _forward_of(module) == SAME
+
+
+def _forward_of(module: nn.Module) -> str:
+    """Return the full name of the forward pass that module's class has, or has inherited."""
+    forward = type(module).forward
+    return f"{forward.__module__}.{forward.__qualname__}"
 
 
 def output_first(module: nn.Module, weight: Tensor) -> Tensor:

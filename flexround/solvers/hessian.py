@@ -10,30 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from flexround.models.experts import counted
+from flexround.solvers.patches import geometry, rows_of
 from flexround.structure import Layer
-
-
-def rows_of(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return inputs as the vectors that a row of module's weight meets, [groups, vectors, in].
-
-    A convolution's are its patches (im2col), by group; a linear layer has one group.
-    """
-    if not isinstance(module, nn.Conv2d):
-        return inputs.reshape(1, -1, inputs.shape[-1])
-    assert not isinstance(module.padding, str), "padding by name is resolved by no layer we meet"
-    patches = nn.functional.unfold(
-        inputs, module.kernel_size, module.dilation, module.padding, module.stride
-    )  # [samples, in * kernel, places]
-    samples, _, places = patches.shape
-    patches = patches.view(samples, module.groups, -1, places)
-    return patches.permute(1, 0, 3, 2).reshape(module.groups, samples * places, -1)
-
-
-def _geometry(module: nn.Module) -> Any:
-    """Return what decides which vectors module makes of a tensor."""
-    if not isinstance(module, nn.Conv2d):
-        return None
-    return module.kernel_size, module.dilation, module.padding, module.stride, module.groups
 
 
 Call = tuple[str, int]  # a layer, and which of its calls in a pass
@@ -97,10 +75,10 @@ class Hessians:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             last, call = self._last, (layer.name, calls[layer.name])
             calls[layer.name] += 1
-            if last is not None and last[0] is args[0] and last[1] == _geometry(module):
+            if last is not None and last[0] is args[0] and last[1] == geometry(module):
                 self._calls[layer.name].add(last[2])
                 return
-            self._last = args[0], _geometry(module), call
+            self._last = args[0], geometry(module), call
             self._calls[layer.name].add(call)
             rows = rows_of(module, counted(layer, args[0].detach(), mask).float())
             total = (rows.transpose(1, 2) @ rows).double()
