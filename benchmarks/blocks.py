@@ -13,7 +13,7 @@ from flexround.calibration.calls import RecordedCalls
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.models.vision import VisionAdapter
-from flexround.reconstruction.unit import Unit
+from flexround.reconstruction.unit import Unit, units_of
 
 CPU = torch.device("cpu")
 
@@ -86,7 +86,8 @@ def reached(case: Case) -> tuple[ModelAdapter, Unit, RecordedCalls]:
         outputs = calls.replay_all(blocks[index].module, case.batch_size, CPU)
         calls = calls.of_next_block(adapter.advance(index, outputs))
     block = blocks[case.block]
-    return adapter, Unit(block.name, block.module, block.layers, block.activation), calls
+    (unit,) = units_of(block, "block")
+    return adapter, unit, calls
 
 
 CASES = (

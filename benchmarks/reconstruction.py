@@ -92,7 +92,7 @@ def floor(case: Case, adam: bool = False) -> Run:
 
     With adam the weights take Adam's steps, too.
     """
-    adapter, unit, calls = reached(case)
+    _, unit, calls = reached(case)
     batch = torch.arange(case.batch_size)
     targets = torch.zeros_like(unit.output(calls.replay_all(unit.module, case.batch_size, CPU)))
     weights = [layer.module.weight for layer in unit.layers]
@@ -105,7 +105,7 @@ def floor(case: Case, adam: bool = False) -> Run:
     def step() -> None:
         optimizer.zero_grad()
         output = unit.output(calls.replay(unit.module, batch, CPU))
-        reconstruction_loss(output, targets[batch], adapter.channel_dim).backward()
+        reconstruction_loss(output, targets[batch], unit.channel_dim).backward()
         if adam:
             optimizer.step()
 
@@ -142,7 +142,7 @@ def ours(case: Case, method: QuantizerFactory, precision: Precision, compile_: b
 
 def plain(case: Case, method: str) -> Run:
     """Return what times the method's plain equation with torch's autograd and its default Adam."""
-    adapter, unit, calls = reached(case)
+    _, unit, calls = reached(case)
     targets = unit.output(calls.replay_all(unit.module, case.batch_size, CPU))
     learned: list[nn.Parameter] = []
     for layer in unit.layers:
@@ -160,7 +160,7 @@ def plain(case: Case, method: str) -> Run:
         batch = torch.randperm(len(calls), generator=draws)[: case.batch_size]
         optimizer.zero_grad()
         output = unit.output(calls.replay(unit.module, batch, CPU))
-        loss = reconstruction_loss(output, targets[batch], adapter.channel_dim)
+        loss = reconstruction_loss(output, targets[batch], unit.channel_dim)
         loss.backward()
         optimizer.step()
 

@@ -142,6 +142,8 @@ class Block:
     Attributes:
         activation: the activation function that follows the module and belongs to its output.
         sites: the activations that are quantized in it and at its output.
+        channel_dim: the axis of its output that the reconstruction loss sums over: the last one of
+            tokens and vectors, 1 of images.
     """
 
     name: str
@@ -149,6 +151,7 @@ class Block:
     layers: Sequence[Layer]
     activation: nn.Module | None = None
     sites: Sequence[Site] = ()
+    channel_dim: int = -1
 
     @property
     def dtype(self) -> torch.dtype:

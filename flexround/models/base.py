@@ -43,7 +43,6 @@ class ModelAdapter(ABC):
         model: the module, in eval mode.
         device: where blocks run.
         storage_device: where they lie when they do not.
-        channel_dim: the axis of a block's output that the reconstruction loss sums over.
         activations: the quantizers that the model's activations pass, None where there are none.
         leave: names of weights in the blocks that stay in full precision.
     """
@@ -51,7 +50,6 @@ class ModelAdapter(ABC):
     model: nn.Module
     device: torch.device
     storage_device: torch.device
-    channel_dim: int
     activations: Activations | None = None
     leave: Sequence[str] = ()
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from flexround.models.tracing import trace
+from flexround.models.tracing import Trace, logits_of, trace
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass
@@ -27,11 +29,14 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> dict[nn.Module, Statis
     Return the statistics that went with them. A BatchNorm that changes nothing has none: its own
     were folded before the checkpoint was made.
 
+    One that no convolution feeds stays what it is, a scale and a shift for each channel.
+
     Raises:
-        ValueError: when folding changes the model's output on example.
+        ValueError: when a BatchNorm keeps no statistics, or folding changes the model's output on
+            example.
     """
-    expected = model(example)
     order = trace(model, example)
+    check_statistics(model, order)
     convolutions = [m for m in order.modules if isinstance(m, nn.Conv2d)]
     replaced, statistics = {}, {}
     for conv in convolutions:
@@ -39,8 +44,8 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> dict[nn.Module, Statis
         if norm is None:
             continue
         norm = cast(nn.BatchNorm2d, norm)
-        assert norm.running_mean is not None, "a BatchNorm in eval mode keeps its statistics"
-        assert norm.running_var is not None, "a BatchNorm in eval mode keeps its statistics"
+        assert norm.running_mean is not None, "checked above"
+        assert norm.running_var is not None, "checked above"
         weight, bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
             norm.weight, norm.bias,
@@ -55,6 +60,20 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> dict[nn.Module, Statis
         for name, child in list(parent.named_children()):
             if child in replaced:
                 setattr(parent, name, replaced[child])
-    if not torch.allclose(model(example), expected, rtol=1e-3, atol=1e-3):
+    if not torch.allclose(logits_of(model, example), order.output, rtol=1e-3, atol=1e-3):
         raise ValueError("folding BatchNorm changed the model's output")
     return statistics
+
+
+def check_statistics(model: nn.Module, order: Trace) -> None:
+    """Check that no BatchNorm in use takes its statistics from the batch at hand.
+
+    Raises:
+        ValueError: when one does; names it.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, NORMS) and module in order.runs and module.running_mean is None:
+            raise ValueError(
+                f"{type(module).__name__} {name} keeps no running statistics, so that an image's "
+                "logits depend on the batch that it is in; give a network that keeps them"
+            )

@@ -61,8 +61,6 @@ def chain_of(model: nn.Module) -> dict[str, nn.Module]:
 class LanguageAdapter(ModelAdapter):
     """A causal language model or an encoder; only the block at work lies on the device."""
 
-    channel_dim = -1
-
     def __init__(
         self,
         model: nn.Module,

@@ -1,11 +1,12 @@
-"""Convolutional classifiers of torchvision and timm as chains of BRECQ's units (2102.05426).
+"""Image classifiers of torchvision and timm as chains of blocks; BatchNorm is folded first.
 
-A residual block is one unit, every other layer a unit of its own; BatchNorm is folded first.
+Convolutional networks are cut into BRECQ's units (2102.05426), ViT and DeiT into their transformer
+blocks (2010.11929, 2012.12877).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,15 @@ from flexround.calibration.calls import record_calls, stub_forward
 from flexround.models.base import ModelAdapter, check_kind
 from flexround.models.batch_norm import fold_batch_norm
 from flexround.models.equalization import absorb_biases, equalize, replace_relu6
-from flexround.models.tracing import Trace, trace
-from flexround.models.vision_activation_sites import with_sites
-from flexround.structure import QUANTIZABLE, Block, Layer
+from flexround.models.network_checks import check_network
+from flexround.models.tracing import Trace, first_line, trace
+from flexround.models.vision_blocks import find_blocks
+from flexround.structure import Block
 
 # Class names, so that a torchvision run need not import timm.
 BLOCK_CLASSES = (
     "BasicBlock",
+    "Block",
     "Bottleneck",
     "ConvBnAct",
     "DepthwiseSeparableConv",
@@ -35,7 +38,6 @@ BLOCK_CLASSES = (
     "MBConv",
     "UniversalInvertedResidual",
 )
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU)
 
 
 class VisionSource(Protocol):
@@ -78,12 +80,16 @@ class VisionModel:
 
     kind: ClassVar[str] = "vision"
 
-    def build(self, num_classes: int) -> nn.Module:
+    def build(self, num_classes: int, image_size: int | None = None) -> nn.Module:
         """Return the architecture with fresh weights and a head of num_classes.
+
+        A network for images of one size, as ViT is by its position embedding, is built for images
+        of image_size pixels a side, without it for its own.
 
         Raises:
             ValueError: when the library has no model of that name.
         """
+        options = {}
         if self.library == "torchvision":
             import torchvision
 
@@ -91,12 +97,14 @@ class VisionModel:
         elif self.library == "timm":
             import timm
 
-            names, make = timm.list_models(), timm.create_model
+            names, make = _timm_names(self.name), timm.create_model
+            if self.name in names and timm.get_pretrained_cfg(self.name).fixed_input_size:
+                options = {} if image_size is None else {"img_size": image_size}
         else:
             raise ValueError(f"model.library={self.library}: give torchvision or timm")
         if self.name not in names:
             raise ValueError(f"model.name={self.name}: {self.library} has no such model")
-        network: nn.Module = make(self.name, num_classes=num_classes)
+        network: nn.Module = make(self.name, num_classes=num_classes, **options)
         return network.eval()
 
     def adapter(
@@ -119,6 +127,7 @@ class VisionModel:
         network = source.load(self, checkpoint).eval().requires_grad_(False)
         if self.equalize:
             replace_relu6(network)
+            check_network(network, source.example())
             statistics = fold_batch_norm(network, source.example())
             equalize(network, source.example(), statistics)
             if self.absorb_biases:
@@ -142,15 +151,14 @@ class VisionModel:
 class VisionAdapter(ModelAdapter):
     """A classifier of images [batch, 3, height, width], BatchNorm folded."""
 
-    channel_dim = 1
-
     def __init__(
         self, model: nn.Module, example: Tensor, first_last_bits: int | None, device: torch.device
     ) -> None:
         """Fold BatchNorm and find the blocks by running model on example [2, 3, height, width].
 
         Raises:
-            ValueError: when the network is not a chain of blocks.
+            ValueError: when the network is not a chain of blocks, or holds a weight that can't be
+                quantized.
         """
         self.device = self.storage_device = device
         self.model = model.eval().requires_grad_(False).to(device)
@@ -158,9 +166,10 @@ class VisionAdapter(ModelAdapter):
         for module in self.model.modules():
             if getattr(module, "inplace", False):
                 module.inplace = False  # type: ignore[assignment]
+        check_network(self.model, self._example)
         fold_batch_norm(self.model, self._example)
         order = trace(self.model, self._example)
-        self._blocks = find_blocks(self.model, order, first_last_bits)
+        self._blocks = find_blocks(self.model, order, first_last_bits, BLOCK_CLASSES)
         # One sample's output of every block stands in for it when a later block's input is wanted.
         self._stand_ins = [order.first[block.module].output[:1] for block in self._blocks]
         self._check_chain(order)
@@ -197,50 +206,45 @@ class VisionAdapter(ModelAdapter):
         return (cache or ActivationCache()).store(map(inputs, parts))
 
     def _check_chain(self, order: Trace) -> None:
+        """Check that each block needs the one before it alone, and the logits the last one.
+
+        Raises:
+            ValueError: when one needs more; names it.
+        """
+        outputs = [order.first[block.module].output for block in self._blocks]
         for index, (block, after) in enumerate(
             zip(self._blocks[:-1], self._blocks[1:], strict=True)
         ):
-            inputs = self.advance(index, order.first[block.module].output)
-            if not torch.allclose(inputs, order.first[after.module].inputs, rtol=1e-4, atol=1e-5):
+            wanted, why = order.first[after.module].inputs, ""
+            try:
+                same = _equal(self.advance(index, outputs[index]), wanted)
+            except Exception as error:  # a network may raise anything on another block's results
+                same, why = False, f" ({first_line(error)})"
+            if not same:
                 raise ValueError(
                     f"block {after.name} needs more than the output of {block.name} before it; "
-                    "only networks that are a chain of blocks can be reconstructed"
+                    f"only networks that are a chain of blocks can be reconstructed{why}"
                 )
+        with ExitStack() as stack:
+            for block, output in zip(
+                self._blocks, [*self._stand_ins[:-1], outputs[-1]], strict=True
+            ):
+                stack.enter_context(stub_forward(block.module, output))
+            if not _equal(self.model(self._example), order.output):
+                raise ValueError(f"the logits need more than the output of {block.name} at the end")
 
 
-def find_blocks(model: nn.Module, order: Trace, first_last_bits: int | None) -> list[Block]:
-    """Return the units in execution order: residual blocks, and the layers outside of them."""
-    names = {module: name for name, module in model.named_modules()}
-    called = [m for m in order.modules if isinstance(m, QUANTIZABLE)]
-    if not called:
-        raise ValueError("the model holds no convolution or linear layer to quantize")
-    for module in called:
-        if sum(call.module is module for call in order.calls) > 1:
-            raise ValueError(f"layer {names[module]} is used twice; it cannot be quantized")
-    first, last = called[0], called[-1]
-    layers = {
-        module: Layer(
-            names[module],
-            module,
-            first_last_bits if module in (first, last) else None,
-            order.consumer(module, ACTIVATIONS),
-        )
-        for module in called
-    }
-    blocks = []
-    for unit in _units(model):
-        inside = [layers[m] for m in called if any(m is sub for sub in unit.modules())]
-        if inside:
-            own = inside[0].activation if inside[0].module is unit else None
-            blocks.append(Block(names[unit], unit, inside, own))
-    position = {module: index for index, module in enumerate(order.modules)}
-    blocks.sort(key=lambda block: position[block.module])
-    return with_sites(blocks, order, names, ACTIVATIONS)
+def _timm_names(name: str) -> list[str]:
+    """Return the names that timm knows, with the weights' tag behind a dot where name has one."""
+    import timm
+
+    names: list[str] = timm.list_models(pretrained="." in name)
+    return names
 
 
-def _units(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        if type(child).__name__ in BLOCK_CLASSES or isinstance(child, QUANTIZABLE):
-            yield child
-        else:
-            yield from _units(child)
+def _equal(found: Tensor, wanted: Tensor) -> bool:
+    """Return whether two tensors are the same to float tolerance, for the largest of the values."""
+    if found.shape != wanted.shape:
+        return False
+    near = 1e-5 * max(1e-30, wanted.abs().max().item())
+    return torch.allclose(found, wanted, rtol=1e-4, atol=near, equal_nan=True)

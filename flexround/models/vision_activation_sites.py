@@ -1,7 +1,9 @@
-"""Activation sites of a convolutional classifier, as BRECQ and QDrop quantize them.
+"""Activation sites of an image classifier.
 
-Behind each activation function and each residual add (arXiv 2102.05426, 2203.05740): a convolution
-whose output goes into an add first has none. The classifier's own output has none.
+Convolutions as BRECQ and QDrop quantize them, behind each activation function and each residual add
+(arXiv 2102.05426, 2203.05740): a convolution whose output goes into an add first has none. The
+classifier's own output has none. Transformer blocks as in language: the inputs of their layers, and
+the classifier's behind them; softmax, norms and the image itself are left alone.
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ def with_sites(
 ) -> list[Block]:
     """Return blocks with their activation sites; kinds are the classes of activation functions."""
     found: list[list[Site]] = [[] for _ in blocks]
-    functions = [call for call in order.calls if isinstance(call.module, kinds)]
+    taking = _blocks_with_inputs(blocks, order)
+    inner = {module for index in taking for module in blocks[index].module.modules()}
+    functions = [
+        call for call in order.calls if isinstance(call.module, kinds) and call.module not in inner
+    ]
     owners = _owners(blocks, order, functions)
     places = [(owner, call.module) for owner, call in zip(owners, functions, strict=True)]
     serves = Counter(module for _, module in set(places))  # in how many blocks
@@ -33,13 +39,35 @@ def with_sites(
         if serves[module] > 1:
             name = f"{blocks[owner].name} {name}"
         found[owner].append(Site(name, [module], "output", use))
+    for index in taking:
+        found[index] += _inputs_of(blocks[index], order, names)
     for index, block in enumerate(blocks[:-1]):
-        if _has_own_output(block, order, functions):
+        if not {index, index + 1} & taking and _has_own_output(block, order, functions):
             found[index].append(Site(f"{block.name}.output", [block.module], "output"))
     return [
         replace(block, sites=[replace(site, role=_role(index, site, found)) for site in sites])
         for index, (block, sites) in enumerate(zip(blocks, found, strict=True))
     ]
+
+
+def _blocks_with_inputs(blocks: Sequence[Block], order: Trace) -> set[int]:
+    """Return the indices of transformer blocks, and of the classifier right behind them."""
+
+    def tokens(block: Block) -> bool:
+        layer = block.layers[0].module is block.module
+        return not layer and order.first[block.module].output.dim() == 3
+
+    found = {index for index, block in enumerate(blocks) if tokens(block)}
+    last = len(blocks) - 1
+    return found | ({last} if last - 1 in found else set())
+
+
+def _inputs_of(block: Block, order: Trace, names: Mapping[nn.Module, str]) -> list[Site]:
+    """Return the sites of a block's layers; those that take one tensor share it."""
+    together: dict[int, list[nn.Module]] = {}
+    for layer in block.layers:
+        together.setdefault(id(order.first[layer.module].inputs), []).append(layer.module)
+    return [Site(f"{names[ms[0]]}.input", ms, "input") for ms in together.values()]
 
 
 def _owners(blocks: Sequence[Block], order: Trace, calls: Sequence[Call]) -> list[int]:

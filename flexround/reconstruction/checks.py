@@ -85,7 +85,7 @@ def check_sites(activation: Activation, adapter: ModelAdapter) -> None:
     Raises:
         ValueError: when it has not, or tokens are asked for where there are none.
     """
-    if activation.per_token and adapter.channel_dim != -1:
+    if activation.per_token and any(b.channel_dim != -1 and b.sites for b in adapter.blocks()):
         raise ValueError(
             f"{type(activation).__name__} is for transformers, whose activations are tokens; "
             "give activation=static_per_tensor"

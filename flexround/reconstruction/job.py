@@ -80,9 +80,11 @@ class UnitJob:
         both = (rows(quantized.inputs, batch, device), rows(plain.inputs, batch, device))
         return mix(*both, self.settings.quant_prob, self.drop_generator)
 
-    def loss(self, output: Tensor, targets: Tensor, batch: Tensor, power: float = 2.0) -> Tensor:
-        """Return the reconstruction loss of the samples at batch, [batch]."""
-        device, dim = self.adapter.device, self.adapter.channel_dim
+    def loss(
+        self, unit: Unit, output: Tensor, targets: Tensor, batch: Tensor, power: float = 2.0
+    ) -> Tensor:
+        """Return the reconstruction loss of unit's output on the samples at batch, [batch]."""
+        device, dim = self.adapter.device, unit.channel_dim
         mask = None if self.mask is None else self.mask[batch].to(device)
         return reconstruction_loss(output, rows(targets, batch, device), dim, mask, power)
 
@@ -93,10 +95,10 @@ class UnitJob:
         for batch in torch.arange(len(inputs)).split(self.settings.batch_size):
             output = unit.output(inputs.replay(unit.module, batch, self.adapter.device))
             if self.mask is None:
-                count = output.numel() // output.shape[self.adapter.channel_dim]
+                count = output.numel() // output.shape[unit.channel_dim]
             else:
                 count = int(self.mask[batch].sum())
-            total += self.loss(output, targets, batch).item() * count
+            total += self.loss(unit, output, targets, batch).item() * count
             positions += count
         return total / positions
 

@@ -143,7 +143,7 @@ def learn(
         with job.quantized_activations(settings.quant_prob), job.products():
             raw = quantized.replay(unit.module, batch, job.adapter.device, inputs)
             output = unit.output(raw)
-        error = job.loss(output.float(), targets, batch)
+        error = job.loss(unit, output.float(), targets, batch)
         loss = error
         for quantizer in quantizers:
             loss = loss + quantizer.regularizer(progress)

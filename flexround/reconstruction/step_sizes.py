@@ -84,7 +84,7 @@ def _learn(
     def losses(batch: Tensor, _: float) -> tuple[Tensor, Tensor]:
         with on(), job.products():
             output = unit.output(inputs.replay(unit.module, batch, job.adapter.device))
-        error = job.loss(output.float(), targets, batch, POWER)
+        error = job.loss(unit, output.float(), targets, batch, POWER)
         return error, error
 
     def after_step() -> None:

@@ -37,12 +37,14 @@ class Unit:
 
     Attributes:
         activation: the activation function that belongs to the module's output, or None.
+        channel_dim: the axis of the output that the loss sums over.
     """
 
     name: str
     module: nn.Module
     layers: Sequence[Layer]
     activation: nn.Module | None
+    channel_dim: int
 
     def output(self, raw: Tensor) -> Tensor:
         """Return the module's output after the activation function that belongs to it."""
@@ -58,5 +60,13 @@ class Unit:
 def units_of(block: Block, kind: Literal["block", "layer"]) -> list[Unit]:
     """Return a block's units in execution order: itself, or each of its layers."""
     if kind == "block":
-        return [Unit(block.name, block.module, block.layers, block.activation)]
-    return [Unit(layer.name, layer.module, [layer], layer.activation) for layer in block.layers]
+        return [Unit(block.name, block.module, block.layers, block.activation, block.channel_dim)]
+    return [
+        Unit(layer.name, layer.module, [layer], layer.activation, _channel_dim(layer.module))
+        for layer in block.layers
+    ]
+
+
+def _channel_dim(layer: nn.Module) -> int:
+    """Return the axis of a layer's output channels."""
+    return 1 if isinstance(layer, nn.Conv1d | nn.Conv2d) else -1

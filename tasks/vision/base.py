@@ -21,6 +21,7 @@ class VisionTask(Task):
     Attributes:
         num_classes: classes of the network's head.
         topk: the values of k, 1 among them.
+        image_size: pixels a side of the images that the network is fed; None until it is known.
     """
 
     kinds = ("vision",)
@@ -28,6 +29,7 @@ class VisionTask(Task):
     higher_is_better = True
     num_classes: int
     topk: tuple[int, ...] = (1,)
+    image_size: int | None = None
 
     @abstractmethod
     def load(self, model: VisionModel, checkpoint: str | None) -> nn.Module:
@@ -40,6 +42,10 @@ class VisionTask(Task):
     @abstractmethod
     def test_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Yield (images [batch, 3, height, width], labels [batch]) of the evaluation split."""
+
+    def build(self, model: VisionModel) -> nn.Module:
+        """Return model's architecture for the classes and images at hand, with fresh weights."""
+        return model.build(self.num_classes, self.image_size)
 
     @torch.no_grad()
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
@@ -72,7 +78,7 @@ class VisionTask(Task):
 
     def bare(self, model: VisionModel, checkpoint: str | None, folder: Path) -> nn.Module:
         """Return the architecture of checkpoint's network, all zeros."""
-        network = model.build(self.num_classes)
+        network = self.build(model)
         for parameter in network.parameters():
             parameter.data.zero_()  # random ones may grow beyond all bounds on the way through
         return network

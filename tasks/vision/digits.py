@@ -45,6 +45,7 @@ class Digits(VisionTask):
         from sklearn.datasets import load_digits
 
         self.version = version
+        self.image_size = size
         self._cache_dir = Path(cache_dir)
         self._eval_batch_size = eval_batch_size
         data = load_digits()
@@ -78,7 +79,7 @@ class Digits(VisionTask):
     def load(self, model: VisionModel, checkpoint: str | None) -> nn.Module:
         """Return the network at checkpoint, or the one trained on first use and cached."""
         if checkpoint is not None:
-            return checkpoints.load_into(model.build(self.num_classes), checkpoint, model)
+            return checkpoints.load_into(self.build(model), checkpoint, model)
         recipe = Recipe()
         path = self._cached_path(model, recipe)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,7 @@ class Digits(VisionTask):
             if path.exists():
                 try:
                     checkpoints.check_digest(path)
-                    return checkpoints.load_into(model.build(self.num_classes), str(path), model)
+                    return checkpoints.load_into(self.build(model), str(path), model)
                 except ValueError as error:
                     log.warning("cached checkpoint set aside and trained again: %s", error)
                     path.replace(path.with_suffix(".damaged"))
@@ -107,7 +108,7 @@ class Digits(VisionTask):
         log.info("training %s on digits (first use, %d epochs)", model.name, recipe.epochs)
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
-            network = model.build(self.num_classes).train()
+            network = self.build(model).train()
             optimizer = torch.optim.SGD(
                 network.parameters(),
                 lr=recipe.lr,

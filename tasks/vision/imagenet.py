@@ -70,10 +70,10 @@ class ImageNet(VisionTask):
         """Return the network and settle its preprocessing and expected accuracy."""
         source, named = self._settle(model, checkpoint)
         if named is None:
-            return checkpoints.load_into(model.build(self.num_classes), source, model)
+            return checkpoints.load_into(self.build(model), source, model)
         if self._expected is None and self._val_size == VAL_IMAGES:
             self._expected = named.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-        network = model.build(self.num_classes)
+        network = self.build(model)
         try:
             state = named.get_state_dict(progress=False, check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:
@@ -96,6 +96,7 @@ class ImageNet(VisionTask):
             raise ValueError(f"{model.name} has no default ImageNet weights; give checkpoint=PATH")
         named = torchvision_weights(model, source)
         self._preprocessing = self._preprocessing.completed_by(own_preprocessing(model, named))
+        self.image_size = self._preprocessing.crop
         log.info("checkpoint %s, images: %s", source, self._preprocessing)
         return source, named
 

@@ -25,7 +25,7 @@ from flexround.models.base import ModelAdapter
 from flexround.structure import output_first
 from flexround.utils.atomic_files import write_whole
 
-# Opset and file version; the newer one is asked for only where there are 2-bit weights.
+# Opset and file version; the newer one is asked for only where 2-bit weights are stored as such.
 OPSET_4_BITS, OPSET_2_BITS = (21, 10), (25, 13)
 
 
@@ -53,15 +53,17 @@ def export(
     """
     check_model(adapter.model)
     check_integers(adapter, integers)
-    narrow = any(quantized.grid.bits == 2 for quantized in integers.values())
-    opset, version = OPSET_2_BITS if narrow else OPSET_4_BITS
+    # With quantized activations onnxruntime takes 2-bit weights to kernels that it has not.
+    narrowest = 2 if adapter.activations is None else 4
+    widths = {name: max(narrowest, q.grid.bits) for name, q in integers.items()}
+    opset, version = OPSET_2_BITS if 2 in widths.values() else OPSET_4_BITS
     model = trace(adapter, batch, opset)
     for name, quantized in integers.items():
-        replace_weight(model.graph, name, quantized)
-    for node in list(model.graph):
+        replace_weight(model.graph, name, quantized, widths[name])
+    onnxscript.optimizer.optimize(model)
+    for node in list(model.graph):  # now: it would make Clip of Max and Min again
         if node.domain == FAKE_QUANTIZE.partition("::")[0]:
             replace_activation(model.graph, node)
-    onnxscript.optimizer.optimize(model)
     ClearMetadataAndDocStringPass()(model)  # it tells where torch's files lie on this machine
     model.ir_version = version
     proto = ir.serde.serialize_model(model)
@@ -121,7 +123,7 @@ def trace(adapter: ModelAdapter, batch: Any, opset: int) -> ir.Model:
         ValueError: when an activation quantizer cannot be traced.
     """
     adapter.model.to(adapter.device)
-    axes = ("batch", "tokens") if adapter.channel_dim == -1 else ("batch",)
+    axes = ("batch", "tokens") if isinstance(batch, Mapping) else ("batch",)
     batch = dict(batch) if isinstance(batch, Mapping) else batch
     # Two samples: torch takes an axis of length 1 for one that never varies.
     pair = tree_map(lambda values: torch.cat([values, values])[:2], batch)

@@ -21,14 +21,17 @@ TYPES = {
 }
 
 
-def replace_weight(graph: ir.Graph, name: str, quantized: QuantizedTensor) -> None:
-    """Put codes and DequantizeLinear where graph holds the float weight of layer name."""
+def replace_weight(graph: ir.Graph, name: str, quantized: QuantizedTensor, width: int) -> None:
+    """Put codes and DequantizeLinear where graph holds the float weight of layer name.
+
+    They are in the type of width bits, which holds at least theirs.
+    """
     full = f"model.{name}.weight"
     value = graph.initializers.pop(full)
     codes, scale, zero_point = (
         values.cpu().numpy() for values in (quantized.codes, quantized.scale, quantized.zero_point)
     )
-    dtype = integer_type(quantized.grid.bits, quantized.grid.symmetric)
+    dtype = integer_type(width, quantized.grid.symmetric)
     groups, channels = len(scale), len(codes)
     shape: tuple[int, ...] = ()
     attributes = {}
@@ -56,18 +59,17 @@ def replace_activation(graph: ir.Graph, node: ir.Node) -> None:
     read = {name: attribute.value for name, attribute in node.attributes.items()}
     name, qmin, qmax, zero_point = (read[k] for k in ("name", "qmin", "qmax", "zero_point"))
     scale = np.float32(read["scale"])
-    bits = (qmax - qmin).bit_length()
-    # onnxruntime knows Clip before QuantizeLinear with 8 bits alone, and nothing is stored here.
-    dtype = integer_type(bits if bits == 4 else 8, qmin < 0)
+    levels = qmax - qmin
+    # Codes from 0 on in 8 bits, whatever they are by name: nothing is stored here, and of all types
+    # onnxruntime fuses and moves this one alone without fault. The type saturates below.
     step = initializer(graph, f"{name}.scale", scale)
-    zero = initializer(graph, f"{name}.zero_point", np.array(zero_point).astype(dtype))
+    zero = initializer(graph, f"{name}.zero_point", np.array(zero_point - qmin).astype(np.uint8))
     nodes, value = [], node.inputs[0]
-    if bits not in (4, 8):
-        bounds = [
-            initializer(graph, f"{name}.{side}", np.float32((bound - zero_point) * scale))
-            for side, bound in (("min", qmin), ("max", qmax))
-        ]
-        nodes.append(ir.node("Clip", [value, *bounds]))
+    if levels < 255:
+        # Not Clip: behind one onnxruntime rounds a convolution's bias to the product of two scales,
+        # which at few bits moves codes, and computes in floats all the same.
+        limit = initializer(graph, f"{name}.max", np.float32((qmax - zero_point) * scale))
+        nodes.append(ir.node("Min", [value, limit]))
         value = nodes[-1].outputs[0]
     nodes.append(ir.node("QuantizeLinear", [value, step, zero]))
     nodes.append(ir.node("DequantizeLinear", [nodes[-1].outputs[0], step, zero]))

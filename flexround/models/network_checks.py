@@ -1,0 +1,87 @@
+"""Checks of a vision network before it is folded and cut into blocks: no weight is passed over.
+
+Every matrix and kernel that takes part in the network's output must be the weight of a layer that
+can be quantized and that is called as a module, so that its inputs are seen. Else the network is
+refused in words, rather than left full precision in silence.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from flexround.models.tracing import logits_of, trace
+from flexround.structure import check_layer, is_quantizable
+
+
+def check_network(model: nn.Module, example: Tensor) -> None:
+    """Check that all weights that decide model's output on example can be quantized.
+
+    Raises:
+        ValueError: when the forward pass fails, or a weight can't be; names it.
+    """
+    order = trace(model, example)
+    names = {module: name for name, module in model.named_modules()}
+    for module in order.runs:
+        if is_quantizable(module):
+            check_layer(names[module], module)
+    for held in _names_of_parameters(model, example).values():
+        owners = [model.get_submodule(name.rpartition(".")[0]) for name in held]
+        if not any(is_quantizable(owner) and owner in order.runs for owner in owners):
+            name, owner = held[0], owners[0]
+            if is_quantizable(owner):
+                raise ValueError(
+                    f"layer {name.rpartition('.')[0]}: its weight is used without the layer being "
+                    "called, so that nothing is known of what it is multiplied with"
+                )
+            parameter = model.get_parameter(name)
+            raise ValueError(
+                f"{type(owner).__name__} holds {name} {list(parameter.shape)}, which is no "
+                "weight of a Linear, Conv1d or Conv2d and can't be quantized"
+            )
+
+
+def _names_of_parameters(model: nn.Module, example: Tensor) -> Mapping[int, list[str]]:
+    """Return the names of each matrix that decides model's output; tied ones have several.
+
+    What is added to every sample alike, [1, ...], as a position embedding is, is no matrix.
+    """
+    with _requiring_gradients(model):
+        used = _leaves(logits_of(model, example))
+    found = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        matrix = parameter.dim() > 1 and len(parameter) > 1 and parameter[0].numel() > 1
+        if matrix and id(parameter) in used:
+            found[id(parameter)].append(name)
+    return found
+
+
+@contextmanager
+def _requiring_gradients(model: nn.Module) -> Iterator[None]:
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    for parameter in before:
+        parameter.requires_grad_(parameter.is_floating_point())
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)
+
+
+def _leaves(output: Tensor) -> set[int]:
+    """Return the ids of the tensors that output was computed from, by autograd's graph."""
+    found, seen, waiting = set(), set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        waiting += [behind for behind, _ in node.next_functions]
+    return found

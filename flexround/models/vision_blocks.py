@@ -1,0 +1,91 @@
+"""Blocks of a vision network: BRECQ's units of convolutions (2102.05426), or transformer blocks.
+
+A residual or a transformer block is one unit, every other layer a unit of its own. They must be a
+chain: each takes what the one before it has given, and nothing else of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from flexround.models.tracing import Trace
+from flexround.models.vision_activation_sites import with_sites
+from flexround.structure import QUANTIZABLE, Block, Layer
+
+ACTIVATIONS = (
+    nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.Mish, nn.ELU, nn.SELU,
+    nn.PReLU,
+)  # fmt: skip
+
+
+def find_blocks(
+    model: nn.Module, order: Trace, first_last_bits: int | None, classes: Sequence[str]
+) -> list[Block]:
+    """Return the units in execution order: modules of the classes, and the layers outside of them.
+
+    Raises:
+        ValueError: when there is no layer, or a layer or unit is not called once with one tensor.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    called = [module for module in order.runs if isinstance(module, QUANTIZABLE)]
+    if not called:
+        raise ValueError("the model holds no convolution or linear layer to quantize")
+    for module in called:
+        _check_called_once("layer", names[module], module, order)
+    layers = {
+        module: Layer(
+            names[module],
+            module,
+            first_last_bits if module in (called[0], called[-1]) else None,
+            order.consumer(module, ACTIVATIONS),
+        )
+        for module in called
+    }
+    blocks = []
+    for unit in dict.fromkeys(_units(model, classes)):
+        within = set(unit.modules())
+        inside = [layers[module] for module in called if module in within]
+        if inside:
+            _check_called_once("block", names[unit], unit, order)
+            own = inside[0].activation if inside[0].module is unit else None
+            blocks.append(Block(names[unit], unit, inside, own, (), _channel_dim(unit, order)))
+    position = {module: index for index, module in enumerate(order.modules)}
+    blocks.sort(key=lambda block: position[block.module])
+    return with_sites(blocks, order, names, ACTIVATIONS)
+
+
+def _units(module: nn.Module, classes: Sequence[str]) -> Iterator[nn.Module]:
+    for child in module.children():
+        if type(child).__name__ in classes or isinstance(child, QUANTIZABLE):
+            yield child
+        else:
+            yield from _units(child, classes)
+
+
+def _channel_dim(unit: nn.Module, order: Trace) -> int:
+    """Return the axis of the channels: 1 of images [batch, channels, ...], else the last."""
+    images = order.first[unit].output.dim() == 4 and not isinstance(unit, nn.Linear)
+    return 1 if images else -1
+
+
+def _check_called_once(what: str, name: str, module: nn.Module, order: Trace) -> None:
+    """Check that a layer or block is called once in a pass, with one tensor for one tensor.
+
+    Raises:
+        ValueError: when it is not; names it.
+    """
+    runs = order.runs[module]
+    if runs > 1:
+        times = "twice" if runs == 2 else f"{runs} times"
+        raise ValueError(f"{what} {name} is used {times} in one pass; it cannot be quantized")
+    if not runs:
+        raise ValueError(
+            f"{what} {name} is not called as a whole, only what it holds; its output is unknown"
+        )
+    if module not in order.first or not order.first[module].alone:
+        raise ValueError(
+            f"{what} {name} takes or gives more than one tensor; only networks that are a chain of "
+            "blocks can be reconstructed"
+        )
