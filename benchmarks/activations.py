@@ -28,10 +28,10 @@ from flexround.reconstruction.reconstruction import Reconstruction
 ROUNDS, ITERS = 11, 2
 QDROP = Reconstruction(
     unit="block", iters=ITERS, lr=1e-4, batch_size=2, schedule="constant", inputs="quant",
-    act_steps="together", act_lr=4e-5, act_iters=0, quant_prob=0.5, keep_best=False,
-    precision="float32", compile=False,
+    act_steps="together", act_lr=4e-5, act_iters=0, act_inputs="quant",
+    quant_prob=0.5, keep_best=False, precision="float32", compile=False,
 )  # fmt: skip
-STATIC = StaticPerTensor(8, symmetric=False, stem_bits=8, head_bits=8, kv_bits=None, init_samples=2)
+STATIC = StaticPerTensor(8, False, 8, 8, kv_bits=None, init_samples=2, ranges_from="quant")
 
 
 def iterations(case: Case, quantized: bool) -> Callable[[], None]:

@@ -49,8 +49,8 @@ SHAPE = dict(
 )  # fmt: skip
 SHORT = Reconstruction(
     unit="block", iters=2, lr=1e-3, batch_size=2, schedule="constant", inputs="quant",
-    act_steps="start", act_lr=1e-3, act_iters=0, quant_prob=0.5, keep_best=False,
-    precision="float32", compile=False,
+    act_steps="start", act_lr=1e-3, act_iters=0, act_inputs="quant",
+    quant_prob=0.5, keep_best=False, precision="float32", compile=False,
 )  # fmt: skip
 METHODS = {
     "rtn": RTN,

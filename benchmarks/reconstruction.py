@@ -116,8 +116,8 @@ def loop(iters: int, batch_size: int, precision: Precision, compile_: bool) -> R
     """Return the loop as it is measured."""
     return Reconstruction(
         unit="block", iters=iters, lr=LR, batch_size=batch_size, schedule="constant",
-        inputs="quant", act_steps="start", act_lr=1e-4, act_iters=0, quant_prob=1.0,
-        keep_best=False, precision=precision, compile=compile_,
+        inputs="quant", act_steps="start", act_lr=1e-4, act_iters=0,
+        act_inputs="quant", quant_prob=1.0, keep_best=False, precision=precision, compile=compile_,
     )  # fmt: skip
 
 

@@ -71,6 +71,8 @@ class RunConfig:
     act_bits: int = MISSING
     act_stem_bits: int = MISSING
     act_head_bits: int = MISSING
+    act_init_samples: int = MISSING
+    act_ranges_from: str = MISSING
     kv_bits: int | None = MISSING
     group_size: int = MISSING
     clipping: bool = MISSING

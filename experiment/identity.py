@@ -33,7 +33,8 @@ NOT_IDENTITY = (
     "recipe", "compile", "recon.compile", "rerun", "retry_failed", "cache_gib", "progress",
     "expected_fp", "task.cache_dir", "task.checkpoints_dir", "task.num_workers", "task.expected",
     "task.tolerance", "stream_gib", "offload", "spill_dir", "data_dir", "calibration_dir",
-    "imagenet_dir", "clipping",  # which stands in ranges.candidates
+    "imagenet_dir",
+    "clipping", "act_init_samples", "act_ranges_from",  # what takes them has them
 )  # fmt: skip
 # Keys of paths of data, wherever in the settings, and beside them which of the files are read.
 IMAGES, DATA, FILES = "root", ("local", "include_path"), ("files", "folder")

@@ -22,8 +22,8 @@ class Site:
         name: of the module and the side, in the model.
         modules: the modules that take the tensor as their input, or the one that returns it.
         side: which of the two.
-        use: which of the module's calls in a forward pass of its block it is: a ReLU module may
-            serve several places.
+        use: which of the modules' calls in a forward pass of their block it is: a ReLU may serve
+            several places, and a layer may be called twice.
         role: stem is the first layer's output, head the last layer's input, kv a key or a value.
     """
 

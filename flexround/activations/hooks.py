@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +23,8 @@ class Activations:
 
     Attributes:
         init_samples: calibration samples that set the ranges, 0 where none do.
+        ranges_from: quant where a range is set by what the quantizers before it leave, fp where by
+            the full-precision network.
     """
 
     def __init__(
@@ -34,11 +35,12 @@ class Activations:
         generator: torch.Generator,
     ) -> None:
         """Make a quantizer for each site of blocks; generator decides what is quantized."""
-        self.init_samples = activation.init_samples
+        self.init_samples, self.ranges_from = activation.init_samples, activation.ranges_from
         self._on, self._quant_prob = False, 1.0
+        self._share: float | None = None  # of what is to be observed, in a pass that observes
         self._generator = generator
         self._block = ""
-        self._calls: dict[nn.Module, int] = {}
+        self._calls: dict[tuple[str, nn.Module], int] = {}
         self._cache: dict[str, tuple[Tensor, int, Tensor]] = {}
         self._by_block: dict[str, list[ActivationQuantizer]] = {}
         by_module: dict[nn.Module, list[tuple[str, Site, ActivationQuantizer]]] = {}
@@ -68,17 +70,46 @@ class Activations:
     ) -> list[ActivationQuantizer]:
         """Set the ranges of a block's activations on calibration samples; return its quantizers.
 
-        run passes the samples of the given indices through the block.
+        run passes the samples of the given indices through the block. Those in front quantize what
+        the next ones see. Ranges that are set already stay.
 
         Raises:
             ValueError: when an activation is not finite, or a site never sees one.
         """
-        if self.init_samples:
+        if not all(quantizer.initialized for quantizer in self.of(block)):
             with self.on():
                 run(torch.arange(min(self.init_samples, samples)))
+        return self._initialized(block)
+
+    @torch.no_grad()
+    def start_unquantized(
+        self, block: str, run: Callable[[Tensor], object], samples: int, batch_size: int
+    ) -> None:
+        """Set the same ranges on activations that nothing quantizes, batch_size samples at a time.
+
+        Raises:
+            ValueError: when an activation is not finite, or a site never sees one.
+        """
+        if all(quantizer.initialized for quantizer in self.of(block)):
+            return
+        for batch in torch.arange(samples).split(batch_size):
+            self._share = len(batch) / samples
+            try:
+                run(batch)
+            finally:
+                self._share = None
+                self._cache.clear()
+        for quantizer in self.of(block):
+            quantizer.set_range()
+        self._initialized(block)
+
+    def _initialized(self, block: str) -> list[ActivationQuantizer]:
         for quantizer in self.of(block):
             if not quantizer.initialized:
-                raise ValueError(f"activation {quantizer.name}: no sample reaches it")
+                raise ValueError(
+                    f"activation {quantizer.name}: no calibration sample reaches it; raise "
+                    "num_samples and activation.init_samples"
+                )
         return self.of(block)
 
     def leave_on(self) -> None:
@@ -106,47 +137,67 @@ class Activations:
     def _hook(
         self, module: nn.Module, places: Sequence[tuple[str, Site, ActivationQuantizer]]
     ) -> None:
-        inputs = [quantizer for _, site, quantizer in places if site.side == "input"]
-        if inputs:
-            (quantizer,) = inputs  # a layer is called once in a pass
-            module.register_forward_pre_hook(self._before(quantizer))
-        outputs = {
-            (block, site.use): quantizer
-            for block, site, quantizer in places
-            if site.side == "output"
-        }
-        if outputs:
-            module.register_forward_hook(self._after(module, outputs))
+        for side in ("input", "output"):
+            here: dict[str, dict[int, ActivationQuantizer]] = {}  # by block and use
+            for block, site, quantizer in places:
+                if site.side == side:
+                    here.setdefault(block, {})[site.use] = quantizer
+            if here and side == "input":
+                module.register_forward_pre_hook(self._before(module, here))
+            elif here:
+                module.register_forward_hook(self._after(module, here))
 
-    def _before(self, quantizer: ActivationQuantizer) -> Callable[..., Any]:
+    def _before(
+        self, module: nn.Module, here: dict[str, dict[int, ActivationQuantizer]]
+    ) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> Any:
-            return (self._quantize(quantizer, args[0]), *args[1:]) if self._on else None
+            if not self._working or self._block not in here:
+                return None
+            own, use = here[self._block], self._count("input", module)
+            if use not in own:
+                first, *_ = own.values()
+                raise ValueError(
+                    f"activation {first.name}: its layer is called more than the {len(own)} times "
+                    "in a pass that it was while the network was looked at; give activation=none"
+                )
+            return (self._quantize(own[use], args[0]), *args[1:])
 
         return hook
 
     def _after(
-        self, module: nn.Module, here: dict[tuple[str, int], ActivationQuantizer]
+        self, module: nn.Module, here: dict[str, dict[int, ActivationQuantizer]]
     ) -> Callable[..., Any]:
-        uses = Counter(block for block, _ in here)
-
         def hook(_: nn.Module, args: Any, output: Any) -> Any:
-            if not self._on or self._block not in uses:
+            if not self._working or self._block not in here:
                 return None
+            own = here[self._block]
             # Modulo: outside of its block a function is called once more on the block's output.
-            use = self._calls.get(module, 0) % uses[self._block]
-            self._calls[module] = use + 1
-            quantizer = here[self._block, use]
+            quantizer = own[self._count("output", module) % len(own)]
             whole = isinstance(output, tuple)
             quantized = self._quantize(quantizer, output[0] if whole else output)
             return (quantized, *output[1:]) if whole else quantized
 
         return hook
 
+    @property
+    def _working(self) -> bool:
+        return self._on or self._share is not None
+
+    def _count(self, side: str, module: nn.Module) -> int:
+        """Return which of module's calls in the pass of a block it is, from 0."""
+        use = self._calls.get((side, module), 0)
+        self._calls[side, module] = use + 1
+        return use
+
     def _quantize(self, quantizer: ActivationQuantizer, x: Tensor) -> Tensor:
         # Query, key and value take one tensor, which is quantized once, and dropped alike.
         held, version = self._cache.get(quantizer.name), -1 if x.is_inference() else x._version
         if held is not None and held[0] is x and held[1] == version:
             return held[2]
-        quantized: Tensor = quantizer(x, self._quant_prob, self._generator)
+        if self._share is not None:
+            quantizer.observe(x, self._share, self._generator)
+            quantized = x
+        else:
+            quantized = quantizer(x, self._quant_prob, self._generator)
         self._cache[quantizer.name] = x, version, quantized
         return quantized

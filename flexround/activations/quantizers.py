@@ -6,11 +6,13 @@ LRQ's per-token activations and its 8-bit keys and values (arXiv 2407.11534).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flexround.activations.sampling import condense, sample
 from flexround.grid import Grid, PerTensor
 from flexround.kernels.fake_quantize import fake_quantize
 from flexround.kernels.qdrop import DroppedFakeQuantize
@@ -18,8 +20,9 @@ from flexround.ranges import SCALE_FLOOR, MinMax, Ranges
 
 # What a tracer of the model sees in the place of a quantizer of tensors: one node of a graph.
 FAKE_QUANTIZE = "flexround::FakeQuantize"
-# Values that a range is searched on; more change a scale by less than a step of the search.
-SEARCHED = 1 << 18
+# Elements drawn for a range, and values that stand for them in its search. On channels of very
+# different scales the range is within some percent of that of all elements (tests).
+SAMPLED, SEARCHED = 1 << 20, 1 << 18
 
 
 class ActivationQuantizer(nn.Module):
@@ -36,6 +39,12 @@ class ActivationQuantizer(nn.Module):
         """Whether it has a range, or needs none."""
         return True
 
+    def observe(self, x: Tensor, share: float, generator: torch.Generator) -> None:
+        """See x, which is share of all that sets the range."""
+
+    def set_range(self) -> None:
+        """Set the range from what was observed."""
+
     def parameters_to_learn(self) -> list[nn.Parameter]:
         """Return what can be learned."""
         return []
@@ -51,11 +60,32 @@ class ActivationQuantizer(nn.Module):
         """Take over what qparams() of another one gave."""
 
 
+class _Observed:
+    """Elements of what was observed, and its ends."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+        self._ends: list[Tensor] = []
+        self._draws: torch.Generator | None = None
+
+    def add(self, x: Tensor, count: int, generator: torch.Generator) -> None:
+        """Keep count elements of x, drawn anew from generator's seed in every run of a model."""
+        if self._draws is None:
+            # On the CPU whatever the device; and what generator itself has drawn does not matter.
+            self._draws = torch.Generator().manual_seed(generator.initial_seed())
+        self.parts.append(sample(x, count, self._draws).float())
+        self._ends += x.float().aminmax()
+
+    def ends(self) -> Tensor:
+        """Return the smallest and the largest of all values, [2]."""
+        return torch.stack(torch.stack(self._ends).aminmax())
+
+
 class TensorQuantizer(ActivationQuantizer):
     """x_hat = s * (clamp(round(x / s) + z, qmin, qmax) - z) with one s and z for the tensor.
 
-    The first tensor that it sees sets s and z. In the symmetric setting values that are never
-    negative take the unsigned codes 0 .. 2^bits - 1.
+    What it has observed sets s and z, or else the first tensor that it is to quantize. In the
+    symmetric setting values that are never negative take the unsigned codes 0 .. 2^bits - 1.
     """
 
     def __init__(self, name: str, bits: int, symmetric: bool, ranges: Ranges) -> None:
@@ -64,6 +94,7 @@ class TensorQuantizer(ActivationQuantizer):
         self.scale: nn.Parameter
         self.zero_point: Tensor
         self.grid: Grid | None = None
+        self._observed = _Observed()
 
     @property
     def initialized(self) -> bool:
@@ -80,8 +111,11 @@ class TensorQuantizer(ActivationQuantizer):
         Each element is quantized with probability quant_prob, drawn by generator, and else left.
         """
         if self.grid is None:
-            self._start(x.detach())
-        assert self.grid is not None, "_start sets it"
+            if not x.numel():
+                return x  # of an expert that no token is sent to
+            self.observe(x, 1.0, generator)
+            self.set_range()
+        assert self.grid is not None, "set_range sets it"
         if torch.compiler.is_exporting():
             return self._node(x)
         low, high = self.grid.qmin - self.zero_point, self.grid.qmax - self.zero_point
@@ -91,6 +125,34 @@ class TensorQuantizer(ActivationQuantizer):
             values, self.scale, low, high, quant_prob, generator
         )
         return out.reshape(x.shape).to(x.dtype)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor, share: float, generator: torch.Generator) -> None:
+        """See x, which is share of all that sets the range; generator's seed decides the sample.
+
+        Raises:
+            ValueError: when x is not finite.
+        """
+        if self.grid is not None or not x.numel():
+            return
+        if not torch.isfinite(x).all():
+            raise ValueError(f"activation {self.name}: it holds values that are not finite")
+        self._observed.add(x.detach(), math.ceil(share * SAMPLED), generator)
+
+    @torch.no_grad()
+    def set_range(self) -> None:
+        """Set the step size and the zero point from what was observed, if it was."""
+        seen = self._observed
+        if self.grid is not None or not seen.parts:
+            return
+        ends = seen.ends()
+        grid = Grid(self.bits, bool(self.symmetric and ends[0] < 0), PerTensor())
+        values = condense(torch.cat(seen.parts), SEARCHED)[None]
+        scale, zero_point = found = self.ranges(values, grid)
+        if all(map(torch.equal, found, MinMax()(values, grid))):  # all of the sample: all there is
+            scale, zero_point = MinMax()(ends[None], grid)
+        self._set(scale.squeeze(), zero_point.squeeze(), grid.symmetric)
+        self._observed = _Observed()
 
     def after_step(self) -> None:
         """Keep the step size positive."""
@@ -126,17 +188,6 @@ class TensorQuantizer(ActivationQuantizer):
         self.scale = nn.Parameter(scale)
         self.register_buffer("zero_point", zero_point)
         self.grid = Grid(self.bits, signed, PerTensor())
-
-    @torch.no_grad()
-    def _start(self, x: Tensor) -> None:
-        if not torch.isfinite(x).all():
-            raise ValueError(f"activation {self.name}: it holds values that are not finite")
-        low, high = x.float().aminmax()
-        grid = Grid(self.bits, bool(self.symmetric and low < 0), PerTensor())
-        stride = max(1, x.numel() // SEARCHED)
-        values = torch.cat([x.reshape(-1)[::stride].float(), low[None], high[None]])
-        scale, zero_point = self.ranges(values[None], grid)
-        self._set(scale.squeeze(), zero_point.squeeze(), grid.symmetric)
 
 
 class TokenQuantizer(ActivationQuantizer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from flexround.activations.quantizers import (
     ActivationQuantizer,
@@ -12,6 +12,8 @@ from flexround.activations.quantizers import (
 )
 from flexround.ranges import Ranges
 from flexround.structure import Role
+
+RangesFrom = Literal["fp", "quant"]
 
 
 class Activation(Protocol):
@@ -22,6 +24,7 @@ class Activation(Protocol):
         per_token: whether activations must be tokens [..., hidden].
         kv_bits: bits of keys and values, or None to leave them.
         init_samples: calibration samples that set a range, 0 where none do.
+        ranges_from: quant where they pass the quantized network, fp the full-precision one.
     """
 
     learns: ClassVar[bool]
@@ -31,6 +34,11 @@ class Activation(Protocol):
     @property
     def init_samples(self) -> int:
         """How many calibration samples set a range."""
+        ...
+
+    @property
+    def ranges_from(self) -> RangesFrom:
+        """Which network's activations set it."""
         ...
 
     def quantizer(self, name: str, role: Role, ranges: Ranges) -> ActivationQuantizer:
@@ -54,7 +62,9 @@ class StaticPerTensor:
         stem_bits: of the first layer's output.
         head_bits: of the last layer's input.
         kv_bits: of keys and values, or None to leave them.
-        init_samples: calibration samples that set the ranges.
+        init_samples: calibration samples that set the ranges, all where there are fewer.
+        ranges_from: quant sets them on what the quantized network gives, weights and activations
+            (BRECQ), fp on what the full-precision one does (QDrop).
     """
 
     bits: int
@@ -63,6 +73,7 @@ class StaticPerTensor:
     head_bits: int
     kv_bits: int | None
     init_samples: int
+    ranges_from: RangesFrom
 
     learns: ClassVar[bool] = True
     per_token: ClassVar[bool] = False
@@ -76,6 +87,8 @@ class StaticPerTensor:
         )
         if self.init_samples < 1:
             raise ValueError(f"activation.init_samples={self.init_samples}: give at least 1")
+        if self.ranges_from not in ("fp", "quant"):
+            raise ValueError(f"activation.ranges_from={self.ranges_from}: give one of fp, quant")
 
     def quantizer(self, name: str, role: Role, ranges: Ranges) -> ActivationQuantizer:
         """Return the quantizer of a site."""
@@ -101,6 +114,7 @@ class DynamicPerToken:
     learns: ClassVar[bool] = False
     per_token: ClassVar[bool] = True
     init_samples: ClassVar[int] = 0
+    ranges_from: ClassVar[RangesFrom] = "quant"  # there are none to set
 
     def __post_init__(self) -> None:
         _check_bits(act_bits=self.bits, kv_bits=self.kv_bits)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flexround.activations.quantizers import ActivationQuantizer, TensorQuantizer, TokenQuantizer
+from flexround.activations.schemes import RangesFrom
 from flexround.ranges import Ranges
 from flexround.structure import Role, Site
 
@@ -59,6 +60,7 @@ class StoredActivation:
     learns: ClassVar[bool] = False
     per_token: ClassVar[bool] = False
     init_samples: ClassVar[int] = 0
+    ranges_from: ClassVar[RangesFrom] = "quant"  # they are there
 
     @classmethod
     def on(

@@ -63,8 +63,8 @@ class ActivationCache:
         if self.dtype is None or not part.is_floating_point():
             return part
         rounded = part.to(self.dtype)
-        if self.dtype == torch.float16 and not torch.isfinite(rounded).all():
-            largest = part.abs().max().item()
+        if self.dtype == torch.float16 and (rounded.isinf() & part.isfinite()).any():
+            largest = part[part.isfinite()].abs().max().item()
             raise ValueError(
                 f"stream_dtype=float16 ends at 65504, an activation is {largest:.4g}; give bfloat16"
             )

@@ -18,10 +18,10 @@ from flexround.calibration.activation_cache import ActivationCache, rows
 
 
 @torch.no_grad()
-def layers_sharing_input(
+def inputs_taken(
     modules: Iterable[nn.Module], run: Callable[[], object]
-) -> tuple[list[nn.Module], list[list[nn.Module]]]:
-    """Return modules in the order that run calls them, and those that take one tensor together."""
+) -> list[tuple[nn.Module, Tensor]]:
+    """Return each call of modules in the order that run makes them, with the tensor it takes."""
     taken: list[tuple[nn.Module, Tensor]] = []  # the tensors, kept so that none is reused
     handles = [
         module.register_forward_pre_hook(lambda m, args: taken.append((m, args[0])))
@@ -32,6 +32,14 @@ def layers_sharing_input(
     finally:
         for handle in handles:
             handle.remove()
+    return taken
+
+
+def layers_sharing_input(
+    modules: Iterable[nn.Module], run: Callable[[], object]
+) -> tuple[list[nn.Module], list[list[nn.Module]]]:
+    """Return modules in the order that run calls them, and those that take one tensor together."""
+    taken = inputs_taken(modules, run)
     together: dict[int, list[nn.Module]] = {}
     for module, tensor in taken:
         together.setdefault(id(tensor), []).append(module)

@@ -14,7 +14,7 @@ from flexround.calibration.activation_cache import ActivationCache
 from flexround.calibration.calls import (
     RecordedCalls,
     StopForward,
-    layers_sharing_input,
+    inputs_taken,
     stopped_forward,
     stub_forward,
 )
@@ -22,12 +22,10 @@ from flexround.calibration.chain import check_order, in_float, record_chain
 from flexround.models.base import ModelAdapter
 from flexround.models.coverage import without_left
 from flexround.models.experts import Expert, every_expert, split_experts
+from flexround.models.language_activation_sites import sites_of
 from flexround.models.position_ids import with_position_ids
 from flexround.models.replay_check import check_replay
-from flexround.structure import Block, Layer, Site, is_quantizable
-
-# Layers whose outputs a key-value cache would hold.
-KEYS_AND_VALUES = ("k_proj", "v_proj")
+from flexround.structure import Block, Layer, is_quantizable
 
 
 Tokens = Mapping[str, Tensor]  # input_ids, attention_mask, ...: [batch, tokens]
@@ -211,31 +209,18 @@ class LanguageAdapter(ModelAdapter):
 
     def _find_blocks(self, example: Tokens) -> list[Block]:
         names = {module: name for name, module in self.model.named_modules()}
-        order, sites = self._layers_and_sites(example, names)
+        linear = [module for module in self.model.modules() if is_quantizable(module)]
+        handles = [module.register_forward_hook(self._see_output) for module in self._modules]
+        with every_expert(self.model):
+            taken = inputs_taken(linear, lambda: self._try(example))
+        for handle in handles:
+            handle.remove()
         blocks = []
         for name, module in self._chain.items():
             inside = {id(sub) for sub in module.modules()}
             experts = {s: m for m in module.modules() if isinstance(m, Expert) for s in m.modules()}
-            layers = [Layer(names[m], m, expert=experts.get(m)) for m in order if id(m) in inside]
-            own = [site for site in sites if id(site.modules[0]) in inside]
-            blocks.append(Block(name, module, layers, sites=own))
+            here = [(m, tensor) for m, tensor in taken if id(m) in inside]
+            order = dict.fromkeys(m for m, _ in here)
+            layers = [Layer(names[m], m, expert=experts.get(m)) for m in order]
+            blocks.append(Block(name, module, layers, sites=sites_of(here, names)))
         return blocks
-
-    def _layers_and_sites(
-        self, example: Tokens, names: Mapping[nn.Module, str]
-    ) -> tuple[list[nn.Module], list[Site]]:
-        """Return the layers in the order they run, and the activations that they take.
-
-        Layers that take the same tensor (query, key and value) share a site. Softmax and norms
-        are left alone (FlexRound, sec. 4.3).
-        """
-        layers = [module for module in self.model.modules() if is_quantizable(module)]
-        handles = [module.register_forward_hook(self._see_output) for module in self._modules]
-        with every_expert(self.model):
-            order, together = layers_sharing_input(layers, lambda: self._try(example))
-        for handle in handles:
-            handle.remove()
-        sites = [Site(f"{names[ms[0]]}.input", ms, "input") for ms in together]
-        cached = [m for m in order if names[m].endswith(KEYS_AND_VALUES)]
-        sites += [Site(f"{names[m]}.output", [m], "output", role="kv") for m in cached]
-        return order, sites

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
 from flexround.calibration.calls import RecordedCalls
+from flexround.calibration.finite import check_finite, first_not_finite
 from flexround.models.base import ModelAdapter
 from flexround.structure import Block
 
@@ -49,9 +50,19 @@ class Walk:
     activations_on: Callable[[], AbstractContextManager[None]] | None = None
     needs_plain: bool = True
 
-    def replay_all(self, module: nn.Module, calls: RecordedCalls) -> Tensor:
-        """Return module's outputs over the calibration set, [samples, ...]."""
-        return calls.replay_all(module, self.batch_size, self.adapter.device)
+    def replay_all(self, module: nn.Module, calls: RecordedCalls, name: str) -> Tensor:
+        """Return the outputs over the calibration set, [samples, ...], of module called name.
+
+        Raises:
+            ValueError: when they are not finite.
+        """
+        parts = calls.replay_each(module, self.batch_size, self.adapter.device)
+        finite = check_finite(
+            parts,
+            f"{name} makes values that are not finite of inputs that are, first of calibration "
+            "sample {sample}",
+        )
+        return calls.cache.store(part.to(calls.inputs.device) for part in finite)
 
     def advance(self, index: int, calls: RecordedCalls, outputs: Tensor) -> RecordedCalls:
         """Return the calls of block index + 1 once block index has given outputs."""
@@ -90,6 +101,12 @@ def block_walk(walk: Walk) -> Iterator[AbstractContextManager[BlockAtWork]]:
     streams have passed the block as it was left, and it lies at home in its own type again.
     """
     first = walk.adapter.record_calls(walk.calibration, walk.cache)
+    sample, block = first_not_finite(first.inputs), walk.adapter.blocks()[0]
+    if sample is not None:
+        raise ValueError(
+            f"what the network gives its first block {block.name} is not finite, calibration "
+            f"sample {sample} first: look at the weights before the block"
+        )
     streams = _Streams(first, first)
     del first  # the streams let go of it
     for index, block in enumerate(walk.adapter.blocks()):
@@ -106,7 +123,8 @@ def _at_work(walk: Walk, streams: _Streams, index: int, block: Block) -> Iterato
             stack.enter_context(adapter.on_device(teacher))
         outputs = ahead = None
         if walk.full_precision is not None:
-            compute = partial(walk.replay_all, teacher.module, streams.plain)
+            name = f"the full-precision network's block {block.name}"
+            compute = partial(walk.replay_all, teacher.module, streams.plain, name)
             outputs = walk.full_precision.get(index, compute).to(streams.plain.inputs.device)
             ahead = None if last else walk.advance(index, streams.plain, outputs)
             del compute
@@ -125,12 +143,15 @@ def _advance(
     walk: Walk, streams: _Streams, index: int, block: Block, ahead: RecordedCalls | None
 ) -> None:
     """Have both streams pass the block; ahead is the plain one where it has passed already."""
+    name = f"block {block.name}, as it is quantized so far,"
     if ahead is None:
-        ahead = walk.advance(index, streams.plain, walk.replay_all(block.module, streams.plain))
+        outputs = walk.replay_all(block.module, streams.plain, name)
+        ahead = walk.advance(index, streams.plain, outputs)
+        del outputs
         if walk.activations_on is None:  # the streams are one
             streams.plain = streams.quantized = ahead
             return
     with nullcontext() if walk.activations_on is None else walk.activations_on():
-        passed = walk.replay_all(block.module, streams.quantized)
+        passed = walk.replay_all(block.module, streams.quantized, name)
         streams.quantized = walk.advance(index, streams.quantized, passed)
     streams.plain = ahead

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
 from flexround.activations.schemes import Activation
 from flexround.attach import check_weights
+from flexround.calibration.finite import check_finite
 from flexround.grid import Grid
 from flexround.kernels.chunking import check_compiler
 from flexround.models.base import ModelAdapter
@@ -52,6 +56,23 @@ def check_samples(adapter: ModelAdapter, calibration: Sequence[Any], batch_size:
             f"num_samples={samples} is smaller than recon.batch_size={batch_size}; "
             "raise num_samples or lower recon.batch_size"
         )
+
+
+def check_finite_samples(calibration: Sequence[Any]) -> None:
+    """Check that the calibration data are finite.
+
+    Raises:
+        ValueError: when they are not; names the first sample.
+    """
+    tensors = [tree_leaves(batch) for batch in calibration]
+    for values in zip(*tensors, strict=True):
+        parts = check_finite(
+            (part for part in values if isinstance(part, Tensor)),
+            "calibration data: sample {sample} holds values that are not finite; take it out, or "
+            "mend how it is prepared (preprocessing.std=[0,0,0] would do that)",
+        )
+        for _ in parts:
+            pass
 
 
 def check_machine(settings: Settings, adapter: ModelAdapter) -> None:

@@ -19,10 +19,11 @@ from flexround.models.base import ModelAdapter
 from flexround.models.experts import every_expert
 from flexround.quantizers.rtn import RTN
 from flexround.ranges import Ranges
+from flexround.reconstruction.activation_ranges import ranges_of_full_precision
 from flexround.reconstruction.block_walk import BlockAtWork, Walk, block_walk
 from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.checkpoints import Checkpoints, NoCheckpoints, pack, unpack
-from flexround.reconstruction.checks import Checked, check_model, check_sites
+from flexround.reconstruction.checks import Checked, check_finite_samples, check_model, check_sites
 from flexround.reconstruction.report import BlockReport, Stopwatch, thin
 from flexround.solvers.base import Solution, Solver, solve_layer
 from flexround.solvers.hessian import Hessians
@@ -86,6 +87,8 @@ class Solve:
             adapter, calibration, cache or ActivationCache(), self.batch_size,
             activations_on=None if activations is None else activations.on,
         )  # fmt: skip
+        if activations is not None and activations.ranges_from == "fp":
+            ranges_of_full_precision(activations, walk)
         integers: dict[str, QuantizedTensor] = {}
         for at_work in block_walk(walk):
             with at_work as work:
@@ -124,6 +127,7 @@ class Solve:
                 be quantized.
         """
         quantizer.check_grid(grid)
+        check_finite_samples(calibration)
         checked = check_model(adapter, grid, RTN)
         if activation is not None:
             check_sites(activation, adapter)

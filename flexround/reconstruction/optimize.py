@@ -114,7 +114,7 @@ class UnitOptimizer:
         if not math.isfinite(loss.item()):
             raise ValueError(
                 f"block {self.name}: the loss is {loss.item()} at iteration {iteration}; "
-                "lower recon.lr"
+                + ("lower recon.lr" if iteration else "it overflows before any step; raise bits")
             )
         value = error.item()
         for callback in self.callbacks:

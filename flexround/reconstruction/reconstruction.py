@@ -21,11 +21,13 @@ from flexround.grid import Grid, PerTensor, QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.quantizers.base import QuantizerFactory
 from flexround.ranges import MinMax, Ranges
+from flexround.reconstruction.activation_ranges import ranges_of_full_precision
 from flexround.reconstruction.block_walk import Walk, block_walk
 from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.checkpoints import Checkpoints, NoCheckpoints
 from flexround.reconstruction.checks import (
     Checked,
+    check_finite_samples,
     check_machine,
     check_model,
     check_samples,
@@ -35,7 +37,7 @@ from flexround.reconstruction.checks import (
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.learning import quantize_unit
 from flexround.reconstruction.settings import Settings
-from flexround.reconstruction.step_sizes import learn_step_sizes
+from flexround.reconstruction.step_sizes import feeds_plain, learn_step_sizes
 from flexround.reconstruction.unit import units_of
 from flexround.structure import Block
 
@@ -87,12 +89,15 @@ class Reconstruction(Settings):
             full_precision or FullPrecisionOutputs(), activations_on=job.quantized_activations,
             needs_plain=self.inputs != "quant" or self.unit == "layer",
         )  # fmt: skip
+        if activations is not None and activations.ranges_from == "fp":
+            ranges_of_full_precision(activations, walk)
         integers, teachers = _learn_weights(job, walk)
         if activations is not None:
             if not job.learns_activations:
                 walk = replace(
-                    walk, teachers=teachers, activations_on=activations.on, needs_plain=False
-                )
+                    walk, teachers=teachers, activations_on=activations.on,
+                    needs_plain=feeds_plain(job),
+                )  # fmt: skip
                 learn_step_sizes(job, walk)
             activations.leave_on()
             adapter.activations = activations
@@ -121,6 +126,7 @@ class Reconstruction(Settings):
                 "recon.unit=layer: an expert sees tokens of all samples together; give "
                 "recon.unit=block"
             )
+        check_finite_samples(calibration)
         checked = check_model(adapter, grid, quantizer)
         if checked.learns and self.iters:
             check_samples(adapter, calibration, self.batch_size)

@@ -27,6 +27,8 @@ class Settings:
             weights as in BRECQ, or together with each block's weights as in QDrop.
         act_lr: their learning rate, taken down to 0 by a cosine.
         act_iters: their iterations where they are learned after the weights.
+        act_inputs: what the student sees meanwhile: fp feeds it the full-precision network's
+            activations, as BRECQ's code does, quant the quantized prefix's.
         quant_prob: probability that an element stays quantized while learning, QDrop's 0.5; 1 is
             all of them.
         keep_best: end with the parameters of the mini-batch with the lowest error (SignRound).
@@ -44,6 +46,7 @@ class Settings:
     act_steps: Literal["start", "after", "together"]
     act_lr: float
     act_iters: int
+    act_inputs: Literal["quant", "fp"]
     quant_prob: float
     keep_best: bool
     precision: Precision
@@ -55,6 +58,7 @@ class Settings:
             ("schedule", self.schedule, ("constant", "cosine", "linear")),
             ("inputs", self.inputs, ("quant", "fp", "mixed")),
             ("act_steps", self.act_steps, ("start", "after", "together")),
+            ("act_inputs", self.act_inputs, ("quant", "fp")),
         ):
             if value not in allowed:
                 raise ValueError(f"recon.{name}={value}: give one of {', '.join(allowed)}")

@@ -1,8 +1,9 @@
 """Second pass over a model whose weights are done: the step sizes of its activations.
 
 BRECQ (arXiv 2102.05426) learns them block by block after all weights, by the L_2.4 error against
-the full-precision block on the full-precision stream. The student sees the quantized prefix as it
-does at evaluation, weights and activations.
+the full-precision block on the full-precision stream. All ranges are set before any is learned, on
+what the quantized network gives. The student sees the full-precision stream too: the released code
+leaves asym at its default, False (main_imagenet.py, data_utils.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from flexround.activations.quantizers import ActivationQuantizer
 from flexround.calibration.calls import RecordedCalls
 from flexround.cost import Cost
+from flexround.reconstruction.activation_ranges import ranges_of_quantized_network
 from flexround.reconstruction.block_walk import BlockAtWork, Walk, block_walk
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.optimize import UnitOptimizer, step_size_optimizer
@@ -30,9 +32,9 @@ def learn_step_sizes(job: UnitJob, walk: Walk) -> None:
     walk is over blocks whose weights are quantized, with the full-precision ones as teachers.
     """
     assert job.activations is not None, "there are activations to quantize"
-    iters = 0
-    if job.settings.act_steps == "after" and job.learns:
-        iters = job.settings.act_iters
+    iters = step_size_iters(job)
+    if iters:  # or else the walk meets every block with the ranges of those before it as they start
+        ranges_of_quantized_network(job.activations, walk)
     blocks = job.adapter.blocks()
     for callback in job.callbacks:
         callback.begin([_name(block) for block in blocks if job.activations.of(block.name)], iters)
@@ -41,6 +43,16 @@ def learn_step_sizes(job: UnitJob, walk: Walk) -> None:
             activations = job.activations.of(work.block.name)
             if activations and job.restore(_name(work.block), (), activations) is None:
                 _learn_block(job, work, iters)
+
+
+def step_size_iters(job: UnitJob) -> int:
+    """Return the iterations of the second pass, 0 where nothing is learned in it."""
+    return job.settings.act_iters if job.settings.act_steps == "after" and job.learns else 0
+
+
+def feeds_plain(job: UnitJob) -> bool:
+    """Return whether the second pass feeds the full-precision stream."""
+    return bool(step_size_iters(job)) and job.settings.act_inputs == "fp"
 
 
 def _name(block: Block) -> str:
@@ -55,13 +67,14 @@ def _learn_block(job: UnitJob, work: BlockAtWork, iters: int) -> None:
     (unit,) = units_of(work.block, "block")
     targets = unit.all_outputs(work.outputs, work.quantized.cache)
     activations = job.init_activation_ranges(unit, work.quantized)
+    inputs = work.plain if feeds_plain(job) else work.quantized
     with job.activations.on():
-        before = job.error(unit, work.quantized, targets)
+        before = job.error(unit, inputs, targets)
     cost, curve = Cost(), Curve()
     if iters:
-        cost, curve = _learn(job, unit, activations, work.quantized, targets)
+        cost, curve = _learn(job, unit, activations, inputs, targets)
     with job.activations.on():
-        after = job.error(unit, work.quantized, targets)
+        after = job.error(unit, inputs, targets)
     bits = {activation.name: activation.bits for activation in activations}
     report = watch.report(name, bits, before, after, cost, curve=curve)
     job.save(name, report, {}, activations)

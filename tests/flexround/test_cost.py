@@ -17,8 +17,8 @@ from tests.flexround.quantizers.methods import METHODS
 OUT, INTO, SAMPLES, ITERS = 20, 30, 8, 3
 SETTING = Reconstruction(
     unit="layer", iters=ITERS, lr=1e-3, batch_size=SAMPLES, schedule="constant", inputs="quant",
-    act_steps="start", act_lr=1e-3, act_iters=0, quant_prob=1.0, keep_best=False,
-    precision="float32", compile=False,
+    act_steps="start", act_lr=1e-3, act_iters=0, act_inputs="quant",
+    quant_prob=1.0, keep_best=False, precision="float32", compile=False,
 )  # fmt: skip
 
 

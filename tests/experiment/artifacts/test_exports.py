@@ -77,8 +77,8 @@ def test_transformers_computes_the_same_from_compressed_tensors(
 
 
 ACTIVATIONS = {
-    "static": StaticPerTensor(8, False, 8, 8, None, 6),
-    "static_symmetric": StaticPerTensor(4, True, 4, 4, None, 6),
+    "static": StaticPerTensor(8, False, 8, 8, None, 6, "quant"),
+    "static_symmetric": StaticPerTensor(4, True, 4, 4, None, 6, "quant"),
     "dynamic": DynamicPerToken(8, None),
 }
 

@@ -27,7 +27,9 @@ from tests.flexround.reconstruction.test_reconstruction import (
     calibration,
 )
 
-STATIC = StaticPerTensor(4, True, stem_bits=8, head_bits=8, kv_bits=None, init_samples=8)
+STATIC = StaticPerTensor(
+    4, True, stem_bits=8, head_bits=8, kv_bits=None, init_samples=8, ranges_from="quant"
+)
 BRECQ = replace(SETTING, act_steps="after", act_iters=60, act_lr=1e-3)
 QDROP = replace(SETTING, act_steps="together", inputs="mixed", act_lr=1e-3)
 
@@ -187,7 +189,7 @@ def test_one_relu_of_several_blocks_has_a_quantizer_in_each():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_what_it_is(setting, dtype):
     target = LanguageAdapter(network("llama", dtype), EXAMPLE, CPU)
-    activation = StaticPerTensor(8, False, 8, 8, kv_bits=8, init_samples=2)
+    activation = StaticPerTensor(8, False, 8, 8, kv_bits=8, init_samples=2, ranges_from="quant")
     batch = {"input_ids": torch.randint(0, 50, (4, 6), generator=draws())}
     replace(setting, batch_size=2, iters=2, act_iters=2)(
         target, [batch], quantizer=METHODS["flexround"], grid=Grid(8, False, PerTensor()),
@@ -275,7 +277,7 @@ def test_every_activation_has_at_most_its_codes():
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "bert"])
 def test_transformers_quantize_the_inputs_of_their_layers_alone(family):
     target = LanguageAdapter(network(family), EXAMPLE, CPU)
-    activation = StaticPerTensor(8, False, 8, 8, kv_bits=None, init_samples=2)
+    activation = StaticPerTensor(8, False, 8, 8, kv_bits=None, init_samples=2, ranges_from="quant")
     setting = replace(QDROP, batch_size=2, iters=4)
     batch = {"input_ids": torch.randint(0, 50, (4, 6), generator=draws())}
     before = target.forward(batch)
@@ -312,8 +314,8 @@ def test_an_activation_that_is_not_finite_is_named():
 
 @pytest.mark.parametrize(
     ("make", "message"),
-    [(lambda: StaticPerTensor(9, True, 8, 8, None, 1), "act_bits=9"),
-     (lambda: StaticPerTensor(4, True, 8, 8, None, 0), "init_samples=0"),
+    [(lambda: StaticPerTensor(9, True, 8, 8, None, 1, "quant"), "act_bits=9"),
+     (lambda: StaticPerTensor(4, True, 8, 8, None, 0, "quant"), "init_samples=0"),
      (lambda: DynamicPerToken(8, 1), "kv_bits=1"),
      (lambda: replace(QDROP, unit="layer"), "recon.unit=layer with recon.act_steps=together"),
      (lambda: replace(QDROP, quant_prob=0.0), "recon.quant_prob=0.0"),

@@ -156,7 +156,7 @@ def quantized(target, samples, activation=None, recon=RTN, method=METHODS["rtn"]
     return take(target, integers, NO_FACTS)
 
 
-STATIC = StaticPerTensor(4, True, 4, 8, None, 8)
+STATIC = StaticPerTensor(4, True, 4, 8, None, 8, "quant")
 SETTINGS = {
     "rtn": (RTN, METHODS["rtn"], None),
     "static": (RTN, METHODS["rtn"], STATIC),
@@ -181,7 +181,12 @@ def test_a_restored_classifier_is_the_quantized_one(case, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "activation",
-    [None, DynamicPerToken(8, None), DynamicPerToken(4, 8), StaticPerTensor(8, False, 8, 8, 4, 6)],
+    [
+        None,
+        DynamicPerToken(8, None),
+        DynamicPerToken(4, 8),
+        StaticPerTensor(8, False, 8, 8, 4, 6, "quant"),
+    ],
     ids=["weights", "tokens", "tokens_kv", "static_kv"],
 )
 def test_a_restored_transformer_is_the_quantized_one(family, activation, tmp_path):

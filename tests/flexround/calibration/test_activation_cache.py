@@ -31,7 +31,7 @@ from tests.flexround.reconstruction.test_reconstruction import (
 from tests.flexround.solvers.test_solvers import CYCLIC
 
 CPU = torch.device("cpu")
-STATIC = StaticPerTensor(4, True, 4, 8, None, 8)
+STATIC = StaticPerTensor(4, True, 4, 8, None, 8, "quant")
 SHORT = replace(SETTING, iters=6)
 CASES = {
     "block": (SHORT, METHODS["flexround"], None),

@@ -140,8 +140,8 @@ def test_padding_does_not_count_in_the_loss():
 def test_what_padding_holds_does_not_change_the_codes(padding):
     setting = Reconstruction(
         unit="block", iters=5, lr=5e-3, batch_size=3, schedule="constant", inputs="quant",
-        act_steps="start", act_lr=1e-3, act_iters=0, quant_prob=0.5, keep_best=False,
-        precision="float32", compile=False,
+        act_steps="start", act_lr=1e-3, act_iters=0, act_inputs="quant",
+        quant_prob=0.5, keep_best=False, precision="float32", compile=False,
     )  # fmt: skip
     results = []
     for filler in (7, 900):
@@ -171,8 +171,8 @@ def test_half_precision_is_trained_in_float32_and_cast_once(dtype):
 
     setting = Reconstruction(
         unit="block", iters=3, lr=1e-3, batch_size=3, schedule="constant", inputs="quant",
-        act_steps="start", act_lr=1e-3, act_iters=0, quant_prob=0.5, keep_best=False,
-        precision="float32", compile=False,
+        act_steps="start", act_lr=1e-3, act_iters=0, act_inputs="quant",
+        quant_prob=0.5, keep_best=False, precision="float32", compile=False,
     )  # fmt: skip
     codes = setting(
         adapter, halves(tokens()), quantizer=METHODS["flexround"],

@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 AUTO = transformers.AutoModelForCausalLM
 EXAMPLE = {"input_ids": torch.arange(8).view(2, 4)}
 GRID = Grid(3, False, PerChannel())
-STATIC = StaticPerTensor(8, False, 8, 8, None, 4)
+STATIC = StaticPerTensor(8, False, 8, 8, None, 4, "quant")
 SHORT = replace(SETTING, iters=3, batch_size=4)
 CASES = {
     "flexround": (SHORT, METHODS["flexround"], None),

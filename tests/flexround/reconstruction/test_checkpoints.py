@@ -19,7 +19,7 @@ from tests.flexround.reconstruction.test_reconstruction import SETTING, adapter,
 from tests.flexround.solvers.test_solvers import CYCLIC
 from tests.flexround.test_cost import Keep
 
-STATIC = StaticPerTensor(4, True, 4, 8, None, 8)
+STATIC = StaticPerTensor(4, True, 4, 8, None, 8, "quant")
 QDROP = replace(SETTING, iters=6, inputs="mixed", act_steps="together")
 BRECQ = replace(SETTING, iters=6, act_steps="after", act_iters=5)
 CASES = {

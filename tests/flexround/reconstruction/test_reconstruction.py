@@ -23,8 +23,8 @@ GRID = Grid(3, True, PerTensor())
 RANGES = LpSearch(2.4, 80, 0.01)
 SETTING = Reconstruction(
     unit="block", iters=40, lr=5e-3, batch_size=8, schedule="cosine", inputs="quant",
-    act_steps="start", act_lr=1e-3, act_iters=0, quant_prob=0.5, keep_best=False,
-    precision="float32", compile=False,
+    act_steps="start", act_lr=1e-3, act_iters=0, act_inputs="quant",
+    quant_prob=0.5, keep_best=False, precision="float32", compile=False,
 )  # fmt: skip
 
 

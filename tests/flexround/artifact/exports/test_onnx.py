@@ -165,7 +165,7 @@ def with_activations(bits, stem_bits):
     integers = QDROP(
         target, calibration(32), quantizer=METHODS["flexround"],
         grid=Grid(8, True, PerTensor()), ranges=LpSearch(2.4, 80, 0.01),
-        activation=StaticPerTensor(bits, True, stem_bits, 8, kv_bits=None, init_samples=8),
+        activation=StaticPerTensor(bits, True, stem_bits, 8, None, 8, ranges_from="quant"),
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     return target, integers
@@ -208,7 +208,7 @@ def encoder(activation, grid):
 
 
 def test_an_encoder_takes_any_number_of_sequences_of_any_length(tmp_path):
-    static = StaticPerTensor(8, True, 8, 8, kv_bits=None, init_samples=4)
+    static = StaticPerTensor(8, True, 8, 8, kv_bits=None, init_samples=4, ranges_from="quant")
     target, integers = encoder(static, Grid(4, False, PerGroup(16)))
     path = tmp_path / "it.onnx"
     export(target, integers, tokens("right", n=3, length=9), path)
