@@ -136,7 +136,10 @@ class TensorQuantizer(ActivationQuantizer):
         if self.grid is not None or not x.numel():
             return
         if not torch.isfinite(x).all():
-            raise ValueError(f"activation {self.name}: it holds values that are not finite")
+            raise ValueError(
+                f"activation {self.name}: it holds values that are not finite, though the inputs "
+                "of its block are"
+            )
         self._observed.add(x.detach(), math.ceil(share * SAMPLED), generator)
 
     @torch.no_grad()

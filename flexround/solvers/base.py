@@ -77,6 +77,11 @@ def solve_layer(
         bake(layer, integers)
         return Solution(layer.name, integers, [], Cost(), reached=False)
     hessian = hessians.of(layer)
+    if not torch.isfinite(hessian).all():
+        raise ValueError(
+            f"layer {layer.name}: what it takes of the calibration data is not finite, though the "
+            "block's inputs are"
+        )
     steps: list[float] = []
     try:
         found = solver.quantize(flat, hessian, own, ranges, steps.append)

@@ -32,13 +32,18 @@ from tests.flexround.solvers.test_solvers import CYCLIC
 
 CPU = torch.device("cpu")
 STATIC = StaticPerTensor(4, True, 4, 8, None, 8, "quant")
+FROM_FP = replace(STATIC, ranges_from="fp")
 SHORT = replace(SETTING, iters=6)
 CASES = {
     "block": (SHORT, METHODS["flexround"], None),
     "layer": (replace(SHORT, unit="layer"), METHODS["flexround"], None),
     "fp": (replace(SHORT, inputs="fp"), METHODS["flexround"], None),
-    "qdrop": (replace(SHORT, inputs="mixed", act_steps="together"), METHODS["flexround"], STATIC),
-    "brecq": (replace(SHORT, act_steps="after", act_iters=5), METHODS["adaround"], STATIC),
+    "qdrop": (replace(SHORT, inputs="mixed", act_steps="together"), METHODS["flexround"], FROM_FP),
+    "brecq": (
+        replace(SHORT, act_steps="after", act_iters=5, act_inputs="fp"),
+        METHODS["adaround"],
+        STATIC,
+    ),
     "cdquant": (Solve(8, sequential=True), CYCLIC, STATIC),
 }
 

@@ -76,10 +76,22 @@ def test_the_full_precision_block_that_makes_them(loop, value):
     bias = target.model[2].conv2.bias.detach().clone()
     bias[1] = value
     target.model[2].conv2.bias = nn.Parameter(bias, requires_grad=False)
-    message = r"block 2.* not finite|layer 2.conv|activation 2"
+    message = r"(block|activation|layer) 2.* not finite"
     with pytest.raises(ValueError, match=message) as error:
         quantize(loop, target, calibration(32))
     assert "lower recon.lr" not in str(error.value)
+
+
+@loops
+@bad
+def test_what_a_layer_inside_of_a_block_makes(loop, value):
+    target = adapter()
+    bias = target.model[2].conv1.bias.detach().clone()
+    bias[1] = value
+    target.model[2].conv1.bias = nn.Parameter(bias, requires_grad=False)
+    message = r"block 2 makes values that are not|(activation 2.relu|layer 2.conv2).* not finite"
+    with pytest.raises(ValueError, match=message):
+        quantize(loop, target, calibration(32))
 
 
 @pytest.mark.parametrize("loop", ["block", "layer", "brecq"])

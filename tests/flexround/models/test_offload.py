@@ -35,12 +35,17 @@ AUTO = transformers.AutoModelForCausalLM
 EXAMPLE = {"input_ids": torch.arange(8).view(2, 4)}
 GRID = Grid(3, False, PerChannel())
 STATIC = StaticPerTensor(8, False, 8, 8, None, 4, "quant")
+FROM_FP = replace(STATIC, ranges_from="fp")
 SHORT = replace(SETTING, iters=3, batch_size=4)
 CASES = {
     "flexround": (SHORT, METHODS["flexround"], None),
     "layer": (replace(SHORT, unit="layer"), METHODS["rtn"], None),
-    "qdrop": (replace(SHORT, inputs="mixed", act_steps="together"), METHODS["flexround"], STATIC),
-    "brecq": (replace(SHORT, act_steps="after", act_iters=3), METHODS["flexround"], STATIC),
+    "qdrop": (replace(SHORT, inputs="mixed", act_steps="together"), METHODS["flexround"], FROM_FP),
+    "brecq": (
+        replace(SHORT, act_steps="after", act_iters=3, act_inputs="fp"),
+        METHODS["flexround"],
+        STATIC,
+    ),
     "cdquant": (Solve(4, sequential=True), CYCLIC, None),
 }
 

@@ -26,8 +26,10 @@ CASES = {
     "flexround": (replace(SETTING, iters=6), METHODS["flexround"], None),
     "layer": (replace(SETTING, iters=6, unit="layer"), METHODS["adaround"], None),
     "keep_best": (replace(SETTING, iters=6, keep_best=True), METHODS["signround"], None),
-    "qdrop": (QDROP, METHODS["flexround"], STATIC),
-    "brecq": (BRECQ, METHODS["adaquant"], STATIC),
+    "qdrop": (QDROP, METHODS["flexround"], replace(STATIC, ranges_from="fp")),
+    "qdrop_quant": (QDROP, METHODS["flexround"], STATIC),
+    "brecq": (replace(BRECQ, act_inputs="fp"), METHODS["adaquant"], STATIC),
+    "brecq_quant": (BRECQ, METHODS["adaquant"], replace(STATIC, ranges_from="fp")),
     "rtn": (replace(BRECQ, iters=0, act_iters=0), METHODS["rtn"], STATIC),
     "cdquant": (Solve(8, sequential=True), CYCLIC, STATIC),
 }
