@@ -155,7 +155,7 @@ class Activations:
                 return None
             own, use = here[self._block], self._count("input", module)
             if use not in own:
-                first, *_ = own.values()
+                first = next(iter(own.values()))
                 raise ValueError(
                     f"activation {first.name}: its layer is called more than the {len(own)} times "
                     "in a pass that it was while the network was looked at; give activation=none"
