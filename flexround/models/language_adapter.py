@@ -27,7 +27,6 @@ from flexround.models.position_ids import with_position_ids
 from flexround.models.replay_check import check_replay
 from flexround.structure import Block, Layer, is_quantizable
 
-
 Tokens = Mapping[str, Tensor]  # input_ids, attention_mask, ...: [batch, tokens]
 
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from flexround.activations.schemes import Activation
 from flexround.attach import check_weights
-from flexround.calibration.finite import check_finite
+from flexround.calibration.finite import first_not_finite
 from flexround.grid import Grid
 from flexround.kernels.chunking import check_compiler
 from flexround.models.base import ModelAdapter
@@ -58,21 +58,22 @@ def check_samples(adapter: ModelAdapter, calibration: Sequence[Any], batch_size:
         )
 
 
-def check_finite_samples(calibration: Sequence[Any]) -> None:
+def check_finite_samples(adapter: ModelAdapter, calibration: Sequence[Any]) -> None:
     """Check that the calibration data are finite.
 
     Raises:
         ValueError: when they are not; names the first sample.
     """
-    tensors = [tree_leaves(batch) for batch in calibration]
-    for values in zip(*tensors, strict=True):
-        parts = check_finite(
-            (part for part in values if isinstance(part, Tensor)),
-            "calibration data: sample {sample} holds values that are not finite; take it out, or "
-            "mend how it is prepared (preprocessing.std=[0,0,0] would do that)",
-        )
-        for _ in parts:
-            pass
+    seen = 0
+    for batch in calibration:
+        tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+        found = [sample for sample in map(first_not_finite, tensors) if sample is not None]
+        if found:
+            raise ValueError(
+                f"calibration data: sample {seen + min(found)} holds values that are not finite; "
+                "take it out, or mend how the task prepares it"
+            )
+        seen += adapter.num_samples(batch)
 
 
 def check_machine(settings: Settings, adapter: ModelAdapter) -> None:

@@ -127,7 +127,7 @@ class Solve:
                 be quantized.
         """
         quantizer.check_grid(grid)
-        check_finite_samples(calibration)
+        check_finite_samples(adapter, calibration)
         checked = check_model(adapter, grid, RTN)
         if activation is not None:
             check_sites(activation, adapter)

@@ -126,7 +126,7 @@ class Reconstruction(Settings):
                 "recon.unit=layer: an expert sees tokens of all samples together; give "
                 "recon.unit=block"
             )
-        check_finite_samples(calibration)
+        check_finite_samples(adapter, calibration)
         checked = check_model(adapter, grid, quantizer)
         if checked.learns and self.iters:
             check_samples(adapter, calibration, self.batch_size)

@@ -13,7 +13,6 @@ from flexround.models.experts import counted
 from flexround.solvers.patches import geometry, rows_of
 from flexround.structure import Layer
 
-
 Call = tuple[str, int]  # a layer, and which of its calls in a pass
 
 
