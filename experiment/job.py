@@ -21,15 +21,13 @@ from experiment.config import check_keys
 from experiment.identity import identity, places, run_id
 from experiment.outcome import _in_sweep, write_outcome
 from experiment.recorder import Draft, recording
-from experiment.sweeps.jobs import sweep_overrides
+from experiment.sweeps.jobs import names_of, sweep_overrides
 from results.records.record import Record
 from results.records.selection import flatten
 from results.records.store import Store
 
 log = logging.getLogger("run")
 
-# The member of conf/model that is any network, called by its source.
-ANY_MODEL = "hf"
 # What a command line says of its run's surroundings, which whoever repeats it has others of.
 SURROUNDINGS = (
     "logger", "results_dir", "cache_dir", "cache_gib", "progress", "compile", "save", "rerun",
@@ -133,9 +131,7 @@ def current_job(cfg: DictConfig) -> Job:
     own = HydraConfig.get().overrides.task
     check_idle(cfg, own, _sweep_overrides() or own)
     choices = HydraConfig.get().runtime.choices
-    names = {group: choices[group] for group in ("model", "task", "quant")}
-    if names["model"] == ANY_MODEL:
-        names["model"] = cfg.model.name
+    names = dict(zip(("model", "task", "quant"), names_of(cfg, choices), strict=True))
     if "recon" not in cfg.idle.get("quant", ()):  # round-to-nearest is the same in every setting
         check_preset(choices["recon"], names["quant"])
     settings = identity(cfg)

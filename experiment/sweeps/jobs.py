@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from omegaconf import DictConfig
 from experiment.config import hydra_of_conf
 from experiment.errors import value_errors
 
+# The member of conf/model that is any network.
+ANY_MODEL = "hf"
 # In each job's output folder: its run_id, and its error or who else is at work on it.
 OUTCOME = "outcome.json"
 
@@ -47,6 +49,15 @@ def jobs_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> lis
     if not jobs:
         raise ValueError("the sweep has no runs: a glob() or range() in it is empty")
     return jobs
+
+
+def names_of(cfg: DictConfig, choices: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return what records call a job's model, task and method, by what was chosen of the groups.
+
+    Any network that has no member of its own is called by its source.
+    """
+    model, task, quant = (str(choices[group]) for group in ("model", "task", "quant"))
+    return (cfg.model.name if model == ANY_MODEL else model), task, quant
 
 
 def job_folders(sweep: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from experiment import ROOT
 from experiment.conditions import changes, conditions
 from experiment.config import composed
 from experiment.identity import identity, run_id
-from experiment.sweeps.jobs import jobs_of, sweep_overrides
+from experiment.sweeps.jobs import jobs_of, names_of, sweep_overrides
 from results.records.record import Record
 from results.records.store import Store
 from results.tables.differing_defaults import MethodRun, conditions_of, differing_defaults
@@ -54,8 +54,7 @@ def plan(overrides: Sequence[str]) -> list[PlannedRun]:
     found = []
     for job in jobs(overrides):
         cfg = composed(job)
-        choices = cfg.hydra.runtime.choices
-        model, task, quant = (str(choices[group]) for group in ("model", "task", "quant"))
+        model, task, quant = names_of(cfg, cfg.hydra.runtime.choices)
         with open_dict(cfg):
             del cfg["hydra"]
         settings = identity(cfg)

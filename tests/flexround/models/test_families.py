@@ -32,7 +32,8 @@ CAUSAL = [family for family in FAMILIES if family != "bert"]
 GRID = Grid(4, False, PerChannel())
 EXACT = dict(
     unit="block", lr=1e-3, batch_size=2, schedule="cosine", inputs="quant", act_steps="start",
-    act_lr=1e-4, act_iters=0, quant_prob=1.0, keep_best=False, precision="float32", compile=False,
+    act_lr=1e-4, act_iters=0, act_inputs="quant", quant_prob=1.0, keep_best=False,
+    precision="float32", compile=False,
 )  # fmt: skip
 SOLVER = GPTQ(128, 0.01, False, False, False, "ranges")
 

@@ -7,7 +7,7 @@ import torch
 
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.models.position_ids import takes_position_ids, with_position_ids
-from tasks.language.tiny_models import SIZE, WIDTH, config_of
+from tasks.language.tiny_families import SIZE, WIDTH, config_of
 
 hf = pytest.importorskip("transformers", reason="the extra language is not installed")
 

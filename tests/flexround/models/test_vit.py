@@ -28,7 +28,7 @@ from tests.flexround.solvers.test_solvers import PLAIN
 CPU = torch.device("cpu")
 LAYERS = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
 NAMES = ["patch_embed.proj", "blocks.0", "blocks.1", "head"]
-STATIC = StaticPerTensor(8, False, 8, 6, kv_bits=None, init_samples=8)
+STATIC = StaticPerTensor(8, False, 8, 6, kv_bits=None, init_samples=8, ranges_from="quant")
 
 
 def images(n=2, dtype=torch.float32):
