@@ -36,6 +36,20 @@ def check_values(cfg: DictConfig) -> None:
         raise ValueError(f"seed={cfg.seed}: give 0 or more")
 
 
+def check_ranges(cfg: DictConfig, chosen: str) -> None:
+    """Check that chosen, the member of ranges=, has a zero point to move where that is its use.
+
+    Raises:
+        ValueError: when weights and activations are all on symmetric grids.
+    """
+    static = cfg.activation is not None and "symmetric" in cfg.activation
+    if chosen == "lp_2d" and cfg.symmetric and not (static and not cfg.activation.symmetric):
+        raise ValueError(
+            "ranges=lp_2d moves the zero point, which symmetric=true has none of; give ranges=lp, "
+            "symmetric=false, or activation=static_per_tensor activation.symmetric=false"
+        )
+
+
 def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> None:
     """Refuse options given by hand that do nothing for what was chosen.
 

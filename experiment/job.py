@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from experiment.artifacts.provenance import check_free, is_of
-from experiment.checks import check_idle, check_preset, check_values
+from experiment.checks import check_idle, check_preset, check_ranges, check_values
 from experiment.conditions import changes, conditions
 from experiment.config import check_keys
 from experiment.identity import identity, places, run_id
@@ -134,6 +134,7 @@ def current_job(cfg: DictConfig) -> Job:
     names = dict(zip(("model", "task", "quant"), names_of(cfg, choices), strict=True))
     if "recon" not in cfg.idle.get("quant", ()):  # round-to-nearest is the same in every setting
         check_preset(choices["recon"], names["quant"])
+    check_ranges(cfg, choices["ranges"])
     settings = identity(cfg)
     store = Store(cfg.results_dir)
     store.check_writable()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexround.grid import Grid, PerChannel, PerTensor
-from flexround.ranges import SCALE_FLOOR, LpSearch, MinMax
+from flexround.ranges import SCALE_FLOOR, LpSearch, LpSearch2D, MinMax
 from tests.flexround.quantizers.methods import all_ranges, symmetries
 
 
@@ -57,6 +57,76 @@ def test_the_search_finds_the_best_of_its_candidates(symmetric, bits, p):
     torch.testing.assert_close(scale[:, 0], best)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("shift", [0.0, 2.0, -3.0, 8.0])
+def test_the_search_in_two_dimensions_finds_the_best_of_all_pairs(bits, shift):
+    """By brute force over every scale and every code as the zero point."""
+    values = values_of(4, 120).pow(3) + shift
+    grid = Grid(bits, False, PerChannel())
+    widest, middle = MinMax()(values, grid)
+    best, one = (torch.full((4,), torch.inf, dtype=values.dtype) for _ in range(2))
+    for i in range(80):
+        scale = widest * (1 - 0.01 * i)
+        one = torch.minimum(one, error(values, scale, middle, grid, 2.4))
+        for z in range(2**bits):
+            zero = torch.full_like(scale, z)
+            best = torch.minimum(best, error(values, scale, zero, grid, 2.4))
+    found = error(values, *LpSearch2D(2.4, 80, 0.01)(values, grid), grid, 2.4)
+    torch.testing.assert_close(found, best)
+    assert (best <= one).all()
+
+
+def test_one_end_can_be_clipped_alone():
+    """One value far below, all others above zero: with one share for both ends one of them pays."""
+    values = torch.cat([torch.linspace(0, 3, 200), torch.tensor([-3.0])])[None].double()
+    grid = Grid(3, False, PerChannel())
+    one, two = LpSearch(2.4, 80, 0.01), LpSearch2D(2.4, 80, 0.01)
+    errors = [error(values, *search(values, grid), grid, 2.4) for search in (one, two)]
+    assert errors[1] < 0.8 * errors[0]
+    low, high = two.ends(values, grid)
+    assert -low / 3 < 0.8 * high / 3
+
+
+def test_a_wide_grid_is_searched_as_well():
+    """8 bits, where 256 zero points for each scale are not all tried."""
+    values, grid = values_of(2, 60) + 1, Grid(8, False, PerChannel())
+    search = LpSearch2D(2.0, 5, 0.1)
+    widest, _ = MinMax()(values, grid)
+    pairs = [
+        error(values, widest * (1 - 0.1 * i), torch.full_like(widest, z), grid, 2.0)
+        for i in range(5)
+        for z in range(256)
+    ]
+    found = error(values, *search(values, grid), grid, 2.0)
+    torch.testing.assert_close(found, torch.stack(pairs).amin(0))
+
+
+@symmetries
+@pytest.mark.parametrize(
+    "ranges",
+    [MinMax(), LpSearch(2.4, 80, 0.01), LpSearch2D(2.4, 80, 0.01)],
+    ids=["minmax", "1d", "2d"],
+)
+def test_the_ends_are_those_of_the_scale_and_zero_point(ranges, symmetric):
+    values, grid = values_of() + 0.5, Grid(3, symmetric, PerChannel())
+    low, high = ranges.ends(values, grid)
+    scale, zero_point = ranges(values, grid)
+    assert (low <= 0).all()
+    assert (high >= 0).all()
+    if symmetric:
+        torch.testing.assert_close(2 * torch.maximum(-low, high) / 7, scale)
+    else:
+        torch.testing.assert_close((high - low) / 7, scale)
+        assert torch.equal(torch.round(-low / scale), zero_point)
+
+
+def test_without_a_zero_point_there_is_one_dimension():
+    values, grid = values_of(), Grid(3, True, PerChannel())
+    both = [search(2.4, 80, 0.01)(values, grid) for search in (LpSearch, LpSearch2D)]
+    assert torch.equal(both[0][0], both[1][0])
+    assert not both[1][1].any()
+
+
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 1000),
@@ -86,7 +156,16 @@ def test_a_channel_of_zeros_stays_zero(ranges, symmetric):
 
 
 @pytest.mark.parametrize(
-    ("p", "candidates", "step"), [(0, 80, 0.01), (2.4, 0, 0.01), (2.4, 101, 0.01)]
+    ("p", "candidates", "step"),
+    [
+        (0, 80, 0.01),
+        (float("nan"), 80, 0.01),
+        (float("inf"), 80, 0.01),
+        (2.4, 0, 0.01),
+        (2.4, 101, 0.01),
+        (2.4, 80, -0.01),
+        (2.4, 80, float("nan")),
+    ],
 )
 def test_a_search_that_makes_no_sense_is_refused(p, candidates, step):
     with pytest.raises(ValueError, match=r"ranges\."):
