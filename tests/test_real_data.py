@@ -34,14 +34,14 @@ pytestmark = [
 # Published top-1 and top-5 on these 650 validation images, and channels that are zero once folded.
 FACTS = {
     "mobilenet_v2": (
-        VisionModel("torchvision", "mobilenet_v2", None, 8, False, False),
+        VisionModel("torchvision", "mobilenet_v2", None, 8, False, False, []),
         DATA / "mobilenet_v2" / "mobilenet_v2_imagenet.safetensors",
         Preprocessing(mean=HALF, std=HALF),
         (77.69, 93.08),
         9,
     ),
     "efficientnet_lite0": (
-        VisionModel("timm", "tf_efficientnet_lite0", None, 8, False, False),
+        VisionModel("timm", "tf_efficientnet_lite0", None, 8, False, False, []),
         LITE,
         Preprocessing(256, 224, "bicubic", HALF, HALF),
         (84.00, 96.92),

@@ -63,7 +63,12 @@ class ModelAdapter(ABC):
 
     def coverage(self) -> Coverage:
         """Return which of the blocks' weights are quantized."""
-        return coverage_of(self.blocks(), self.leave)
+        inside = {id(p) for block in self.blocks() for p in block.module.parameters()}
+        outside = {
+            name: p for name, p in self.model.named_parameters()
+            if p.dim() > 1 and id(p) not in inside
+        }  # fmt: skip
+        return coverage_of(self.blocks(), self.leave, outside)
 
     @abstractmethod
     def forward(self, batch: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -48,8 +48,12 @@ def without_left(blocks: Sequence[Block], leave: Sequence[str]) -> list[Block]:
     return [_without(block, leave) for block in blocks] if leave else list(blocks)
 
 
-def coverage_of(blocks: Sequence[Block], leave: Sequence[str]) -> Coverage:
+def coverage_of(
+    blocks: Sequence[Block], leave: Sequence[str], outside: Mapping[str, nn.Parameter]
+) -> Coverage:
     """Return the coverage of blocks, whose layers are those that are quantized.
+
+    outside are matrices in no block, by name, of which those that leave names count as well.
 
     Raises:
         ValueError: when a block holds a matrix that is neither quantized nor named by leave, or
@@ -64,14 +68,20 @@ def coverage_of(blocks: Sequence[Block], leave: Sequence[str]) -> Coverage:
             if parameter.dim() < 2:
                 continue
             total += parameter.numel()
-            entries = [entry for entry in leave if _names(entry, block.name, name)]
+            full = f"{block.name}.{name}"
+            entries = [entry for entry in leave if _names(entry, block.name, full)]
             used.update(entries)
             if id(parameter) in own:
                 quantized += parameter.numel()
             elif entries:
-                left.append(f"{block.name}.{name}")
+                left.append(full)
             else:
                 raise ValueError(_refusal(block, name, parameter))
+    for name, parameter in outside.items():
+        if entries := [entry for entry in leave if _names(entry, "", name)]:
+            total += parameter.numel()
+            used.update(entries)
+            left.append(name)
     if idle := [entry for entry in leave if entry not in used]:
         names = {n for block in blocks for n, p in block.module.named_parameters() if p.dim() > 1}
         raise ValueError(
@@ -84,11 +94,7 @@ def coverage_of(blocks: Sequence[Block], leave: Sequence[str]) -> Coverage:
 
 
 def _without(block: Block, leave: Sequence[str]) -> Block:
-    def is_left(name: str) -> bool:
-        within = name.removeprefix(f"{block.name}.")
-        return any(_names(entry, block.name, within) for entry in leave)
-
-    kept = [layer for layer in block.layers if not is_left(layer.name)]
+    kept = [layer for layer in block.layers if not is_left(layer.name, leave, block.name)]
     gone = {id(layer.module) for layer in block.layers} - {id(layer.module) for layer in kept}
     sites = [own for site in block.sites if (own := _site(site, gone)) is not None]
     return replace(block, layers=kept, sites=sites)
@@ -100,13 +106,18 @@ def _site(site: Site, gone: set[int]) -> Site | None:
     return replace(site, modules=modules) if modules else None
 
 
+def is_left(name: str, leave: Sequence[str], block: str = "") -> bool:
+    """Return whether leave names the parameter or layer that the model calls name.
+
+    Where it lies in block, its name in there will do.
+    """
+    return any(_names(entry, block, name) for entry in leave)
+
+
 def _names(entry: str, block: str, name: str) -> bool:
-    """Return whether an entry of leave names the parameter or layer called name in block."""
     path = name.removesuffix(".weight")
-    return any(
-        fnmatchcase(full, entry) or full.startswith(f"{entry}.")
-        for full in (path, f"{block}.{path}")
-    )
+    within = path.removeprefix(f"{block}.") if block else path
+    return any(fnmatchcase(n, entry) or n.startswith(f"{entry}.") for n in (path, within))
 
 
 def _refusal(block: Block, name: str, parameter: nn.Parameter) -> str:

@@ -8,18 +8,21 @@ refused in words, rather than left full precision in silence.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from flexround.models.coverage import is_left
 from flexround.models.tracing import logits_of, trace
 from flexround.structure import check_layer, is_quantizable
 
 
-def check_network(model: nn.Module, example: Tensor) -> None:
+def check_network(model: nn.Module, example: Tensor, leave: Sequence[str] = ()) -> None:
     """Check that all weights that decide model's output on example can be quantized.
+
+    Those that leave names are not looked at.
 
     Raises:
         ValueError: when the forward pass fails, or a weight can't be; names it.
@@ -27,10 +30,12 @@ def check_network(model: nn.Module, example: Tensor) -> None:
     order = trace(model, example)
     names = {module: name for name, module in model.named_modules()}
     for module in order.runs:
-        if is_quantizable(module):
+        if is_quantizable(module) and not is_left(names[module], leave):
             check_layer(names[module], module)
     for held in _names_of_parameters(model, example).values():
         owners = [model.get_submodule(name.rpartition(".")[0]) for name in held]
+        if any(is_left(name, leave) for name in held):
+            continue
         if not any(is_quantizable(owner) and owner in order.runs for owner in owners):
             name, owner = held[0], owners[0]
             if is_quantizable(owner):
@@ -41,7 +46,8 @@ def check_network(model: nn.Module, example: Tensor) -> None:
             parameter = model.get_parameter(name)
             raise ValueError(
                 f"{type(owner).__name__} holds {name} {list(parameter.shape)}, which is no "
-                "weight of a Linear, Conv1d or Conv2d and can't be quantized"
+                "weight of a Linear, Conv1d or Conv2d and can't be quantized; "
+                f"model.leave=[{name}] leaves it in full precision"
             )
 
 

@@ -19,6 +19,7 @@ from flexround.calibration.activation_cache import ActivationCache, rows
 from flexround.calibration.calls import record_calls, stub_forward
 from flexround.models.base import ModelAdapter, check_kind
 from flexround.models.batch_norm import fold_batch_norm
+from flexround.models.coverage import without_left
 from flexround.models.equalization import absorb_biases, equalize, replace_relu6
 from flexround.models.network_checks import check_network
 from flexround.models.tracing import Trace, first_line, trace
@@ -69,6 +70,7 @@ class VisionModel:
         first_last_bits: bits of the first and the last layer, or None for the run's own.
         equalize: replace ReLU6 by ReLU and equalise the weights' ranges across layers.
         absorb_biases: move high biases to the next layer as well (both: FlexRound, Table 10).
+        leave: names of weights that stay in full precision, see `without_left`.
     """
 
     library: str
@@ -77,6 +79,7 @@ class VisionModel:
     first_last_bits: int | None
     equalize: bool
     absorb_biases: bool
+    leave: Sequence[str]
 
     kind: ClassVar[str] = "vision"
 
@@ -97,9 +100,10 @@ class VisionModel:
         elif self.library == "timm":
             import timm
 
-            names, make = _timm_names(self.name), timm.create_model
-            if self.name in names and timm.get_pretrained_cfg(self.name).fixed_input_size:
-                options = {} if image_size is None else {"img_size": image_size}
+            names, make = timm.list_models(pretrained="." in self.name), timm.create_model
+            config = timm.get_pretrained_cfg(self.name) if self.name in names else None
+            if config is not None and config.fixed_input_size and image_size is not None:
+                options = {"img_size": image_size}
         else:
             raise ValueError(f"model.library={self.library}: give torchvision or timm")
         if self.name not in names:
@@ -127,12 +131,12 @@ class VisionModel:
         network = source.load(self, checkpoint).eval().requires_grad_(False)
         if self.equalize:
             replace_relu6(network)
-            check_network(network, source.example())
+            check_network(network, source.example(), self.leave)
             statistics = fold_batch_norm(network, source.example())
             equalize(network, source.example(), statistics)
             if self.absorb_biases:
                 absorb_biases(network, source.example(), statistics)
-        return VisionAdapter(network, source.example(), self.first_last_bits, device)
+        return self._adapter(network, source, device)
 
     def bare_adapter(
         self, source: VisionSource, checkpoint: str | None, folder: Path, device: torch.device
@@ -145,31 +149,46 @@ class VisionModel:
         network = source.bare(self, checkpoint, folder)
         if self.equalize:
             replace_relu6(network)
-        return VisionAdapter(network, source.example(), self.first_last_bits, device)
+        return self._adapter(network, source, device)
+
+    def _adapter(
+        self, network: nn.Module, source: VisionSource, device: torch.device
+    ) -> VisionAdapter:
+        return VisionAdapter(network, source.example(), self.first_last_bits, device, self.leave)
 
 
 class VisionAdapter(ModelAdapter):
     """A classifier of images [batch, 3, height, width], BatchNorm folded."""
 
     def __init__(
-        self, model: nn.Module, example: Tensor, first_last_bits: int | None, device: torch.device
+        self,
+        model: nn.Module,
+        example: Tensor,
+        first_last_bits: int | None,
+        device: torch.device,
+        leave: Sequence[str] = (),
     ) -> None:
         """Fold BatchNorm and find the blocks by running model on example [2, 3, height, width].
+
+        leave names weights that stay in full precision.
 
         Raises:
             ValueError: when the network is not a chain of blocks, or holds a weight that can't be
                 quantized.
         """
         self.device = self.storage_device = device
+        self.leave = leave
         self.model = model.eval().requires_grad_(False).to(device)
         self._example = example.to(device)
         for module in self.model.modules():
             if getattr(module, "inplace", False):
                 module.inplace = False  # type: ignore[assignment]
-        check_network(self.model, self._example)
+        check_network(self.model, self._example, leave)
         fold_batch_norm(self.model, self._example)
         order = trace(self.model, self._example)
-        self._blocks = find_blocks(self.model, order, first_last_bits, BLOCK_CLASSES)
+        blocks = find_blocks(self.model, order, first_last_bits, BLOCK_CLASSES)
+        self._blocks = without_left(blocks, leave)
+        self.coverage()
         # One sample's output of every block stands in for it when a later block's input is wanted.
         self._stand_ins = [order.first[block.module].output[:1] for block in self._blocks]
         self._check_chain(order)
@@ -232,14 +251,6 @@ class VisionAdapter(ModelAdapter):
                 stack.enter_context(stub_forward(block.module, output))
             if not _equal(self.model(self._example), order.output):
                 raise ValueError(f"the logits need more than the output of {block.name} at the end")
-
-
-def _timm_names(name: str) -> list[str]:
-    """Return the names that timm knows, with the weights' tag behind a dot where name has one."""
-    import timm
-
-    names: list[str] = timm.list_models(pretrained="." in name)
-    return names
 
 
 def _equal(found: Tensor, wanted: Tensor) -> bool:

@@ -39,7 +39,8 @@ def rows_of(module: nn.Module, inputs: Tensor) -> Tensor:
     patches = patches.unflatten(1, (module.groups, -1))
     places, kernels = range(3, 3 + axes), range(3 + axes, 3 + 2 * axes)
     patches = patches.permute(1, 0, *places, 2, *kernels)
-    return patches.flatten(2 + axes).flatten(1, 1 + axes)
+    rows: Tensor = patches.flatten(2 + axes).flatten(1, 1 + axes)
+    return rows
 
 
 def padded(module: Convolution, inputs: Tensor) -> Tensor:

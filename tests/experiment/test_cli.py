@@ -230,7 +230,7 @@ def test_a_results_folder_that_can_not_be_written_is_said_before_the_work(cli, t
 
 
 def tiny_imagenet(root, tmp_path):
-    network = VisionModel("timm", "test_efficientnet", None, 8, False, False).build(1000)
+    network = VisionModel("timm", "test_efficientnet", None, 8, False, False, []).build(1000)
     checkpoints.save(network, tmp_path / "net.safetensors")
     return [
         *TINY, "task=imagenet", f"imagenet_dir={root}", f"checkpoint={tmp_path}/net.safetensors",
@@ -276,7 +276,7 @@ def test_an_empty_imagenet_is_refused(cli, root, tmp_path):
 def test_a_head_that_does_not_match_the_class_list_is_refused(cli, root, tmp_path):
     args = tiny_imagenet(root, tmp_path)
     checkpoints.save(
-        VisionModel("timm", "test_efficientnet", None, 8, False, False).build(7),
+        VisionModel("timm", "test_efficientnet", None, 8, False, False, []).build(7),
         tmp_path / "net.safetensors",
     )
     outcome = cli(*args)
@@ -291,7 +291,9 @@ def test_a_checkpoint_that_can_not_be_trusted_is_refused(cli, results_dir, tmp_p
         torch.save({"weight": Harmful(tmp_path / "ran")}, path)
     else:
         torch.save(
-            VisionModel("timm", "test_efficientnet", None, 8, False, False).build(10).state_dict(),
+            VisionModel("timm", "test_efficientnet", None, 8, False, False, [])
+            .build(10)
+            .state_dict(),
             path,
         )
         path.write_bytes(path.read_bytes()[:9000])
@@ -304,7 +306,7 @@ def test_a_checkpoint_that_can_not_be_trusted_is_refused(cli, results_dir, tmp_p
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(cli, tmp_path):
-    other = VisionModel("timm", "test_resnet", None, 8, False, False).build(10)
+    other = VisionModel("timm", "test_resnet", None, 8, False, False, []).build(10)
     checkpoints.save(other, tmp_path / "other.safetensors")
     outcome = cli(*TINY, f"checkpoint={tmp_path}/other.safetensors")
     assert outcome.status == 1
@@ -312,7 +314,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(cli, tmp_path):
 
 
 def test_a_checkpoint_on_digits_is_used(cli, results_dir, tmp_path):
-    network = VisionModel("timm", "test_efficientnet", None, 8, False, False).build(10)
+    network = VisionModel("timm", "test_efficientnet", None, 8, False, False, []).build(10)
     torch.nn.init.zeros_(network.classifier.weight)
     checkpoints.save(network, tmp_path / "net.safetensors")
     outcome = cli(*TINY, f"checkpoint={tmp_path}/net.safetensors")

@@ -101,7 +101,7 @@ def network(folder):
     folder.mkdir(exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        built = VisionModel("timm", "test_efficientnet", None, 8, False, False).build(10)
+        built = VisionModel("timm", "test_efficientnet", None, 8, False, False, []).build(10)
     checkpoints.save(built, folder / "w.safetensors")
     return folder / "w.safetensors"
 

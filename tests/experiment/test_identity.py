@@ -40,7 +40,7 @@ def name_of(tmp_path):
 def network(path: Path, noise: float, cache_dir: Path) -> Path:
     """Write the embedded network with noise on its weights."""
     trained = next(cache_dir.glob("checkpoints/digits-test_efficientnet-*.safetensors"))
-    model = VisionModel("timm", "test_efficientnet", None, 8, False, False).build(10)
+    model = VisionModel("timm", "test_efficientnet", None, 8, False, False, []).build(10)
     model.load_state_dict(checkpoints.read(trained))
     torch.manual_seed(0)
     for parameter in model.parameters():
@@ -306,7 +306,7 @@ def test_a_failed_run_is_offered_again_when_what_it_depended_on_has_changed(
     again = cli(*args)
     assert "failed before" in again.err
     assert "retry_failed=true" in again.err
-    model = VisionModel("timm", "test_efficientnet", None, 8, False, False).build(10)
+    model = VisionModel("timm", "test_efficientnet", None, 8, False, False, []).build(10)
     checkpoints.save(model, tmp_path / "later.safetensors")
     assert "chance is 10.00 %" in cli(*args).err, "it is there now, and read"
 

@@ -23,7 +23,7 @@ def chain(*layers):
 
 
 def named(name):
-    return VisionModel("torchvision", name, None, 8, False, False).build(5)
+    return VisionModel("torchvision", name, None, 8, False, False, []).build(5)
 
 
 def transformer():
@@ -144,7 +144,7 @@ NETWORKS = {
     "no layer": (lambda: nn.Sequential(nn.Flatten()), "no convolution or linear layer"),
     "several answers": (lambda: Twofold(*chain(nn.Conv2d(3, 4, 3))), "answers 2 images with tuple"),
     "images of another size": (
-        lambda: VisionModel("timm", "vit_tiny_patch16_224", None, 8, False, False).build(5),
+        lambda: VisionModel("timm", "vit_tiny_patch16_224", None, 8, False, False, []).build(5),
         "forward pass fails on images of 64 x 64 pixels: AssertionError"),
 }  # fmt: skip
 

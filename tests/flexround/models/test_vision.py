@@ -22,7 +22,7 @@ COUNTS = {
 def network(library, name, classes=10):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = VisionModel(library, name, None, 8, False, False).build(classes)
+        net = VisionModel(library, name, None, 8, False, False, []).build(classes)
         for module in net.modules():  # fresh statistics would make folding trivial
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.2)
@@ -123,4 +123,27 @@ def test_a_layer_used_twice_is_refused():
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_an_unknown_architecture_is_refused(library):
     with pytest.raises(ValueError, match=f"model.name=resnet19: {library} has no such model"):
-        VisionModel(library, "resnet19", None, 8, False, False).build(10)
+        VisionModel(library, "resnet19", None, 8, False, False, []).build(10)
+
+
+def test_weights_are_left_by_name_and_the_share_says_so():
+    class Gated(nn.Module):
+        """A kernel that no layer holds, and two layers that do."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+            self.mix = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x):
+            """Return logits [batch, 5]."""
+            return self.last(self.first(x).mean((2, 3)) @ self.mix)
+
+    example = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"mix \[4, 4\].*model.leave=\[mix\]"):
+        VisionAdapter(Gated(), example, 8, torch.device("cpu"))
+    adapter = VisionAdapter(Gated(), example, 8, torch.device("cpu"), ["mix", "first"])
+    assert list(adapter.layers()) == ["last"]
+    coverage = adapter.coverage()
+    assert (coverage.quantized, coverage.total) == (20, 20 + 4 * 27 + 16)
+    assert coverage.left == ("first.weight", "mix")

@@ -155,7 +155,7 @@ def test_every_yaml_names_an_architecture_that_is_followed(name):
 
 
 def test_an_unknown_tag_is_refused():
-    model = VisionModel("timm", "deit_tiny_patch16_224.nobody", None, 8, False, False)
+    model = VisionModel("timm", "deit_tiny_patch16_224.nobody", None, 8, False, False, [])
     with pytest.raises(ValueError, match="timm has no such model"):
         model.build(10)
 

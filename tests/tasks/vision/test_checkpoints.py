@@ -10,8 +10,8 @@ import torch
 from flexround.models.vision import VisionModel
 from tasks.vision import checkpoints
 
-TINY = VisionModel("timm", "test_efficientnet", None, 8, False, False)
-OTHER = VisionModel("timm", "test_resnet", None, 8, False, False)
+TINY = VisionModel("timm", "test_efficientnet", None, 8, False, False, [])
+OTHER = VisionModel("timm", "test_resnet", None, 8, False, False, [])
 
 
 @pytest.fixture

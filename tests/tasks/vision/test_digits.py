@@ -7,7 +7,7 @@ import torch
 from flexround.models.vision import VisionModel
 from tasks.vision.digits import Digits
 
-TINY = VisionModel("timm", "test_efficientnet", None, 8, False, False)
+TINY = VisionModel("timm", "test_efficientnet", None, 8, False, False, [])
 
 
 def digits(cache_dir):

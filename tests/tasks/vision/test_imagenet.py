@@ -13,7 +13,7 @@ from tasks.vision.image_folder import class_list
 from tasks.vision.imagenet import ImageNet
 from tasks.vision.preprocessing import Preprocessing, own_preprocessing
 
-TINY = VisionModel("timm", "test_efficientnet", None, 8, False, False)
+TINY = VisionModel("timm", "test_efficientnet", None, 8, False, False, [])
 SMALL = Preprocessing(36, 32, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -91,12 +91,14 @@ def test_too_few_images_are_refused(root):
 
 
 def test_missing_fields_are_the_architectures_own():
-    own = own_preprocessing(VisionModel("torchvision", "resnet18", None, 8, False, False))
+    own = own_preprocessing(VisionModel("torchvision", "resnet18", None, 8, False, False, []))
     assert (own.resize, own.crop, own.interpolation) == (256, 224, "bilinear")
     assert list(own.mean) == [0.485, 0.456, 0.406]
     half = Preprocessing(mean=(0.5, 0.5, 0.5)).completed_by(own)
     assert (half.mean, half.std, half.crop) == ((0.5, 0.5, 0.5), own.std, 224)
-    lite = own_preprocessing(VisionModel("timm", "tf_efficientnet_lite0", None, 8, False, False))
+    lite = own_preprocessing(
+        VisionModel("timm", "tf_efficientnet_lite0", None, 8, False, False, [])
+    )
     assert (lite.resize, lite.crop, lite.interpolation) == (256, 224, "bicubic")
 
 
@@ -146,7 +148,7 @@ def test_full_precision_off_its_figure_is_refused(root, expected, value, message
 def test_named_weights_bring_their_own_transforms():
     from torchvision.models import ResNet50_Weights
 
-    model = VisionModel("torchvision", "resnet50", "IMAGENET1K_V1", 8, False, False)
+    model = VisionModel("torchvision", "resnet50", "IMAGENET1K_V1", 8, False, False, [])
     assert own_preprocessing(model, ResNet50_Weights.IMAGENET1K_V2).resize == 232
     assert own_preprocessing(model).resize == 256
 
@@ -157,7 +159,7 @@ def test_named_weights_without_a_network_say_the_way_out(root, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    model = VisionModel("torchvision", "resnet18", "IMAGENET1K_V1", 8, False, False)
+    model = VisionModel("torchvision", "resnet18", "IMAGENET1K_V1", 8, False, False, [])
     with pytest.raises(ValueError, match=r"can't be fetched \(no network\); .*checkpoint=PATH"):
         imagenet(root).load(model, None)
 
