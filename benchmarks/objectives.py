@@ -2,7 +2,7 @@
 
 `python -m benchmarks.objectives --results-dir DIR` prints a line a run: in how many layers
 objective(found) <= objective(start) <= objective(round-to-nearest on the same scales), and by how
-much they fall. Under quant=cdquant the start is GPTQ's solution, or what quant.start= says.
+much they fall. Under quant=cdquant the start is what quant.start= says.
 """
 
 from __future__ import annotations

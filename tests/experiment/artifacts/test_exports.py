@@ -203,6 +203,19 @@ def test_a_zero_point_of_zero_takes_the_second_version():
         assert torch.equal(opened(tensors, "x", 4, form), layer.dequantize())
 
 
+def test_scales_below_zero_are_exported():
+    """SignRound's full-range symmetric grid has them; in every format they only multiply."""
+    codes = torch.arange(32 * 32).view(32, 32).remainder(16).sub(8).to(torch.int16)
+    scale = torch.full((32, 1), 0.5)
+    scale[::2] = -0.25
+    layer = QuantizedTensor(codes, scale, torch.zeros(32, 1), Grid(4, True, PerChannel()))
+    gptq._check(layer)
+    tensors = {f"x.{k}": t for k, t in gptq.layer_tensors(layer, True).items()}
+    assert torch.equal(opened(tensors, "x", 4, "gptq"), layer.dequantize())
+    written = compressed_tensors.weight_tensors(layer, False, torch.float32)
+    assert torch.equal(written["weight"] * written["weight_scale"], layer.dequantize())
+
+
 @pytest.mark.parametrize(
     ("words", "grid", "activation"),
     [

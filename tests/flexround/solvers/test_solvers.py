@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks import plain
+from experiment.identity import identity
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
 from flexround.ranges import MinMax
 from flexround.reconstruction.layerwise import Solve
@@ -20,6 +21,7 @@ from flexround.solvers.hessian import Hessians, objective
 from flexround.solvers.weight_clipping import SHARES, scales_of
 from flexround.structure import Layer
 from results.records.store import Store
+from tests.experiment.test_configs import composed
 from tests.flexround.quantizers.methods import activations
 from tests.flexround.reconstruction.test_reconstruction import adapter, calibration
 
@@ -345,6 +347,16 @@ def test_a_run_ends_in_its_record(cli, results_dir, quant):
     assert outcome.status == 0, outcome.err
     (record,) = Store(results_dir).load()
     assert all(block["error_after"] < block["error_before"] for block in record.blocks)
+
+
+def test_cdquant_starts_as_its_paper_does():
+    cfg = composed("model=tiny_gpt2", "quant=cdquant")
+    assert cfg.quant.start == "owc"
+    settings = identity(cfg)["quant"]
+    assert "gptq" not in settings  # what that start would do is nothing to this run
+    assert "seed" not in settings
+    other = composed("model=tiny_gpt2", "quant=cdquant", "quant.start=gptq")
+    assert identity(other)["quant"]["gptq"]["scales"] == "ranges"
 
 
 @pytest.mark.parametrize(

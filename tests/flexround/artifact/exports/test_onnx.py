@@ -69,6 +69,22 @@ def logits(target, batch):
     return target.forward(batch).numpy()
 
 
+@pytest.mark.parametrize("level", [AS_WRITTEN, FUSED], ids=["as_written", "fused"])
+def test_scales_below_zero_are_run(level, tmp_path):
+    """SignRound's full-range symmetric grid has them; integer kernels multiply by them too."""
+    target, samples = adapter(), calibration(8)
+    integers = replace(SETTING, iters=4)(
+        target, samples, quantizer=METHODS["signround"], grid=Grid(8, True, PerChannel()),
+        ranges=MinMax(), generator=torch.Generator().manual_seed(0),
+        activation=StaticPerTensor(8, True, 8, 8, None, 8),
+    )  # fmt: skip
+    signs = torch.cat([held.scale.sign() for held in integers.values()])
+    assert signs.min() < 0 < signs.max()
+    export(target, integers, samples[0], tmp_path / "it.onnx")
+    found = run(tmp_path / "it.onnx", {"images": samples[0]}, level)
+    np.testing.assert_allclose(found, logits(target, samples[0]), atol=1e-5)
+
+
 def constants(graph):
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
 
