@@ -97,6 +97,8 @@ SETTINGS = {
     "edge_bits": "model.first_last_bits", "augment": "task.augment", "seq_len": "task.seq_len",
     "act_bits": "activation.bits", "stem_act_bits": "activation.stem_bits",
     "head_act_bits": "activation.head_bits", "kv_bits": "activation.kv_bits",
+    "act_init_samples": "activation.init_samples", "act_ranges_from": "activation.ranges_from",
+    "act_inputs": "recon.act_inputs",
     "act_steps": "recon.act_steps", "act_lr": "recon.act_lr", "act_iters": "recon.act_iters",
     "quant_prob": "recon.quant_prob", "iters": "recon.iters", "lr": "recon.lr",
     "batch": "recon.batch_size", "schedule": "recon.schedule", "keep_best": "recon.keep_best",
