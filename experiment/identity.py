@@ -39,6 +39,11 @@ NOT_IDENTITY = (
 # Keys of paths of data, wherever in the settings, and beside them which of the files are read.
 IMAGES, DATA, FILES = "root", ("local", "include_path"), ("files", "folder")
 FINETUNED = "finetuned"
+# Versions of what is built, by its class: raised whenever the same settings would give another
+# number, as a task's own version is. SignRound's ends were rounded before 2; the solvers' Hessians
+# counted padding, and took SAME padding of convolutions for another.
+VERSIONS = {"SignRound": 2, "GPTQ": 2, "CDQuant": 2}
+VERSION = "_version_"
 FULL_STREAMS = "float32"
 
 
@@ -56,7 +61,14 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     contents = Contents(Path(settings["cache_dir"], "digests"))
     if uses_finetuned(settings):
         check_origin(settings, contents)
-    return reduced(settings, contents)
+    return with_versions(reduced(settings, contents))
+
+
+def with_versions(node: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with the version of each class that has another than its first."""
+    found = {k: with_versions(v) if isinstance(v, dict) else v for k, v in node.items()}
+    version = VERSIONS.get(str(node.get("_target_")))
+    return found if version is None else {**found, VERSION: version}
 
 
 def pin(cfg: DictConfig) -> None:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 import run  # noqa: F401  registers the schema
 from experiment import content
+from experiment import identity as identity_module
 from experiment.content import Contents
 from experiment.identity import identity, run_id
 from flexround.models.vision import VisionModel
@@ -330,3 +331,23 @@ def test_results_travel_between_checkouts(cli, results_dir, tmp_path):
     assert cli(*RTN).status == 0
     shutil.copytree(results_dir, tmp_path / "elsewhere")
     assert "already recorded" in cli(*RTN, f"results_dir={tmp_path}/elsewhere").err
+
+
+def test_a_class_whose_numbers_have_changed_is_another_run(name_of, monkeypatch):
+    """The same settings under a raised version: what is recorded is not today's number."""
+    settings = ("quant=rtn", "bits=3")
+    before, other = name_of(*settings), name_of(*settings, "ranges=min_max")
+    monkeypatch.setitem(identity_module.VERSIONS, "LpSearch", 2)
+    raised = name_of(*settings)
+    monkeypatch.setitem(identity_module.VERSIONS, "LpSearch", 3)
+    assert len({before, raised, name_of(*settings)}) == 3
+    assert name_of(*settings, "ranges=min_max") == other
+
+
+def test_a_renamed_record_of_before_is_no_run_of_a_raised_version(tmp_path):
+    """Rekey gives records of the first versions their names: no version is in them."""
+    node = {"quant": {"_target_": "SignRound"}, "recon": {"_target_": "Reconstruction"}}
+    today = identity_module.with_versions(node)
+    assert today["quant"] == {"_target_": "SignRound", "_version_": 2}
+    assert today["recon"] == node["recon"]
+    assert run_id(today) != run_id(node)
