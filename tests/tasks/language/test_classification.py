@@ -128,7 +128,7 @@ def test_padding_and_batches_leave_every_logit_as_it_is(tmp_path, cache_dir):
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
 def test_a_checkpoint_that_pads_on_the_left_has_every_texts_own_logits(tmp_path, cache_dir, family):
     kind = "encoder" if family == "bert" else "causal"
-    model = LanguageModel(f"tiny_{family}", f"tiny:{family}", kind)
+    model = LanguageModel(f"tiny_{family}", f"tiny:{family}", kind, [])
     task = glue("sst2", sentiment(tmp_path), cache_dir, "task.eval_batch_size=7")
     network = task.fresh(model, None, 0)
     network.save_pretrained(tmp_path / "left")

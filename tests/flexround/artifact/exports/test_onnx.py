@@ -76,7 +76,7 @@ def test_scales_below_zero_are_run(level, tmp_path):
     integers = replace(SETTING, iters=4)(
         target, samples, quantizer=METHODS["signround"], grid=Grid(8, True, PerChannel()),
         ranges=MinMax(), generator=torch.Generator().manual_seed(0),
-        activation=StaticPerTensor(8, True, 8, 8, None, 8),
+        activation=StaticPerTensor(8, True, 8, 8, None, 8, "quant"),
     )  # fmt: skip
     signs = torch.cat([held.scale.sign() for held in integers.values()])
     assert signs.min() < 0 < signs.max()

@@ -122,7 +122,7 @@ class ByBranch:
 
     given: list[Setting]
     kv_bits = None
-    init_samples = 8
+    init_samples, ranges_from = 8, "quant"
     learns: ClassVar[bool] = False
     per_token: ClassVar[bool] = False
 
