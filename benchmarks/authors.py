@@ -185,26 +185,18 @@ def gptq(layer: RealLayer, bits: int, act_order: bool) -> float:
     return same(found, module.weight)
 
 
-def exact(
-    share: Callable[[RealLayer, int], float],
-) -> Callable[[RealLayer, int], float]:
-    """Return share on the layer in float64."""
-    return lambda layer, bits: share(
-        RealLayer(layer.name, layer.weight.double(), layer.inputs.double()), bits
-    )
-
-
 PEERS: dict[str, tuple[str, Callable[[RealLayer, int], float]]] = {
-    "FlexRound": ("FlexRound_LRQ", exact(partial(division, low_rank=False))),
-    "LRQ": ("FlexRound_LRQ", exact(partial(division, low_rank=True))),
-    "AdaRound": ("BRECQ", exact(adaround)),
-    "AdaQuant": ("CalibTIP", exact(adaquant)),
-    "LSQ (activations)": ("QDrop", exact(lsq)),
+    "FlexRound": ("FlexRound_LRQ", partial(division, low_rank=False)),
+    "LRQ": ("FlexRound_LRQ", partial(division, low_rank=True)),
+    "AdaRound": ("BRECQ", adaround),
+    "AdaQuant": ("CalibTIP", adaquant),
+    "LSQ (activations)": ("QDrop", lsq),
     "SignRound": ("auto-round", partial(signround, symmetric=False)),
     "SignRound, symmetric": ("auto-round", partial(signround, symmetric=True)),
     "GPTQ": ("gptq", partial(gptq, act_order=False)),
     "GPTQ, act-order": ("gptq", partial(gptq, act_order=True)),
 }
+ADAM = ("FlexRound_LRQ", "BRECQ", "CalibTIP", "QDrop")
 
 
 def random_layer() -> RealLayer:
@@ -219,6 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repositories", type=Path, required=True)
     parser.add_argument("--data-dir")
+    parser.add_argument("--float32", action="store_true", help="all methods in float32")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 2])
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -232,6 +225,8 @@ def main() -> None:
             continue
         cells = []
         for layer in layers:
+            if repository in ADAM and not options.float32:
+                layer = RealLayer(layer.name, layer.weight.double(), layer.inputs.double())
             for bits in options.bits:
                 with importing(folder.resolve()):
                     cells.append(f"{100 * share(layer, bits):.3f}")
