@@ -15,14 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path, tree_map
 
 from flexround.calibration.activation_cache import HALF, ActivationCache
-from flexround.calibration.calls import (
-    Arguments,
-    RecordedCalls,
-    StopForward,
-    merged,
-    split_inputs,
-    stopped_forward,
-)
+from flexround.calibration.arguments import Arguments, merged, split_inputs
+from flexround.calibration.calls import RecordedCalls, StopForward, stopped_forward
 
 # What a block is called with in a pass over one batch, its inputs left out, block by block.
 Pass = list[Arguments]

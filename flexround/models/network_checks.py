@@ -1,4 +1,4 @@
-"""Checks of a vision network before it is folded and cut into blocks: no weight is passed over.
+"""Checks of a vision network: no weight is passed over, and its blocks are a chain.
 
 Every matrix and kernel that takes part in the network's output must be the weight of a layer that
 can be quantized and that is called as a module, so that its inputs are seen. Else the network is
@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from flexround.calibration.calls import stub_forward
+from flexround.models.base import ModelAdapter
 from flexround.models.coverage import is_left
-from flexround.models.tracing import logits_of, trace
+from flexround.models.tracing import Trace, first_line, logits_of, trace
 from flexround.structure import check_layer, is_quantizable
 
 
@@ -49,6 +52,44 @@ def check_network(model: nn.Module, example: Tensor, leave: Sequence[str] = ()) 
                 "weight of a Linear, Conv1d or Conv2d and can't be quantized; "
                 f"model.leave=[{name}] leaves it in full precision"
             )
+
+
+def check_chain(adapter: ModelAdapter, example: Tensor, order: Trace) -> None:
+    """Check that each block needs the one before it alone, and the logits the last one.
+
+    order is the trace of adapter's model on example.
+
+    Raises:
+        ValueError: when one needs more; names it.
+    """
+    blocks = adapter.blocks()
+    outputs = [order.first[block.module].output for block in blocks]
+    for index, (block, after) in enumerate(pairwise(blocks)):
+        wanted, why = order.first[after.module].inputs, ""
+        try:
+            same = _equal(adapter.advance(index, outputs[index]), wanted)
+        except Exception as error:  # a network may raise anything on another block's results
+            same, why = False, f" ({first_line(error)})"
+        if not same:
+            raise ValueError(
+                f"block {after.name} needs more than the output of {block.name} before it; "
+                f"only networks that are a chain of blocks can be reconstructed{why}"
+            )
+    with ExitStack() as stack:
+        for block, output in zip(
+            blocks, [*(o[:1] for o in outputs[:-1]), outputs[-1]], strict=True
+        ):
+            stack.enter_context(stub_forward(block.module, output))
+        if not _equal(adapter.model(example), order.output):
+            raise ValueError(f"the logits need more than the output of {block.name} at the end")
+
+
+def _equal(found: Tensor, wanted: Tensor) -> bool:
+    """Return whether two tensors are the same to float tolerance, for the largest of the values."""
+    if found.shape != wanted.shape:
+        return False
+    near = 1e-5 * max(1e-30, wanted.abs().max().item())
+    return torch.allclose(found, wanted, rtol=1e-4, atol=near, equal_nan=True)
 
 
 def _names_of_parameters(model: nn.Module, example: Tensor) -> Mapping[int, list[str]]:

@@ -21,8 +21,8 @@ from flexround.models.base import ModelAdapter, check_kind
 from flexround.models.batch_norm import fold_batch_norm
 from flexround.models.coverage import without_left
 from flexround.models.equalization import absorb_biases, equalize, replace_relu6
-from flexround.models.network_checks import check_network
-from flexround.models.tracing import Trace, first_line, trace
+from flexround.models.network_checks import check_chain, check_network
+from flexround.models.tracing import trace
 from flexround.models.vision_blocks import find_blocks
 from flexround.structure import Block
 
@@ -191,7 +191,7 @@ class VisionAdapter(ModelAdapter):
         self.coverage()
         # One sample's output of every block stands in for it when a later block's input is wanted.
         self._stand_ins = [order.first[block.module].output[:1] for block in self._blocks]
-        self._check_chain(order)
+        check_chain(self, self._example, order)
 
     def blocks(self) -> list[Block]:
         """Return the units of reconstruction in execution order."""
@@ -223,39 +223,3 @@ class VisionAdapter(ModelAdapter):
 
         parts = torch.arange(len(outputs)).split(64)
         return (cache or ActivationCache()).store(map(inputs, parts))
-
-    def _check_chain(self, order: Trace) -> None:
-        """Check that each block needs the one before it alone, and the logits the last one.
-
-        Raises:
-            ValueError: when one needs more; names it.
-        """
-        outputs = [order.first[block.module].output for block in self._blocks]
-        for index, (block, after) in enumerate(
-            zip(self._blocks[:-1], self._blocks[1:], strict=True)
-        ):
-            wanted, why = order.first[after.module].inputs, ""
-            try:
-                same = _equal(self.advance(index, outputs[index]), wanted)
-            except Exception as error:  # a network may raise anything on another block's results
-                same, why = False, f" ({first_line(error)})"
-            if not same:
-                raise ValueError(
-                    f"block {after.name} needs more than the output of {block.name} before it; "
-                    f"only networks that are a chain of blocks can be reconstructed{why}"
-                )
-        with ExitStack() as stack:
-            for block, output in zip(
-                self._blocks, [*self._stand_ins[:-1], outputs[-1]], strict=True
-            ):
-                stack.enter_context(stub_forward(block.module, output))
-            if not _equal(self.model(self._example), order.output):
-                raise ValueError(f"the logits need more than the output of {block.name} at the end")
-
-
-def _equal(found: Tensor, wanted: Tensor) -> bool:
-    """Return whether two tensors are the same to float tolerance, for the largest of the values."""
-    if found.shape != wanted.shape:
-        return False
-    near = 1e-5 * max(1e-30, wanted.abs().max().item())
-    return torch.allclose(found, wanted, rtol=1e-4, atol=near, equal_nan=True)
