@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 import run  # noqa: F401  registers the schema
 from experiment.build import validate
-from experiment.checks import check_idle, check_values
+from experiment.checks import check_idle, check_ranges, check_values
 from experiment.identity import identity, run_id
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -208,3 +208,22 @@ def test_options_that_a_range_or_a_rule_leaves_idle_are_refused(options):
 def test_a_rank_counts_under_the_rule_that_takes_it():
     ranks = [composed("quant=lrq", "model=tiny_llama", f"quant.rank={rank}") for rank in (4, 8)]
     assert run_id(identity(ranks[0])) != run_id(identity(ranks[1]))
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        ((), True),
+        (("activation=static_per_tensor",), True),
+        (("activation=static_per_tensor", "activation.symmetric=false"), False),
+        (("symmetric=false",), False),
+    ],
+)
+def test_a_search_of_zero_points_is_refused_where_there_are_none(given, refused):
+    cfg = composed("ranges=lp_2d", *given)
+    if refused:
+        with pytest.raises(ValueError, match="moves the zero point, which symmetric=true has none"):
+            check_ranges(cfg, "lp_2d")
+    else:
+        check_ranges(cfg, "lp_2d")
+    check_ranges(composed("ranges=lp", *given), "lp")
