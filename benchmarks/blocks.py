@@ -84,7 +84,7 @@ def reached(case: Case) -> tuple[ModelAdapter, Unit, RecordedCalls]:
     blocks, calls = adapter.blocks(), adapter.record_calls(calibration)
     for index in range(case.block):
         outputs = calls.replay_all(blocks[index].module, case.batch_size, CPU)
-        calls = calls.of_next_block(adapter.advance(index, outputs))
+        calls = calls.with_inputs(adapter.advance(index, outputs))
     block = blocks[case.block]
     (unit,) = units_of(block, "block")
     return adapter, unit, calls

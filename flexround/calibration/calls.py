@@ -91,13 +91,9 @@ class RecordedCalls:
         return len(self.inputs)
 
     def with_inputs(self, inputs: Tensor) -> RecordedCalls:
-        """Return the same calls on other inputs [samples, ...]."""
-        return replace(self, inputs=inputs)
-
-    def of_next_block(self, inputs: Tensor) -> RecordedCalls:
-        """Return the calls of the block behind on inputs [samples, ...]."""
+        """Return the calls of the block behind, which takes inputs [samples, ...]."""
         if not self.later:
-            return self.with_inputs(inputs)
+            return replace(self, inputs=inputs)
         own, *later = self.later
         return RecordedCalls(inputs, *own, self.cache, tuple(later))
 

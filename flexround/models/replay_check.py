@@ -44,7 +44,7 @@ def check_replay(adapter: LanguageAdapter, calls: RecordedCalls, first: Tokens) 
             size = (replayed - output)[counts].norm() / output[counts].norm()
             raise ValueError(_refusal(block.name, f"its output differs by {size:.2g} of itself"))
         before, hidden = own, output
-        calls = calls.of_next_block(calls.inputs)
+        calls = calls.with_inputs(calls.inputs)
 
 
 def _error(replayed: Tensor, output: Tensor, hidden: Tensor, counts: Tensor) -> float:

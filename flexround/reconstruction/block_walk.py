@@ -66,7 +66,7 @@ class Walk:
 
     def advance(self, index: int, calls: RecordedCalls, outputs: Tensor) -> RecordedCalls:
         """Return the calls of block index + 1 once block index has given outputs."""
-        return calls.of_next_block(self.adapter.advance(index, outputs, self.cache))
+        return calls.with_inputs(self.adapter.advance(index, outputs, self.cache))
 
 
 @dataclass

@@ -93,7 +93,7 @@ def test_replayed_layers_are_the_networks_own_to_the_last_bits_of_float64(family
         change = expected[block.name] - calls.inputs
         error = (outputs - expected[block.name])[counts].norm() / change[counts].norm()
         assert error < 1e-12
-        calls = calls.of_next_block(outputs)
+        calls = calls.with_inputs(outputs)
 
 
 @pytest.mark.parametrize("family", CAUSAL)

@@ -82,7 +82,7 @@ def test_replayed_calls_are_the_models_own_forward_pass(family, padding):
     stream = adapter.record_calls(halves(batch))
     for index, block in enumerate(adapter.blocks()):
         outputs = stream.replay_all(block.module, 4, CPU)
-        stream = stream.of_next_block(adapter.advance(index, outputs))
+        stream = stream.with_inputs(adapter.advance(index, outputs))
     mask = batch.get("attention_mask", torch.ones(6, 12)).bool()
     torch.testing.assert_close(outputs[mask], expected[mask])
 

@@ -89,7 +89,7 @@ def test_the_chain_gives_each_block_its_true_input(library, name):
     for index, block in enumerate(adapter.blocks()):
         outputs = stream.replay_all(block.module, 3, CPU)
         if index + 1 < len(adapter.blocks()):
-            stream = stream.of_next_block(adapter.advance(index, outputs))
+            stream = stream.with_inputs(adapter.advance(index, outputs))
     torch.testing.assert_close(outputs, adapter.forward(batch), rtol=1e-4, atol=1e-4)
 
 
