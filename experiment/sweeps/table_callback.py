@@ -57,6 +57,8 @@ class SweepTable(Callback):
                 print(render(leaderboard(records, _by(config)), "markdown"))
             except ValueError as error:
                 print(f"no table: {error}", file=sys.stderr)
+        # In the sweep's order: the records' own ends with the second that they began in.
+        records.sort(key=lambda record: run_ids.index(record.run_id))
         runs = (MethodRun(r.model, r.task, r.quant, r.settings) for r in records)
         for line in (*differing_defaults(runs), *_remarks(outcomes)):
             print(line, file=sys.stderr)
