@@ -34,17 +34,6 @@ def inputs_taken(
     return taken
 
 
-def layers_sharing_input(
-    modules: Iterable[nn.Module], run: Callable[[], object]
-) -> tuple[list[nn.Module], list[list[nn.Module]]]:
-    """Return modules in the order that run calls them, and those that take one tensor together."""
-    taken = inputs_taken(modules, run)
-    together: dict[int, list[nn.Module]] = {}
-    for module, tensor in taken:
-        together.setdefault(id(tensor), []).append(module)
-    return list(dict.fromkeys(module for module, _ in taken)), list(together.values())
-
-
 class StopForward(Exception):
     """Ends a forward pass once the watched module is called."""
 

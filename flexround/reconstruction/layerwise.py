@@ -12,7 +12,7 @@ from torch import Tensor
 from flexround.activations.hooks import Activations
 from flexround.activations.schemes import Activation
 from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
-from flexround.calibration.calls import RecordedCalls, layers_sharing_input
+from flexround.calibration.calls import RecordedCalls, inputs_taken
 from flexround.cost import Cost
 from flexround.grid import Grid, QuantizedTensor
 from flexround.models.base import ModelAdapter
@@ -183,16 +183,14 @@ class _LayerJob:
         layers = {layer.module: layer for layer in block.layers}
         first = torch.arange(1)
         with every_expert(block.module):
-            _, together = layers_sharing_input(
+            taken = inputs_taken(
                 layers, lambda: calls.replay(block.module, first, self.adapter.device)
             )
+        first_calls = {module: tensor for module, tensor in reversed(taken)}
         sets: dict[object, list[Layer]] = {}
-        done: set[str] = set()
-        for number, modules in enumerate(together):
-            for layer in (layers[module] for module in modules):
-                if layer.name not in done:
-                    sets.setdefault(_place(layer, number), []).append(layer)
-                    done.add(layer.name)
+        for module in dict.fromkeys(module for module, _ in taken):
+            layer = layers[module]
+            sets.setdefault(_place(layer, first_calls[module]), []).append(layer)
         return list(sets.values())
 
     def _hessians(self, layers: Sequence[Layer], work: BlockAtWork) -> Hessians:
@@ -219,9 +217,9 @@ class _LayerJob:
         return {site.name: site.bits for site in sites}
 
 
-def _place(layer: Layer, number: int) -> object:
-    """Return what names the set of a layer: number, or its name within one of the experts."""
+def _place(layer: Layer, taken: Tensor) -> object:
+    """Return what names the set of a layer: the tensor, or its name within one of the experts."""
     if layer.expert is None:
-        return number
+        return id(taken)
     experts, _, own = layer.name.rpartition(".")
     return experts.rpartition(".")[0], own

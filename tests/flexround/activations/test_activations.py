@@ -17,6 +17,7 @@ from flexround.kernels.qdrop import mask, mix
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.models.vision import VisionAdapter
 from flexround.ranges import LpSearch, MinMax
+from flexround.reconstruction.callbacks import ReportLog
 from tests.flexround.models.test_language import EXAMPLE, network
 from tests.flexround.quantizers.methods import METHODS
 from tests.flexround.reconstruction.test_reconstruction import (
@@ -134,27 +135,12 @@ def test_the_number_of_sites_of_a_transformer_layer(family):
 
 
 def quantized(setting, method="flexround", activation=STATIC, seed=0, ranges=RANGES):
-    target = adapter()
-    reports = []
-
-    class Watch:
-        """Keeps the reports."""
-
-        def begin(self, units, iters):
-            """Nothing."""
-
-        def step(self, unit, iteration, error):
-            """Nothing."""
-
-        def end_block(self, report):
-            """Keep the report."""
-            reports.append(report)
-
+    target, log = adapter(), ReportLog()
     setting(
         target, calibration(32), quantizer=METHODS[method], grid=Grid(3, True, PerTensor()),
-        ranges=ranges, generator=draws(seed), activation=activation, callbacks=[Watch()],
+        ranges=ranges, generator=draws(seed), activation=activation, callbacks=[log],
     )  # fmt: skip
-    return target, reports
+    return target, log.blocks
 
 
 def test_two_uses_of_one_relu_learn_two_steps():

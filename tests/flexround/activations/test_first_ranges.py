@@ -17,8 +17,8 @@ from flexround.grid import Grid, PerTensor
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.ranges import LpSearch, MinMax
 from flexround.reconstruction.activation_ranges import first_samples
+from flexround.reconstruction.callbacks import ReportLog
 from flexround.reconstruction.layerwise import Solve
-from flexround.reconstruction.report import BlockReport
 from tests.flexround.activations.test_activations import BRECQ, QDROP, STATIC, draws
 from tests.flexround.quantizers.methods import METHODS
 from tests.flexround.reconstruction.test_reconstruction import (
@@ -105,28 +105,14 @@ def test_values_that_stand_for_all_are_means_of_sorted_neighbours():
 
 def run(setting, ranges_from, method="rtn", ranges=None, bits=3, init=32, act_bits=4):
     """Return the adapter of a quantized network, and the reports of its units."""
-    target, reports = adapter(), list[BlockReport]()
-
-    class Watch:
-        """Keeps the reports."""
-
-        def begin(self, units, iters):
-            """Nothing."""
-
-        def step(self, unit, iteration, error):
-            """Nothing."""
-
-        def end_block(self, report):
-            """Keep the report."""
-            reports.append(report)
-
+    target, log = adapter(), ReportLog()
     setting(
         target, calibration(32), quantizer=PLAIN if method == "gptq" else METHODS[method],
         grid=replace(GRID, bits=bits), ranges=ranges or MinMax(), generator=draws(),
         activation=replace(STATIC, bits=act_bits, ranges_from=ranges_from, init_samples=init),
-        callbacks=[Watch()],
+        callbacks=[log],
     )  # fmt: skip
-    return target, {report.name: report for report in reports}
+    return target, {report.name: report for report in log.blocks}
 
 
 def seen_by_sites(target, images):

@@ -69,13 +69,18 @@ def test_calibration_data(loop, value):
         quantize(loop, adapter(), images.split(8))
 
 
+def spoil(conv, value):
+    """Give one output channel of a convolution a bias of value."""
+    bias = conv.bias.detach().clone()
+    bias[1] = value
+    conv.bias = nn.Parameter(bias, requires_grad=False)
+
+
 @loops
 @bad
 def test_the_full_precision_block_that_makes_them(loop, value):
     target = adapter()
-    bias = target.model[2].conv2.bias.detach().clone()
-    bias[1] = value
-    target.model[2].conv2.bias = nn.Parameter(bias, requires_grad=False)
+    spoil(target.model[2].conv2, value)
     message = r"(block|activation|layer) 2.* not finite"
     with pytest.raises(ValueError, match=message) as error:
         quantize(loop, target, calibration(32))
@@ -86,9 +91,7 @@ def test_the_full_precision_block_that_makes_them(loop, value):
 @bad
 def test_what_a_layer_inside_of_a_block_makes(loop, value):
     target = adapter()
-    bias = target.model[2].conv1.bias.detach().clone()
-    bias[1] = value
-    target.model[2].conv1.bias = nn.Parameter(bias, requires_grad=False)
+    spoil(target.model[2].conv1, value)
     message = r"block 2 makes values that are not|(activation 2.relu|layer 2.conv2).* not finite"
     with pytest.raises(ValueError, match=message):
         quantize(loop, target, calibration(32))
