@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiment import ROOT
 from experiment.identity import FULL_STREAMS
 
+MOST_THREADS = 1024
 STREAM_DTYPES = (FULL_STREAMS, "bfloat16", "float16")
 
 
@@ -34,6 +35,8 @@ def check_values(cfg: DictConfig) -> None:
         raise ValueError(f"stream_gib={cfg.stream_gib}: give 0, which spills all, more, or null")
     if cfg.seed < 0:
         raise ValueError(f"seed={cfg.seed}: give 0 or more")
+    if cfg.threads is not None and not 1 <= cfg.threads <= MOST_THREADS:
+        raise ValueError(f"threads={cfg.threads}: give 1 to {MOST_THREADS}, or null")
 
 
 def check_ranges(cfg: DictConfig, chosen: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from omegaconf import DictConfig
 
-from experiment.recorder import commit
+from experiment.source_code import code_of
 
 # Options that name no run, and that one can fail for.
 OPTIONS = (
@@ -30,7 +30,7 @@ def conditions(cfg: DictConfig) -> dict[str, str]:
     for name in ("tolerance", "expected", "num_workers"):
         if name in cfg.task:
             found[f"task.{name}"] = str(cfg.task[name])
-    return found | {"code": str(commit()), "packages": _packages()}
+    return found | {"code": code_of(cfg), "packages": _packages()}
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:

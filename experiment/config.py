@@ -86,6 +86,7 @@ class RunConfig:
     preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
     expected_fp: float | None = MISSING
     device: str = MISSING
+    threads: int | None = MISSING
     compile: bool = MISSING
     save: bool = MISSING
     rerun: bool = MISSING

@@ -1,11 +1,16 @@
-"""Device that a run computes on."""
+"""Device that a run computes on, and the kind of machine it is: what decides the last bits."""
 
 from __future__ import annotations
 
+import functools
+import platform
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def device_of(name: str) -> torch.device:
@@ -33,3 +38,22 @@ def device_name(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+@functools.cache
+def processor() -> str:
+    """Return the CPU's model and the vector instructions that torch uses on it."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    try:
+        entries = [line.partition(":") for line in CPUINFO.read_text().splitlines()]
+        model = next(value.strip() for key, _, value in entries if key.strip() == "model name")
+    except (OSError, StopIteration):  # another system, or an ARM machine
+        pass
+    return f"{model} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def kind_of(device: torch.device) -> str:
+    """Return the kind of device: on two of one kind the same code gives the same bits."""
+    return device_name(device) if device.type == "cuda" else processor()

@@ -11,11 +11,12 @@ from functools import partial
 import torch
 
 from experiment.build import build, validate
-from experiment.device import device_name
+from experiment.device import device_name, processor
 from experiment.full_precision import FullPrecision
 from experiment.job import Job
 from experiment.progress import ProgressBar
 from experiment.resources import Resources
+from experiment.threads import number_for, running_on
 from flexround.grid import Grid
 from flexround.reconstruction.callbacks import ReportLog
 from results.records.record import Record
@@ -27,6 +28,12 @@ def execute(job: Job) -> Record:
     Raises:
         ValueError: what the user can mend.
     """
+    threads = number_for(job.store.root, job.cfg.threads, processor())
+    with running_on(threads):
+        return _execute(job, threads)
+
+
+def _execute(job: Job, threads: int) -> Record:
     cfg = job.cfg
     validate(cfg)
     task, model, recon = build(cfg.task), build(cfg.model), build(cfg.recon)
@@ -36,6 +43,7 @@ def execute(job: Job) -> Record:
     with job.recording() as draft:
         log, bar, logger = ReportLog(), ProgressBar(cfg.progress), build(cfg.logger)
         draft.watch(task, log, logger)
+        draft.threads, draft.processor = threads, processor()
         own = Resources.of(job)
         draft.device = device_name(own.device)
 
@@ -48,9 +56,11 @@ def execute(job: Job) -> Record:
         checked = recon.check(adapter, calibration, grid, quantizer, activation)
 
         full_precision = FullPrecision(
-            own.shared, adapter, calibration, recon.batch_size, cfg.stream_dtype
+            own.shared, adapter, calibration, task, recon.batch_size, cfg.stream_dtype
         )
-        draft.fp_metrics = full_precision.metrics(task, job.settings)
+        draft.network = full_precision.network
+        draft.evaluation_data = full_precision.evaluation_data
+        draft.fp_metrics = full_precision.metrics(job.settings)
         task.check_full_precision(draft.fp_metrics)
 
         with bar:

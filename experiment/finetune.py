@@ -15,15 +15,15 @@ from experiment.build import build, validate
 from experiment.checks import check_idle
 from experiment.config import check_keys
 from experiment.content import Contents
-from experiment.device import device_of
+from experiment.device import device_of, processor
 from experiment.identity import network_digest, pin
 
 log = logging.getLogger("finetune")
 
 # The options of a run that mean something here; everything else that is given does nothing.
 USED = (
-    "model", "task", "recipe", "checkpoint", "data_dir", "protocol", "seed", "device", "rerun",
-    "cache_dir", "checkpoints_dir", "hydra", "expected_fp",
+    "model", "task", "recipe", "checkpoint", "data_dir", "protocol", "seed", "device", "threads",
+    "rerun", "cache_dir", "checkpoints_dir", "hydra", "expected_fp",
 )  # fmt: skip
 
 
@@ -43,6 +43,17 @@ def check_used(cfg: DictConfig) -> None:
 
 def finetune(cfg: DictConfig) -> Path:
     """Return the folder of the fine-tuned network, made now unless it is there."""
+    import torch
+
+    from experiment.threads import running_on
+
+    with running_on(cfg.threads or torch.get_num_threads()):
+        return _finetune(cfg)
+
+
+def _finetune(cfg: DictConfig) -> Path:
+    import torch
+
     from flexround.models.base import check_kind
     from flexround.models.language_adapter import LanguageAdapter
     from tasks.language.pretrained import save
@@ -72,6 +83,8 @@ def finetune(cfg: DictConfig) -> Path:
         "seed": cfg.seed,
         "recipe": OmegaConf.to_container(cfg.recipe, resolve=True),
         "metrics": metrics,
+        "threads": torch.get_num_threads(),
+        "processor": processor(),
     }
     save(network, task.tokenizer, folder, facts)
     log.info("%s: %s", folder, ", ".join(f"{k} {v:.2f}" for k, v in metrics.items()))

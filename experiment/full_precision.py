@@ -1,7 +1,8 @@
 """Full-precision metrics and block outputs, which all runs on one network share.
 
-Entries are found by the content of what they depend on: every weight, every calibration tensor, and
-what decides the last bits of a sum (device, threads, batch size, torch).
+Entries are found by the content of what they depend on: every weight, every calibration tensor, all
+that is measured on, and what decides the last bits of a sum (kind of device, threads, batch size,
+torch). No path is among it: what changes under its path never lends its old value.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
+from experiment.device import kind_of
 from experiment.shared_cache import Cache
 from flexround.calibration.activation_cache import FullPrecisionOutputs
 from flexround.models.base import ModelAdapter
@@ -36,28 +39,40 @@ class FullPrecision:
         cache: Cache,
         adapter: ModelAdapter,
         calibration: Sequence[Any],
+        task: Task,
         batch_size: int,
         stream_dtype: str = "float32",
     ) -> None:
         self._cache, self._adapter, self._calibration = cache, adapter, calibration
+        self._task = task
         # What else decides the last bits of a block's outputs.
         self._sums = [batch_size] if stream_dtype == "float32" else [batch_size, stream_dtype]
         self.network = digest_of_model(adapter.model, adapter.state())
         self._machine = {
-            "device": adapter.device.type,
+            "device": kind_of(adapter.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "config": _config(adapter.model),
         }
 
-    def metrics(self, task: Task, settings: dict[str, Any]) -> dict[str, float]:
+    @cached_property
+    def evaluation_data(self) -> str | None:
+        """The digest of what the task measures on; None where it does not say."""
+        task = self._task
+        data = task.evaluation_data()
+        return None if data is None else digest_of(data)
+
+    def metrics(self, settings: dict[str, Any]) -> dict[str, float]:
         """Return the metrics of the unquantized model under settings.
+
+        Those of a task that does not say what it measures on are never shared.
 
         Raises:
             ValueError: when they are evaluated now, and task.check_full_precision refuses them.
         """
+        task, data = self._task, self.evaluation_data
         parts = {name: settings.get(name) for name in EVALUATION}
-        key = _key("metrics", self.network, parts, task.version, self._machine)
+        key = _key("metrics", self.network, parts, task.version, data, self._machine)
 
         def make() -> bytes:
             metrics = task.evaluate(self._adapter)
@@ -65,16 +80,14 @@ class FullPrecision:
             task.check_full_precision(metrics)
             return json.dumps(metrics).encode()
 
-        metrics: dict[str, float] = json.loads(self._cache.get(key, make))
+        held = make() if data is None else self._cache.get(key, make)
+        metrics: dict[str, float] = json.loads(held)
         return metrics
 
     def outputs(self) -> FullPrecisionOutputs:
         """Return the blocks' full-precision outputs on the calibration samples."""
-        samples = hashlib.sha256()
-        for leaf in tree_leaves(list(self._calibration)):
-            samples.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
-        blocks = len(self._adapter.blocks())
-        key = _key("targets", self.network, samples.hexdigest(), self._sums, self._machine, blocks)
+        samples, blocks = digest_of(self._calibration), len(self._adapter.blocks())
+        key = _key("targets", self.network, samples, self._sums, self._machine, blocks)
         return SharedOutputs(self._cache, key, blocks)
 
 
@@ -116,6 +129,21 @@ def digest_of_model(model: nn.Module, state: Iterable[tuple[str, Tensor]]) -> st
     for name, tensor in state:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def digest_of(data: Iterable[Any]) -> str:
+    """Return a hash of tensors, texts and numbers in any nesting, in their order."""
+    digest = hashlib.sha256()
+    for item in data:
+        leaves, structure = tree_flatten(item)
+        digest.update(f"{structure}\n".encode())
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                digest.update(f"{leaf.dtype} {tuple(leaf.shape)}\n".encode())
+                digest.update(_bytes(leaf))
+            else:
+                digest.update(f"{leaf!r}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 

@@ -62,6 +62,12 @@ class Job:
             log.info("already recorded as %s", record.run_id)
             if self.cfg.save and not is_of(self.store.artifact(self.run_id), record):
                 log.warning("it has no artifact of its own; rerun=true makes one, and a new record")
+            if self.cfg.threads not in (None, record.threads):
+                log.warning(
+                    "it was computed on %s threads; rerun=true takes threads=%d",
+                    record.threads or "other",
+                    self.cfg.threads,
+                )
             return record
         if self.cfg.retry_failed:
             return None

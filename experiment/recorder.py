@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import importlib.metadata
 import logging
 import math
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from experiment import ROOT
+from experiment.source_code import commit
 from results.records.record import Record
 from results.records.store import Store
 
@@ -56,6 +54,10 @@ class Draft:
     metrics: dict[str, float] = field(default_factory=dict)
     outcomes: Mapping[str, Any] = field(default_factory=dict)  # of each evaluation sample
     device: str = ""
+    processor: str = ""
+    threads: int | None = None
+    network: str | None = None
+    evaluation_data: str | None = None
     coverage: Coverage | None = None
     save: Callable[[Record], Path] | None = None  # writes the artifact that goes with the record
     record: Record | None = None
@@ -108,6 +110,10 @@ def recording(
             seconds=time.perf_counter() - clock,
             peak_memory_gib=max([b.peak_memory_gib for b in blocks], default=0.0),
             device=draft.device,
+            processor=draft.processor,
+            threads=draft.threads,
+            network=draft.network,
+            evaluation_data=draft.evaluation_data,
             versions=_versions(),
             commit=commit(),
             started=started,
@@ -162,20 +168,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-@functools.cache  # of the code that was loaded, however many runs it serves
-def commit() -> str | None:
-    """Return the commit of this checkout, with + where files differ from it; None without git."""
-    git = ["git", "-C", str(ROOT)]
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+" if status.strip() else "")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from experiment.device import device_of
+from experiment.device import device_of, kind_of
 from experiment.identity import FULL_STREAMS
 from experiment.job import Job
-from experiment.recorder import commit
 from experiment.shared_cache import Cache
+from experiment.source_code import code_of
 from flexround.calibration.activation_cache import ActivationCache
 from flexround.calibration.disk_tensors import DiskTensors
 from flexround.reconstruction.checkpoints import FileCheckpoints
@@ -59,13 +59,13 @@ def _checkpoints(job: Job, device: torch.device) -> FileCheckpoints:
     """Return what keeps the finished units of job.
 
     They serve a later attempt at the same computation: of the same record that rerun=true is to
-    replace, by the same code and torch, on the same kind of device.
+    replace, by the same code and torch, on the same kind of device, with as many threads.
     """
     key = {
         "replaces": job.store.replaced(job.run_id),
-        "commit": commit(),
+        "code": code_of(job.cfg),
         "torch": torch.__version__,
-        "device": device.type,
+        "device": kind_of(device),
         "threads": torch.get_num_threads(),
     }
     return FileCheckpoints(job.store.unfinished(job.run_id), key)

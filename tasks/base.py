@@ -12,7 +12,7 @@ class there. docs/adding.md adds a task step by step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -83,6 +83,14 @@ class Task(ABC):
         Raises:
             ValueError: when there are fewer.
         """
+
+    def evaluation_data(self) -> Iterable[Any] | None:
+        """Return all that `evaluate` measures on: tensors, texts and numbers, in any nesting.
+
+        Its digest finds the full-precision metrics that runs share, and stands in the record.
+        `load` has been called. None, of a task that does not say, has every run measure anew.
+        """
+        return None
 
     @abstractmethod
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:

@@ -101,7 +101,8 @@ class JoblibLauncher(Launcher):
     ) -> Iterator[tuple[int, JobReturn]]:
         from joblib import Parallel, delayed
 
-        # loky gives each process cores / n_jobs threads, unless OMP_NUM_THREADS says otherwise.
+        # loky gives each process cores / n_jobs threads, unless OMP_NUM_THREADS says otherwise; a
+        # run takes them unless threads= or the folder of results has another number.
         pool = Parallel(
             self.n_jobs,
             backend="loky",

@@ -25,7 +25,7 @@ from markupsafe import Markup
 from flexround.utils.atomic_files import write_whole
 from results.page.svg_chart import Chart, charts
 from results.records.record import Record
-from results.tables.formats import PLUS_MINUS
+from results.tables.formats import MARK, PLUS_MINUS
 from results.tables.leaderboard import CELL, mean_text, rows_and_runs, width
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +36,12 @@ COLUMNS = (
     ("model", "Model", "the network"),
     ("quant", "Method", "how its weights were quantized"),
     ("width", "Bits", "W: of the weights, A: of the activations"),
-    ("mean", "", f"mean {PLUS_MINUS} standard deviation over seeds"),
+    (
+        "mean",
+        "",
+        f"mean {PLUS_MINUS} standard deviation over seeds; {MARK} where they "
+        "differ in threads, processor, torch or network",
+    ),
     ("delta", "vs. FP", "difference to full precision"),
     ("fp", "FP", "full precision"),
     ("n", "Seeds", "runs that ended well"),
@@ -79,7 +84,9 @@ class Made:
     def of(self, record: Record) -> int:
         """Return the number of what made record."""
         versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-        facts = (record.commit or "unknown", versions or "unknown", record.device or "unknown")
+        threads = "" if record.threads is None else f"{record.threads} threads"
+        machine = ", ".join(filter(None, (record.device, record.processor, threads)))
+        facts = (record.commit or "unknown", versions or "unknown", machine or "unknown")
         return self.facts.setdefault(facts, len(self.facts))
 
 

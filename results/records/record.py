@@ -39,6 +39,11 @@ class Record:
         seconds: wall time of the run.
         peak_memory_gib: largest of the blocks' peaks.
         device: cpu, or the GPU's name.
+        processor: the CPU's model and vector instructions, which decide the last bits of its sums.
+        threads: of torch on the CPU, which decide them too; None in records from before they were
+            kept, as the next two.
+        network: the digest of the full-precision network as quantization met it.
+        evaluation_data: the digest of what was measured on; None for a task that does not say.
         settings: the composed configuration that run_id is a hash of: classes by their names, files
             and folders by the digest of what they hold.
         places: where the files and folders were that settings have digests of, by dotted name.
@@ -71,6 +76,10 @@ class Record:
     seconds: float = 0.0
     peak_memory_gib: float = 0.0
     device: str = ""
+    processor: str = ""
+    threads: int | None = None
+    network: str | None = None
+    evaluation_data: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
     started: str = ""

@@ -18,13 +18,13 @@ import pandas as pd
 
 from results.records.record import Record
 from results.records.selection import facts, nearest
-from results.tables.formats import PLUS_MINUS, latex, markdown
+from results.tables.formats import MARK, PLUS_MINUS, latex, markdown
 from results.tables.leaderboard import CELL, SEEDS, TOLD_APART, mean_text, numbers
 
 ABSENT = object()
 Held = tuple[tuple[str, str], ...]
-# Where things lay; what lay there is in the settings, by its content.
-PLACES = ("data_dir", "calibration_dir", "imagenet_dir", "checkpoints_dir")
+# Where things lay, whose content is in the settings, and on how many threads a run worked.
+PLACES = ("data_dir", "calibration_dir", "imagenet_dir", "checkpoints_dir", "threads")
 Group = dict[Any, list[Record]]
 
 
@@ -73,6 +73,8 @@ def ablation(records: Sequence[Record], setting: str, by: Sequence[str] = ()) ->
         for held, group in varied.items() for value in values if value in group
     ]  # fmt: skip
     remarks = _along(varied.values(), setting)
+    ways = dict.fromkeys(row["mixed"] for row in rows if pd.notna(row["mixed"]))
+    remarks += [f"{MARK} runs of one cell differ in {told}" for told in ways]
     if len(having) < len(records):
         remarks.append(f"{len(records) - len(having)} runs have no {setting}")
     left = sum(len(runs) for g in groups.values() if len(g) == 1 for runs in g.values())

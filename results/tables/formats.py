@@ -7,6 +7,7 @@ import re
 import pandas as pd
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+MARK = "\N{DAGGER}"  # behind a number that a remark below the table is about
 # What Markdown would read as markup; an underscore inside a word is none.
 MARKUP = re.compile(r"[\\`*<>\[\]|&]|(?<![^\W_])_|_(?![^\W_])")
 
@@ -22,7 +23,8 @@ def latex(table: pd.DataFrame) -> str:
     """Return table in LaTeX, for a document that uses the package booktabs."""
     style = table.style.hide(axis="index").format(escape="latex")
     style = style.format_index(escape="latex", axis=1)
-    return style.to_latex(hrules=True).replace(PLUS_MINUS, r"$\pm$").rstrip("\n")
+    text = style.to_latex(hrules=True).replace(PLUS_MINUS, r"$\pm$").replace(MARK, r"$\dagger$")
+    return text.rstrip("\n")
 
 
 def _escape(text: str) -> str:

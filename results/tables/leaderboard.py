@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import nan
 from statistics import fmean, median, stdev
 from typing import Any
 
@@ -10,7 +11,8 @@ import pandas as pd
 
 from results.records.record import Record
 from results.records.selection import check_known, facts, flatten
-from results.tables.formats import PLUS_MINUS, latex, markdown
+from results.tables.formats import MARK, PLUS_MINUS, latex, markdown
+from results.tables.mixed import mixed, network_of, remarks
 
 CELL = ["task", "model", "quant"]
 SEEDS = ("seed", "quant.seed")  # what runs of one cell may differ in
@@ -59,7 +61,8 @@ def rows_and_runs(
 def numbers(members: Sequence[Record]) -> dict[str, Any]:
     """Return what runs that differ in their seed have found: metric, mean, median, std, n, fp, ...
 
-    delta is mean - fp; failed counts the runs that failed.
+    delta is mean - fp; failed counts the runs that failed; mixed says which conditions that no
+    setting names differ between them (`results.tables.mixed`), network of which one they are.
     """
     values = [r.value for r in members if r.value is not None]
     fps = [r.fp_value for r in members if r.fp_value is not None]
@@ -74,6 +77,8 @@ def numbers(members: Sequence[Record]) -> dict[str, Any]:
         "fp": fp,
         "delta": None if mean is None or fp is None else mean - fp,
         "failed": sum(r.status == "failed" for r in members),
+        "network": network_of(members) or nan,  # as what has no mean or deviation
+        "mixed": mixed(members) or nan,
     }
 
 
@@ -142,8 +147,9 @@ def _two_in_one_cell(key: tuple[Any, ...], differing: dict[str, list[str]]) -> V
 
 
 def mean_text(row: dict[Any, Any]) -> str:
-    """Return a row's mean, with its deviation where there is one."""
-    return f"{row['mean']:.2f}" + (f" {PLUS_MINUS} {row['std']:.2f}" if row["n"] > 1 else "")
+    """Return a row's mean, with its deviation where there is one, marked where runs are mixed."""
+    deviation = f" {PLUS_MINUS} {row['std']:.2f}" if row["n"] > 1 else ""
+    return f"{row['mean']:.2f}{deviation}{MARK if pd.notna(row['mixed']) else ''}"
 
 
 def _cell_text(row: Any) -> str:
@@ -181,15 +187,16 @@ def text_table(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def caption(cells: pd.DataFrame) -> str:
-    """Return what the numbers of the table are."""
+    """Return what the numbers of the table are, and which of them mix what decides last bits."""
     metrics = ", ".join(
         f"{task}: {' or '.join(names.unique())}"
         for task, names in cells.dropna(subset="metric").groupby("task")["metric"]
     )
-    return (
+    first = (
         f"{metrics}; mean {PLUS_MINUS} standard deviation over seeds where there are several "
         "(difference to full precision, FP)"
     )
+    return "\n\n".join([first, *remarks(cells)])
 
 
 def render(cells: pd.DataFrame, form: str) -> str:

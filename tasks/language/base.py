@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,15 @@ class TransformerTask(FineTunable):
             ValueError: names source and what does not fit.
         """
 
+    def evaluation_data(self) -> Iterable[Any] | None:
+        """Return `texts` and the files of the tokenizer, by which the network meets them."""
+        texts = self.texts()
+        return None if texts is None else chain(files_of(self._tokenizer), texts)
+
+    def texts(self) -> Iterable[Any] | None:
+        """Return what the task measures on, as texts or as tokens; None shares no metrics."""
+        return None
+
     def check_full_precision(self, metrics: dict[str, float]) -> None:
         """Check that the full-precision network has its known metric, where there is one.
 
@@ -200,6 +211,14 @@ def check_positions(network: nn.Module, source: str, length: int, options: str) 
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and length > positions:
         raise ValueError(f"{source} has {positions} positions; lower {options} ({length}) to that")
+
+
+def files_of(tokenizer: Any) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, bytes) of the files that a tokenizer is saved as, in order of their names."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).iterdir()):
+            yield path.name, path.read_bytes()
 
 
 def pad(tokenizer: Any, rows: Sequence[Row]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -148,6 +148,11 @@ class Classification(TransformerTask):
     def calibration(self, num_samples: int, seed: int) -> Sequence[Tokens]:
         """Return num_samples training examples as one padded batch."""
         return [pad(self._tokenizer, self._encode(draw(self._train(), num_samples, seed)))]
+
+    def texts(self) -> Iterable[Any]:
+        """Yield the examples of each split that the metrics are taken on."""
+        for suffix, split in self._splits.items():
+            yield suffix, *self._data.examples(split)
 
     @torch.no_grad()
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:

@@ -81,6 +81,13 @@ class LanguageModeling(TransformerTask):
         found = self._calibration.sequences(self._tokenizer, self._seq_len, num_samples, seed)
         return [{"input_ids": part} for part in found.split(self._eval_batch_size)]
 
+    def texts(self) -> Sequence[Tensor]:
+        """Return the protocol's windows of the evaluation split, [windows, tokens]."""
+        if self._windows is None:
+            self._windows = self._protocol.windows(self._corpus, self._tokenizer)
+            log.info("%s, %d windows of %d tokens", self._protocol.name, *self._windows.shape)
+        return [self._windows]
+
     @torch.no_grad()
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
         """Return the perplexity; every window predicts all its tokens but the first.
@@ -88,11 +95,9 @@ class LanguageModeling(TransformerTask):
         Raises:
             ValueError: when it is no number, or beyond what a float holds.
         """
-        if self._windows is None:
-            self._windows = self._protocol.windows(self._corpus, self._tokenizer)
-            log.info("%s, %d windows of %d tokens", self._protocol.name, *self._windows.shape)
+        (windows,) = self.texts()
         losses = []
-        parts = self._windows.split(self._eval_batch_size)
+        parts = windows.split(self._eval_batch_size)
         found = adapter.outputs({"input_ids": part} for part in parts)
         for part, logits in zip(parts, found, strict=True):
             # By window: a batch's logits are the largest tensor of the whole run already.
@@ -100,8 +105,8 @@ class LanguageModeling(TransformerTask):
                 own = predicted[:-1].float()
                 loss = nn.functional.cross_entropy(own, window[1:], reduction="sum")
                 losses.append(loss.item())
-        self.outcomes = {"perplexity": torch.tensor(losses) / (self._windows.shape[1] - 1)}
-        return {"perplexity": perplexity_of(sum(losses) / self._windows[:, 1:].numel())}
+        self.outcomes = {"perplexity": torch.tensor(losses) / (windows.shape[1] - 1)}
+        return {"perplexity": perplexity_of(sum(losses) / windows[:, 1:].numel())}
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:
         """Check the known perplexity, and that the network predicts better than chance.

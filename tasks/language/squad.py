@@ -117,10 +117,14 @@ class Squad(TransformerTask):
             first.setdefault(window.question, window.inputs)
         return [pad(self._tokenizer, list(first.values()))]
 
+    def texts(self) -> Sequence[Question]:
+        """Return the questions of the validation split."""
+        return self._questions("validation")[: self._max_eval]
+
     @torch.no_grad()
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
         """Return F1 and exact match; an answer is the best one over all windows of its question."""
-        questions = self._questions("validation")[: self._max_eval]
+        questions = self.texts()
         answers = self._answers(adapter, questions)
         golds = [question.answers for question in questions]
         right = [

@@ -7,7 +7,7 @@ Prompt and beam search as in microsoft/LoRA's NLG example, which the FlexRound p
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,11 @@ class WebNLG(TransformerTask):
         rows = draw(self.training_rows(), num_samples, seed)
         names = ("input_ids", "attention_mask")
         return [self._pad([{name: row[name] for name in names} for row in rows])]
+
+    def texts(self) -> Iterable[Any]:
+        """Yield the test entries, and the categories of training, which say what was seen."""
+        yield sorted({entry.category for entry in read(self._folder, "train")})
+        yield from read(self._folder, "test")[: self._max_eval]
 
     @torch.no_grad()
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:

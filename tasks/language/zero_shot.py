@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -116,6 +118,15 @@ class ZeroShot(TransformerTask):
             self._tokenizer, self._seq_len, num_samples, seed
         )
         return [{"input_ids": part} for part in chosen.split(self._eval_batch_size)]
+
+    def texts(self) -> Iterable[Any]:
+        """Yield the harness's version, and each task's settings with all its items."""
+        yield metadata.version("lm-eval")
+        for name, task in self._tasks.items():
+            yield name, json.dumps(task.dump_config(), sort_keys=True, default=str)
+            shots = (task.fewshot_docs() or ()) if self._num_fewshot > 0 else ()
+            for document in (*task.eval_docs, *shots):
+                yield json.dumps(document, sort_keys=True, default=str)
 
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
         """Return the accuracy of each task by its name, and their average, in percent."""

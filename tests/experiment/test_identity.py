@@ -318,7 +318,7 @@ def test_a_change_of_the_code_or_of_an_option_offers_a_failed_run_again(
     args = (*TINY, "quant=flexround", "recon.lr=1e30", "recon.iters=3", "num_samples=64")
     assert cli(*args).status == 1
     assert "failed before" in cli(*args).err.splitlines()[-1]
-    monkeypatch.setattr("experiment.conditions.commit", lambda: "another")
+    monkeypatch.setattr("experiment.conditions.code_of", lambda cfg: "another")
     outcome = cli(*args)
     assert "tried again with another code" in outcome.err
     assert "the loss is" in outcome.err.splitlines()[-1]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiment.full_precision import FullPrecision, digest_of_model
+from experiment.full_precision import FullPrecision, digest_of, digest_of_model
 from experiment.shared_cache import Cache
 from tests.flexround.reconstruction.test_reconstruction import adapter, calibration
 
@@ -87,8 +87,57 @@ def test_a_full_disk_costs_the_entry_and_not_the_run(tmp_path, monkeypatch, capl
     assert list(tmp_path.iterdir()) == []
 
 
-def shared(cache, model, batch_size=8):
-    return FullPrecision(cache, model, calibration(), batch_size)
+class Measured:
+    """A task on data, which counts how often it measures; its metric is the data's first."""
+
+    metric, version = "top1", 1
+
+    def __init__(self, data):
+        self.data, self.times = data, 0
+
+    def evaluation_data(self):
+        """Return the data."""
+        return self.data
+
+    def evaluate(self, adapter):
+        """Return the data's first number."""
+        self.times += 1
+        return {"top1": float(torch.as_tensor(self.data[0]).flatten()[0]) if self.data else 0.0}
+
+    def check_full_precision(self, metrics):
+        """Take any."""
+
+
+def shared(cache, model, batch_size=8, task=None):
+    return FullPrecision(cache, model, calibration(), task or Measured([]), batch_size)
+
+
+def test_metrics_are_shared_by_what_was_measured_on(tmp_path):
+    cache, model = Cache(tmp_path, 1), adapter()
+    images = torch.arange(6.0).view(2, 3)
+    one, again, changed = Measured([images]), Measured([images.clone()]), Measured([images + 1])
+    assert shared(cache, model, task=one).metrics({}) == {"top1": 0.0}
+    assert shared(cache, model, task=again).metrics({}) == {"top1": 0.0}
+    assert shared(cache, model, task=changed).metrics({}) == {"top1": 1.0}
+    assert (one.times, again.times, changed.times) == (1, 0, 1)
+
+
+def test_a_task_that_does_not_say_what_it_measures_on_shares_nothing(tmp_path):
+    cache, silent = Cache(tmp_path, 1), Measured(None)
+    for _ in range(2):
+        assert shared(cache, adapter(), task=silent).metrics({}) == {"top1": 0.0}
+    assert silent.times == 2
+    assert shared(cache, adapter(), task=silent).evaluation_data is None
+
+
+def test_the_digest_of_data_sees_values_shapes_types_and_nesting():
+    data = [
+        [torch.zeros(4)], [torch.zeros(2, 2)], [torch.zeros(4, dtype=torch.int32)],
+        [torch.zeros(2), torch.zeros(2)], [(torch.zeros(2), torch.zeros(2))], [-torch.zeros(4)],
+        ["a", "b"], ["ab"], [("a", "b")], [{"a": "b"}], [1], [1.0], ["1"], [True], [b"1"], [None],
+    ]  # fmt: skip
+    assert len({digest_of(parts) for parts in data}) == len(data)
+    assert digest_of([torch.arange(4)]) == digest_of(iter([torch.arange(8)[:4].clone()]))
 
 
 def test_targets_are_the_same_and_computed_once(tmp_path):
