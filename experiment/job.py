@@ -64,8 +64,8 @@ class Job:
                 log.warning("it has no artifact of its own; rerun=true makes one, and a new record")
             if self.cfg.threads not in (None, record.threads):
                 log.warning(
-                    "it was computed on %s threads; rerun=true takes threads=%d",
-                    record.threads or "other",
+                    "it was computed with threads=%s; rerun=true takes threads=%d",
+                    record.threads or "unknown",
                     self.cfg.threads,
                 )
             return record

@@ -54,8 +54,8 @@ def number_for(folder: Path, asked: int | None, processor: str) -> int:
     kept = _first(path, processor) or own
     if kept != own:
         log.info(
-            "%d threads, as earlier runs in %s have had, not this process's %d (threads=%d takes "
-            "those)", kept, folder, own, own,
+            "threads=%d, as in earlier runs of %s; this process was given %d (threads=%d takes "
+            "them)", kept, folder, own, own,
         )  # fmt: skip
     return kept
 

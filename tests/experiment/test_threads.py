@@ -29,7 +29,7 @@ def test_a_folder_keeps_the_number_of_its_first_run(tmp_path, own, caplog):
     assert number_for(tmp_path, None, "A") == 4
     own(1)  # as another launcher gives
     assert number_for(tmp_path, None, "A") == 4
-    assert "4 threads, as earlier runs in" in caplog.text
+    assert "threads=4, as in earlier runs of" in caplog.text
     assert "threads=1 takes" in caplog.text
     assert number_for(tmp_path, None, "B") == 1  # of another kind, whose bits are others anyway
 
@@ -86,13 +86,13 @@ def test_a_record_says_what_decides_its_last_bits(cli, results_dir):
     (record,) = Store(results_dir).load()
     assert record.threads == 1
     assert (record.device, record.processor) == ("cpu", processor())
-    assert record.versions["torch"] == torch.__version__.partition("+")[0] or record.versions
+    assert record.versions["torch"]
     assert len(record.network) == len(record.evaluation_data) == 64
     assert torch.get_num_threads() == before
     # Another number is no other run; who asks for it learns that it was not taken.
     again = cli(*RTN, "threads=2")
     assert "already recorded" in again.err
-    assert "computed on 1 threads; rerun=true takes threads=2" in again.err
+    assert "computed with threads=1; rerun=true takes threads=2" in again.err
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1025", "99999999999999999999", "1.5", "many", "''"])
