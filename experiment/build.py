@@ -1,29 +1,44 @@
-"""Building of objects from configurations, here and nowhere else."""
+"""Building of objects from configurations, here and nowhere else.
+
+`_target_` names a class of `flexround` or `tasks`, the logger's, or what a package defines that the
+user has allowed by plugins= on the command line. Nothing else is imported, and nothing else called.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 _ARBITRARY = ConfigDict(arbitrary_types_allowed=True, strict=True)
 
 
-def build(node: DictConfig | None) -> Any:
+OURS = ("flexround", "tasks")
+LOGGERS = ("experiment.wandb_logger.WandbLogger",)
+TARGET, PARTIAL = "_target_", "_partial_"
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+
+
+def build(node: DictConfig | None, plugins: Sequence[str] = ()) -> Any:
     """Return the object that node describes, or None for an empty node.
 
     Raises:
-        ValueError: what the object's own constructor refuses.
+        ValueError: when a class in node is none of ours nor of plugins; what the object's own
+            constructor refuses.
     """
     if not node:
         return None
+    for path, part in _described(str(node._key() or ""), node):
+        target_of(path, part, plugins)
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
@@ -38,17 +53,84 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         ValueError: names the option, what it is, and what the signature takes.
     """
+    plugins = cfg.get("plugins") or ()
     for group, node in cfg.items():
-        if isinstance(node, DictConfig) and "_target_" in node:
-            _validate_node(str(group), node)
+        if group == "hydra":  # its own, which it has built already
+            continue
+        for path, part in _described(str(group), node):
+            _validate_node(path, part, target_of(path, part, plugins))
 
 
-def _validate_node(path: str, node: DictConfig) -> None:
-    module, _, name = node._target_.rpartition(".")
+def check_plugins(plugins: Sequence[str], given: Sequence[str]) -> None:
+    """Check that plugins are names of packages, and stand on the command line: among given.
+
+    Raises:
+        ValueError: names what is wrong.
+    """
+    if plugins and not any(text.lstrip("+").startswith("plugins=") for text in given):
+        raise ValueError(
+            f"plugins={list(plugins)} stands in a file; whose code may run is said on the command "
+            "line alone"
+        )
+    for name in plugins:
+        if not DOTTED.fullmatch(name):
+            raise ValueError(f"plugins={name}: give packages by name, plugins=[my_package]")
+
+
+def target_of(path: str, node: DictConfig, plugins: Sequence[str]) -> Callable[..., Any]:
+    """Return what `_target_` of node names; path is what the options call node.
+
+    Raises:
+        ValueError: when it is no class of ours, nor one or a function of plugins; when it is not
+            there; when Hydra is asked for more than it.
+    """
+    name = node[TARGET]
+    odd = [str(key) for key in node if str(key).startswith("_") and key not in (TARGET, PARTIAL)]
+    if odd:
+        raise ValueError(f"{path}.{odd[0]}: there is no such option")
+    if not isinstance(name, str) or not DOTTED.fullmatch(name):
+        raise ValueError(f"{path}.{TARGET}={name!r}: give the dotted name of a class")
+    roots = (*OURS, *plugins)
+    if name not in LOGGERS and not _is_within(name, roots):
+        package = name.partition(".")[0]
+        raise ValueError(
+            f"{path}.{TARGET}={name} is none of {' or '.join(OURS)}, which alone are built; if you "
+            f"trust it, give plugins=[{package}] on the command line"
+        )
+    module, _, last = name.rpartition(".")
     try:
-        target = getattr(importlib.import_module(module), name)
+        target: Callable[..., Any] = getattr(importlib.import_module(module), last)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}._target_={node._target_} can't be imported: {error}") from error
+        raise ValueError(f"{path}.{TARGET}={name} can't be imported: {error}") from error
+    # A module's own imports, such as Path, are within it by name alone.
+    home = getattr(target, "__module__", None)
+    own = isinstance(home, str) and (name in LOGGERS or _is_within(f"{home}.", roots))
+    wanted = inspect.isclass(target) or (_is_within(name, plugins) and inspect.isfunction(target))
+    if not own or not wanted:
+        raise ValueError(f"{path}.{TARGET}={name} is no class of that module")
+    return target
+
+
+def _is_within(name: str, packages: Sequence[str]) -> bool:
+    return any(name.startswith(f"{package}.") for package in packages)
+
+
+def _described(path: str, node: Any) -> Iterator[tuple[str, DictConfig]]:
+    """Yield every node with a `_target_` in node by its path, lists included."""
+    if isinstance(node, DictConfig) and not node._is_none():
+        if TARGET in node:
+            yield path, node
+        children: Sequence[Any] = list(node)
+    elif isinstance(node, ListConfig) and not node._is_none():
+        children = range(len(node))
+    else:
+        return
+    for key in children:
+        if not OmegaConf.is_missing(node, key):
+            yield from _described(f"{path}.{key}", node[key])
+
+
+def _validate_node(path: str, node: DictConfig, target: Any) -> None:
     parameters = inspect.signature(target).parameters
     given = [str(key) for key in node if not str(key).startswith("_")]
     for key in given:
@@ -63,14 +145,13 @@ def _validate_node(path: str, node: DictConfig) -> None:
         name for name, p in parameters.items()
         if p.default is inspect.Parameter.empty and name not in given
     ]  # fmt: skip
-    if missing and not node.get("_partial_"):
+    if missing and not node.get(PARTIAL):
         raise ValueError(f"{path}: {target.__name__} also needs {', '.join(missing)}")
     hints = _type_hints(target)
     for key in given:
         value = node[key]
-        if isinstance(value, DictConfig) and "_target_" in value:
-            _validate_node(f"{path}.{key}", value)
-        elif key in hints:
+        described = isinstance(value, DictConfig) and TARGET in value  # it is looked at by itself
+        if key in hints and not described:
             _check_type(f"{path}.{key}", value, hints[key])
 
 

@@ -100,6 +100,7 @@ class RunConfig:
     offload: bool = MISSING
     spill_dir: str = MISSING
     checkpoints_dir: str = MISSING
+    plugins: list[str] = MISSING
     # Fine-tuning: a member of conf/recipe, which only `python finetune.py` has.
     recipe: Any = None
     # By config group: the options that do nothing under the chosen member of that group.

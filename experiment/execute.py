@@ -36,12 +36,13 @@ def execute(job: Job) -> Record:
 def _execute(job: Job, threads: int) -> Record:
     cfg = job.cfg
     validate(cfg)
-    task, model, recon = build(cfg.task), build(cfg.model), build(cfg.recon)
-    grid = Grid(cfg.bits, cfg.symmetric, build(cfg.granularity))
-    quantizer, ranges, activation = build(cfg.quant), build(cfg.ranges), build(cfg.activation)
+    made = partial(build, plugins=cfg.plugins)
+    task, model, recon = made(cfg.task), made(cfg.model), made(cfg.recon)
+    grid = Grid(cfg.bits, cfg.symmetric, made(cfg.granularity))
+    quantizer, ranges, activation = made(cfg.quant), made(cfg.ranges), made(cfg.activation)
     recon.check_method(quantizer, grid)
     with job.recording() as draft:
-        log, bar, logger = ReportLog(), ProgressBar(cfg.progress), build(cfg.logger)
+        log, bar, logger = ReportLog(), ProgressBar(cfg.progress), made(cfg.logger)
         draft.watch(task, log, logger)
         draft.threads, draft.processor = threads, processor()
         own = Resources.of(job)

@@ -11,11 +11,12 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiment.build import build, validate
+from experiment.build import build, check_plugins, validate
 from experiment.checks import check_idle
 from experiment.config import check_keys
 from experiment.content import Contents
 from experiment.device import device_of, processor
+from experiment.environment import check_environment
 from experiment.identity import network_digest, pin
 
 log = logging.getLogger("finetune")
@@ -23,7 +24,7 @@ log = logging.getLogger("finetune")
 # The options of a run that mean something here; everything else that is given does nothing.
 USED = (
     "model", "task", "recipe", "checkpoint", "data_dir", "protocol", "seed", "device", "threads",
-    "rerun", "cache_dir", "checkpoints_dir", "hydra", "expected_fp",
+    "rerun", "cache_dir", "checkpoints_dir", "hydra", "expected_fp", "plugins",
 )  # fmt: skip
 
 
@@ -35,6 +36,8 @@ def check_used(cfg: DictConfig) -> None:
     """
     check_keys(cfg)
     given = HydraConfig.get().overrides.task
+    check_plugins(cfg.plugins, given)
+    check_environment(cfg)
     for text in given:
         if text.lstrip("+~").partition("=")[0].partition(".")[0] not in USED:
             raise ValueError(f"{text} does nothing in fine-tuning; leave it out")
@@ -60,7 +63,7 @@ def _finetune(cfg: DictConfig) -> Path:
 
     validate(cfg)
     pin(cfg)
-    task, model, recipe = build(cfg.task), build(cfg.model), build(cfg.recipe)
+    task, model, recipe = (build(cfg[name], cfg.plugins) for name in ("task", "model", "recipe"))
     if "vision" in task.kinds:
         raise ValueError("there is no fine-tuning for vision tasks; choose a language task=")
     check_kind(model.kind, task.kinds)

@@ -15,9 +15,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from experiment.artifacts.provenance import check_free, is_of
+from experiment.build import check_plugins
 from experiment.checks import check_idle, check_preset, check_ranges, check_values
 from experiment.conditions import changes, conditions
 from experiment.config import check_keys
+from experiment.environment import check_environment
 from experiment.identity import identity, places, run_id
 from experiment.outcome import _in_sweep, write_outcome
 from experiment.recorder import Draft, recording
@@ -133,8 +135,10 @@ def current_job(cfg: DictConfig) -> Job:
             something else where the artifact is to lie.
     """
     check_keys(cfg)
-    check_values(cfg)
     own = HydraConfig.get().overrides.task
+    check_environment(cfg)
+    check_plugins(cfg.plugins, own)
+    check_values(cfg)
     check_idle(cfg, own, _sweep_overrides() or own)
     choices = HydraConfig.get().runtime.choices
     names = dict(zip(("model", "task", "quant"), names_of(cfg, choices), strict=True))

@@ -2,48 +2,83 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flexround.artifact.header import locate, read_header
 from results.records.record import Record
 
+MOST_THREADS = 1024
 
-def facts_of(path: str | Path) -> dict[str, Any]:
-    """Return what the artifact at path says of the run that made it: record, source, threads.
+
+@dataclass(frozen=True)
+class Provenance:
+    """What an artifact states of the run that made it.
+
+    Attributes:
+        metric, value: the run's main metric, and what it was.
+        device, torch: what it was computed on and with.
+        threads: how many threads it was computed with.
+        overrides: what the run was asked for, as it stands in the file, unchecked.
+    """
+
+    run_id: str
+    started: str
+    metric: str
+    value: float
+    device: str
+    torch: str
+    threads: int
+    overrides: Any
+
+
+def provenance_of(path: str | Path) -> Provenance:
+    """Return what the artifact at path states of the run that made it.
 
     Raises:
         ValueError: when there is no artifact, or one that does not say.
     """
     file = locate(path)
-    header, _ = read_header(file)
-    try:
-        facts: dict[str, Any] = header["facts"]
-        facts["record"]["run_id"], facts["record"]["started"], facts["threads"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"artifact {file} does not say what run made it") from error
-    return facts
+    facts = read_header(file)[0].get("facts")
+    record = _part(facts, "record", dict, file)
+    value = _part(record, "value", (int, float), file)
+    threads = _part(facts, "threads", int, file)
+    if not (math.isfinite(value) and 1 <= threads <= MOST_THREADS):
+        raise ValueError(f"artifact {file} states value {value}, {threads} threads: no such run")
+    return Provenance(
+        **{name: _part(record, name, str, file) for name in ("run_id", "started", "metric")},
+        value=value,
+        device=_part(record, "device", str, file),
+        torch=_part(_part(record, "versions", dict, file), "torch", str, file),
+        threads=threads,
+        overrides=record.get("overrides"),
+    )
 
 
-def record_of(path: str | Path) -> dict[str, Any]:
-    """Return the record, without its blocks, that the artifact at path was made with.
+def _part(facts: Any, name: str, kind: Any, file: Path) -> Any:
+    """Return the entry called name of facts, which is of that kind and fits on a line.
 
     Raises:
-        ValueError: when there is no artifact, or one without a record.
+        ValueError: when it is not there, or not.
     """
-    record: dict[str, Any] = facts_of(path)["record"]
-    return record
+    value = facts.get(name) if isinstance(facts, dict) else None
+    odd = isinstance(value, bool) or (isinstance(value, str) and not value.isprintable())
+    if odd or not isinstance(value, kind):
+        raise ValueError(f"artifact {file} does not say what run made it: {name} is missing or odd")
+    return value
 
 
 def is_of(path: Path, record: Record) -> bool:
     """Return whether the artifact at path is there and of this very attempt."""
     try:
-        held = record_of(path)
+        held = provenance_of(path)
     except ValueError:
         return False
     names = (record.run_id, *record.former_ids)
-    return held["run_id"] in names and held["started"] == record.started
+    return held.run_id in names and held.started == record.started
 
 
 def check_free(path: Path, names: Collection[str]) -> None:
@@ -55,7 +90,7 @@ def check_free(path: Path, names: Collection[str]) -> None:
     if not path.exists():
         return
     try:
-        owner = record_of(path)["run_id"]
+        owner = provenance_of(path).run_id
     except ValueError as error:
         raise ValueError(f"save=true writes to {path}, and that exists: {error}") from error
     if owner not in names:

@@ -13,8 +13,9 @@ import pandas as pd
 import torch
 
 from experiment.artifacts.model_card import words
-from experiment.artifacts.provenance import facts_of, record_of
-from experiment.build import build, validate
+from experiment.artifacts.provenance import provenance_of
+from experiment.artifacts.stated_overrides import composable
+from experiment.build import build, check_plugins, validate
 from experiment.config import composed
 from experiment.device import device_of
 from flexround.artifact.artifact import Artifact, size_of
@@ -22,6 +23,7 @@ from flexround.artifact.file_format import read
 from flexround.artifact.header import locate
 from flexround.models.base import ModelAdapter
 from flexround.utils.atomic_files import written_folder
+from flexround.utils.memory import is_shortage
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,19 @@ def rebuild(path: str | Path, overrides: Sequence[str] = ()) -> Rebuilt:
     Raises:
         ValueError: when the artifact is damaged, or its settings do not build its model any more.
     """
-    record = record_of(path)
     artifact = read(path)
-    cfg = composed([*(record["overrides"] or []), *overrides])
+    file = locate(path)
+    try:
+        stated = composable(provenance_of(path).overrides, overrides)
+    except ValueError as error:
+        raise ValueError(f"artifact {file}: {error}") from error
+    cfg = composed([*stated, *overrides])
+    check_plugins(cfg.plugins, overrides)
+    if "source" in cfg.model:
+        cfg.model.source = str(file.parent)  # nothing is read by the name that the run had for it
     validate(cfg)
-    task, model = build(cfg.task), build(cfg.model)
-    folder = locate(path).parent
-    adapter = model.bare_adapter(task, cfg.checkpoint, folder, device_of(cfg.device))
+    task, model = build(cfg.task, cfg.plugins), build(cfg.model, cfg.plugins)
+    adapter = model.bare_adapter(task, cfg.checkpoint, file.parent, device_of(cfg.device))
     artifact.restore(adapter)
     return Rebuilt(artifact, adapter, task)
 
@@ -84,23 +92,38 @@ def evaluate(path: str, overrides: Sequence[str]) -> str:
     Raises:
         ValueError: when the main metric is another one.
     """
-    facts = facts_of(path)
-    record = facts["record"]
+    made = provenance_of(path)
     before = torch.get_num_threads()
-    torch.set_num_threads(facts["threads"])  # they decide the last bits of a sum
+    torch.set_num_threads(made.threads)  # they decide the last bits of a sum
     try:
         rebuilt = rebuild(path, overrides)
-        metrics = rebuilt.task.evaluate(rebuilt.adapter)
+        metrics = _measured(rebuilt, path)
     finally:
         torch.set_num_threads(before)
-    name, value = record["metric"], metrics[record["metric"]]
-    if value != record["value"]:
+    name, value = made.metric, metrics.get(made.metric)
+    if value != made.value:
         raise ValueError(
-            f"{name} is {value!r}, its record {record['run_id']} has {record['value']!r}: other "
-            f"data, another device than {record['device']}, or torch {record['versions']['torch']}"
+            f"{name} is {value!r}, its record {made.run_id} has {made.value!r}: other "
+            f"data, another device than {made.device}, or torch {made.torch}"
         )
     told = ", ".join(f"{name} {value}" for name, value in metrics.items())
-    return f"{told}: as recorded in {record['run_id']}"
+    return f"{told}: as recorded in {made.run_id}"
+
+
+def _measured(rebuilt: Rebuilt, path: str) -> dict[str, float]:
+    """Return the metrics of the rebuilt model.
+
+    Raises:
+        ValueError: when tensors of the artifact do not go together; what the task refuses.
+    """
+    try:
+        metrics: dict[str, float] = rebuilt.task.evaluate(rebuilt.adapter)
+    except (RuntimeError, TypeError, IndexError) as error:
+        if is_shortage(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"artifact {path} makes no network that can be run: {reason}") from error
+    return metrics
 
 
 def inspect(path: str) -> str:

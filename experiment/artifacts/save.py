@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from experiment.artifacts.model_card import model_card
+from experiment.artifacts.stated_overrides import shareable
 from flexround.artifact.artifact import take
 from flexround.artifact.file_format import write
 from flexround.artifact.header import FILE
@@ -31,8 +33,10 @@ def save(
 ) -> Path:
     """Write the artifact to folder, whole or not at all, and return folder.
 
-    source is the digest of the full-precision network as quantization met it.
+    source is the digest of the full-precision network as quantization met it. An artifact is for
+    others: the paths of this machine stay in its record.
     """
+    record = replace(record, overrides=shareable(record.overrides or []), places={})
     facts = {
         "record": {name: value for name, value in record.to_json().items() if name != "blocks"},
         "source": source,

@@ -87,6 +87,10 @@ class Artifact:
         plain = {n: tensor for n, tensor in plain.items() if n in stored or n in self.plain}
         _same("tensor", {n: list(t.shape) for n, t in self.plain.items()},
               {n: list(t.shape) for n, t in plain.items()})  # fmt: skip
+        for name, tensor in plain.items():
+            own = self.plain[name].dtype
+            if own != tensor.dtype and not (own.is_floating_point and tensor.is_floating_point()):
+                raise ValueError(f"tensor {name} is {own} in it and {tensor.dtype} in the network")
         for name, layer in layers.items():
             weight = cast(nn.Parameter, layer.module.weight)
             weight.data = weight.data.to(getattr(torch, self.dtypes[name]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,12 +23,31 @@ from torch import Tensor
 from flexround.artifact.activation_ranges import StoredSite
 from flexround.artifact.artifact import Artifact
 from flexround.artifact.bit_packing import pack, unpack
-from flexround.artifact.header import DIGEST, FORMAT, KEY, locate, read_header
-from flexround.grid import Grid, PerChannel, PerGroup, PerTensor, QuantizedTensor
+from flexround.artifact.header import (
+    DIGEST,
+    FORMAT,
+    KEY,
+    check_name,
+    locate,
+    read_header,
+    whole_numbers,
+)
+from flexround.grid import (
+    MAX_BITS,
+    MIN_BITS,
+    Grid,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    QuantizedTensor,
+)
 
 GRANULARITIES: dict[str, Callable[..., Any]] = {
     kind.__name__: kind for kind in (PerTensor, PerChannel, PerGroup)
 }
+
+WEIGHTS = ("float32", "float16", "bfloat16", "float64")  # what a network may store its weights in
+MOST_WEIGHTS = 2**48  # of a layer: more is no layer, and overflows
 
 
 def write(artifact: Artifact, path: Path) -> None:
@@ -89,7 +109,7 @@ def read(path: str | Path) -> Artifact:
         raise ValueError(f"artifact {file} is damaged: it is not what was written")
     try:
         return _parse(header, tensors)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"artifact {file}: its header has no sound {error}") from error
     except ValueError as error:
         raise ValueError(f"artifact {file}: {error}") from error
@@ -101,23 +121,41 @@ def _parse(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
             raise ValueError(f"its header names {name}, which it does not hold")
         return tensors.pop(name)
 
-    layers = {}
+    layers, sites = {}, {}
     for name, facts in header["layers"].items():
+        check_name(name)
         try:
             layers[name] = _unpacked(name, facts, part)
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error
-    sites = {}
+    if not layers:
+        raise ValueError("it has no quantized layer")
     for name, facts in header["sites"].items():
-        bits, signed = facts["bits"], facts["signed"]
-        if not facts["static"]:
-            sites[name] = StoredSite(bits)
-            continue
-        sites[name] = StoredSite(
-            bits, part(f"{name}.act_scale"), part(f"{name}.act_zero_point"), signed
-        )
+        check_name(name)
+        try:
+            sites[name] = _site(name, facts, part)
+        except ValueError as error:
+            raise ValueError(f"activation {name}: {error}") from error
     dtypes = {name: facts["dtype"] for name, facts in header["layers"].items()}
     return Artifact(layers, dtypes, sites, tensors, header["facts"])
+
+
+def _site(name: str, facts: Mapping[str, Any], part: Callable[[str], Tensor]) -> StoredSite:
+    bits, signed, static = facts["bits"], facts["signed"], facts["static"]
+    if type(bits) is not int or not MIN_BITS <= bits <= MAX_BITS:
+        raise ValueError(f"bits {str(bits)[:40]}")
+    if not (isinstance(static, bool) and isinstance(signed, bool)):
+        raise ValueError("static and signed are true or false")
+    if not static:
+        return StoredSite(bits)
+    scale, zero_point = part(f"{name}.act_scale"), part(f"{name}.act_zero_point")
+    if scale.numel() != 1 or not scale.is_floating_point() or zero_point.shape != scale.shape:
+        raise ValueError("its step and zero point are one number each")
+    if not (scale.isfinite() & (scale > 0)).all():
+        raise ValueError("a step that is 0, negative or not finite")
+    if zero_point.dtype != torch.int32 or int(zero_point.abs()) >= 2**bits:
+        raise ValueError(f"a zero point that is none of {bits} bit")
+    return StoredSite(bits, scale, zero_point, signed)
 
 
 def _packed(layer: QuantizedTensor) -> dict[str, Tensor]:
@@ -133,13 +171,21 @@ def _packed(layer: QuantizedTensor) -> dict[str, Tensor]:
 def _unpacked(
     name: str, facts: Mapping[str, Any], part: Callable[[str], Tensor]
 ) -> QuantizedTensor:
+    shape = torch.Size(whole_numbers(facts["shape"]))
+    if len(shape) < 2 or not 0 < math.prod(shape) < MOST_WEIGHTS:
+        raise ValueError(f"a weight of shape {list(shape)}")
+    if type(facts["bits"]) is not int or not isinstance(facts["symmetric"], bool):
+        raise ValueError("bits are a whole number, symmetric is true or false")
+    if facts["dtype"] not in WEIGHTS:
+        raise ValueError(f"dtype {str(facts['dtype'])[:40]!r}; there are {', '.join(WEIGHTS)}")
     options = {"group_size": facts["group_size"]} if "group_size" in facts else {}
+    if not all(type(size) is int for size in options.values()):
+        raise ValueError(f"group_size {str(options)[:40]}")
     granularity = GRANULARITIES[facts["granularity"]](**options)
     grid = Grid(facts["bits"], facts["symmetric"], granularity)
-    shape = torch.Size(facts["shape"])
     groups = len(granularity.group(torch.empty(shape, device="meta")))
     scale = part(f"{name}.scale")
-    if list(scale.shape) != [groups, 1]:
+    if list(scale.shape) != [groups, 1] or not scale.is_floating_point():
         raise ValueError(f"scales {list(scale.shape)}, {groups} groups in its header")
     # SignRound's full-range symmetric grid has scales of either sign.
     if not (scale.isfinite() & (scale != 0 if grid.symmetric else scale > 0)).all():

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import artifact
 import experiment.artifacts.save
 from experiment.artifacts import rebuild
-from experiment.artifacts.provenance import record_of
+from experiment.artifacts.provenance import provenance_of
 from flexround.artifact.file_format import _digest
 from flexround.artifact.header import DIGEST, FILE, KEY
 from flexround.utils.atomic_files import written_folder
@@ -179,7 +179,7 @@ def test_a_run_recorded_without_its_artifact_says_how_to_get_one(cli, results_di
     assert path.read_bytes() == before
     assert cli(*VISION, "save=true", "rerun=true").status == 0
     record, folder = saved(cli, results_dir, *VISION)
-    assert record_of(folder)["started"] == record.started
+    assert provenance_of(folder).started == record.started
     # A later attempt's record is not that of the artifact that lies there.
     assert cli(*VISION, "rerun=true").status == 0
     assert "it has no artifact" in cli(*VISION, "save=true").err
@@ -240,7 +240,7 @@ def test_the_artifact_is_there_before_its_record(cli, results_dir, monkeypatch):
     assert Store(results_dir).load() == []
     record, again = saved(cli, results_dir, *VISION)
     assert again == folder
-    assert record_of(folder)["started"] == record.started
+    assert provenance_of(folder).started == record.started
 
 
 def half_written(path):
