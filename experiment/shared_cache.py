@@ -7,9 +7,11 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from flexround.utils.atomic_files import write_whole
+from flexround.utils.atomic_files import set_aside, write_whole
+from flexround.utils.file_errors import read_bytes
 from results.records.claim import Claim
 
 log = logging.getLogger(__name__)
@@ -22,78 +24,106 @@ class Cache:
     """A folder of entries named by a hash of all that they depend on.
 
     Every entry carries its own digest, checked when it is read. Above limit_gib the entries that
-    have not been read for the longest go. A cache that can't be written costs time, not the run.
+    have not been read for the longest go. A cache that can't be read or written costs time, not the
+    run: what is in it is used, it is told once, and what would be kept is not.
     """
 
     def __init__(self, root: str | Path, limit_gib: float) -> None:
         self._root, self.limit = Path(root), int(limit_gib * 2**30)
+        self._told = False
 
-    def get(self, key: str, make: Callable[[], bytes]) -> bytes:
-        """Return the entry called key; make it where it is missing, unless another process does."""
-        found = self._read(key)
-        if found is not None:
-            return found
-        claim = Claim(self._root / f"{key}.claim")
+    def get(
+        self,
+        key: str,
+        make: Callable[[], bytes],
+        sound: Callable[[bytes], bool] = lambda _: True,
+    ) -> bytes:
+        """Return the entry called key; make it where it is missing, unless another process does.
+
+        One that is not sound is made again, as a damaged one is.
+        """
         try:
+            found = self._read(key, sound)
+            if found is not None:
+                return found
+            claim = Claim(self._root / f"{key}.claim")
             while claim.take() is not None:
                 time.sleep(POLL)
-                found = self._read(key)
+                found = self._read(key, sound)
                 if found is not None:
                     return found
         except OSError as error:
-            log.warning("no cache: %s (%s)", error.strerror, self._root)
+            self._tell("no cache", error)
             return make()
         try:
-            found = self._read(key)
-            if found is None:
-                found = make()
-                self._write(key, found)
-            return found
+            return self._read_or_make(key, make, sound)
         finally:
             claim.release()
+
+    def _read_or_make(
+        self, key: str, make: Callable[[], bytes], sound: Callable[[bytes], bool]
+    ) -> bytes:
+        """Return the entry as the holder of its claim does."""
+        try:
+            found, readable = self._read(key, sound), True
+        except OSError as error:
+            self._tell("no cache", error)
+            found, readable = None, False
+        if found is None:
+            found = make()
+            if readable:  # else it may be sound, and is left to those who can read it
+                self._write(key, found)
+        return found
 
     def _path(self, key: str) -> Path:
         return self._root / f"{key}.entry"
 
-    def _read(self, key: str) -> bytes | None:
+    def _read(self, key: str, sound: Callable[[bytes], bool]) -> bytes | None:
+        """Return the entry called key, None where there is none or it is damaged.
+
+        Raises:
+            OSError: when it can't be read.
+        """
         path = self._path(key)
         try:
-            held = path.read_bytes()
+            held = read_bytes(path)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            log.warning("cache entry %s can't be read: %s", path, error.strerror)
+        data = held[DIGEST:]
+        if hashlib.sha256(data).digest() != held[:DIGEST] or not sound(data):
+            aside = set_aside(path, held)
+            word = "" if aside is None else f"; set aside as {aside.name} and made again"
+            log.warning("cache entry %s is damaged%s", path, word)
             return None
-        if hashlib.sha256(held[DIGEST:]).digest() != held[:DIGEST]:
-            log.warning("cache entry %s is damaged; set aside and made again", path)
-            path.replace(path.with_suffix(".damaged"))
-            return None
-        try:
+        with suppress(OSError):  # gone meanwhile, or not ours to touch
             os.utime(path)
-        except OSError:  # gone meanwhile, or not ours to touch
-            log.debug("cache entry %s can't be touched", path)
-        return held[DIGEST:]
+        return data
 
     def _write(self, key: str, data: bytes) -> None:
         if len(data) > self.limit:
             return
         try:
             write_whole(self._path(key), hashlib.sha256(data).digest() + data)
-            self._evict()
         except OSError as error:
-            log.warning("cache entry %s not kept: %s", self._path(key), error.strerror)
+            self._tell(f"cache entry {self._path(key)} not kept", error)
+        self._evict()
+
+    def _tell(self, what: str, error: OSError) -> None:
+        """Say that the cache is not whole: once, not for each of its hundreds of entries."""
+        if not self._told:
+            log.warning("%s: %s (%s)", what, error.strerror, self._root)
+        self._told = True
 
     def _evict(self) -> None:
         held = []
         for path in (*self._root.glob("*.entry"), *self._root.glob("*.damaged")):
-            try:
+            with suppress(OSError):  # another process has removed it
                 stat = path.stat()
-            except FileNotFoundError:
-                continue
-            held.append((stat.st_mtime_ns, stat.st_size, path))
+                held.append((stat.st_mtime_ns, stat.st_size, path))
         total = sum(size for _, size, _ in held)
         for _, size, path in sorted(held):
             if total <= self.limit:
                 return
-            path.unlink(missing_ok=True)
-            total -= size
+            with suppress(OSError):  # of another user, in a folder where only he may remove it
+                path.unlink(missing_ok=True)
+                total -= size

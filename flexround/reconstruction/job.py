@@ -19,10 +19,11 @@ from flexround.models.base import ModelAdapter
 from flexround.quantizers.base import QuantizerFactory
 from flexround.ranges import Ranges
 from flexround.reconstruction.callbacks import Callback
-from flexround.reconstruction.checkpoints import Checkpoints, pack, unpack
+from flexround.reconstruction.checkpoints import Checkpoints
 from flexround.reconstruction.precision import products
 from flexround.reconstruction.report import BlockReport
 from flexround.reconstruction.settings import Settings
+from flexround.reconstruction.snapshots import pack, unpack
 from flexround.reconstruction.unit import Unit, reconstruction_loss
 from flexround.structure import Layer
 

@@ -22,9 +22,10 @@ from flexround.ranges import Ranges
 from flexround.reconstruction.activation_ranges import ranges_of_full_precision
 from flexround.reconstruction.block_walk import BlockAtWork, Walk, block_walk
 from flexround.reconstruction.callbacks import Callback
-from flexround.reconstruction.checkpoints import Checkpoints, NoCheckpoints, pack, unpack
+from flexround.reconstruction.checkpoints import Checkpoints, NoCheckpoints
 from flexround.reconstruction.checks import Checked, check_finite_samples, check_model, check_sites
 from flexround.reconstruction.report import BlockReport, Stopwatch, thin
+from flexround.reconstruction.snapshots import pack, unpack
 from flexround.solvers.base import Solution, Solver, solve_layer
 from flexround.solvers.hessian import Hessians
 from flexround.structure import Block, Layer

@@ -1,70 +1,37 @@
 """Claims: who is working on a run or a cache entry, safe on a shared file system.
 
-A claim is a file that appears whole by a hard link (atomic on NFS too) and whose modification time
-its owner renews. On the owner's own machine the process table says whether it lives; from elsewhere
-the beats do, and they are watched rather than compared with a clock, which may jump.
+A claim is a file that appears whole by a hard link (atomic on NFS too; where there are no links, by
+a rename that one process at a time makes) and whose modification time its owner renews. On the
+owner's own machine the process table says whether it lives; from elsewhere the beats do, and they
+are watched rather than compared with a clock, which may jump. A claim that can't be read is another
+process's as long as it beats, and is never removed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
-import socket
 import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from flexround.utils.atomic_files import place_new, set_aside, take_away
+from flexround.utils.file_errors import StorageError, read_bytes
+from results.records.owner import UNREADABLE, Owner, me, owner_of
+
 log = logging.getLogger(__name__)
+
+__all__ = ["Claim", "Owner", "me"]
 
 BEAT = 10.0  # seconds between two beats
 # Beats that must be missing before a claim is watched at all, and then while it is watched.
 MISSED, WATCHED = 6, 2.5
-
-
-@dataclass(frozen=True)
-class Owner:
-    """The process that holds a claim.
-
-    Attributes:
-        machine: host, boot and process namespace, between which process ids mean nothing.
-        started: the process's start in clock ticks since boot, which tells reused ids apart.
-        job: the SLURM job that it is a part of, or None.
-    """
-
-    host: str
-    machine: str
-    pid: int
-    started: str
-    job: str | None
-    token: str
-
-    def __str__(self) -> str:
-        job = "" if self.job is None else f" (SLURM job {self.job})"
-        return f"process {self.pid} on {self.host}{job}"
-
-    @property
-    def here(self) -> bool:
-        """Whether it would be seen in this machine's process table."""
-        return self.machine == _machine()
-
-    @property
-    def in_table(self) -> bool:
-        """Whether this machine's process table has it."""
-        return _start_of(self.pid) == self.started
-
-
-def me() -> Owner:
-    """Return this process as the owner of a new claim."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    job = os.environ.get("SLURM_JOB_ID")
-    if array is not None:
-        job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
-    pid = os.getpid()
-    return Owner(socket.gethostname(), _machine(), pid, _start_of(pid), job, uuid.uuid4().hex)
+TRIES = 3  # at a folder that is deleted meanwhile
 
 
 class Claim:
@@ -78,44 +45,75 @@ class Claim:
     def take(self) -> Owner | None:
         """Take the claim and return None, or return the living owner that has it.
 
-        The claim of a dead owner is taken over; one that can't be read is set aside.
+        The claim of a dead owner is taken over; one that is damaged is set aside.
+
+        Raises:
+            OSError: when the folder can't be written.
+            StorageError: when the claim can't be read and its owner is silent.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         own = me()
-        part = self.path.with_name(f".{self.path.name}.{own.token}.part")
-        try:
-            part.write_text(json.dumps(asdict(own)))
-            while True:
-                with contextlib.suppress(FileExistsError):
-                    os.link(part, self.path)
-                    break
-                held = self.owner()
-                if held is not None and not _same_job(held, own) and self._lives(held):
-                    return held
-                self._set_aside(held)
-        finally:
-            part.unlink(missing_ok=True)
+        for left in reversed(range(TRIES)):
+            try:
+                held = self._take(own)
+                break
+            except FileNotFoundError:  # the folder was deleted between two lines
+                if not left:
+                    raise
+        if held is not None:
+            return held
         self._mine = own
         self._ended.clear()
         threading.Thread(target=self._beats, args=(own,), daemon=True).start()
+        return None
+
+    def _take(self, own: Owner) -> Owner | None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(f".{self.path.name}.{own.token}.part")
+        try:
+            part.write_text(json.dumps(asdict(own)))
+            while not place_new(part, self.path):
+                data, held = self._look()
+                if held == own:  # a file server has answered a link that it made with an error
+                    break
+                if held is not None and not _same_job(held, own) and self._lives(held):
+                    return held
+                self._remove(data, held)
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
         return None
 
     def release(self) -> None:
         """Give the claim back, unless another has taken it over."""
         self._ended.set()
         if self._mine is not None and self.owner() == self._mine:
-            self.path.unlink(missing_ok=True)
+            try:
+                self.path.unlink(missing_ok=True)
+            except OSError as error:  # whoever comes next finds that its owner has ended
+                log.warning("claim %s is not removed: %s", self.path, error.strerror)
         self._mine = None
 
     def owner(self) -> Owner | None:
-        """Return who holds it, None where nobody does or the file can't be read."""
+        """Return who holds it, None where nobody does or the file is damaged.
+
+        Where it can't be read, that is an owner without a name.
+        """
+        return self._look()[1]
+
+    def _look(self) -> tuple[bytes, Owner | None]:
+        """Return (what the file holds, its owner) as `owner` does."""
         try:
-            return Owner(**json.loads(self.path.read_text()))
+            data = read_bytes(self.path)
         except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError) as error:
+            return b"", None
+        except OSError as error:
+            log.warning("claim %s can't be read: %s", self.path, error.strerror)
+            return b"", UNREADABLE
+        try:
+            return data, owner_of(data)
+        except ValueError as error:
             log.warning("claim %s is damaged (%s)", self.path, error)
-            return None
+            return data, None
 
     def seems_alive(self) -> bool:
         """Return whether its owner is at work, as far as one look can tell."""
@@ -142,33 +140,51 @@ class Claim:
             return None
 
     def _age(self) -> float:
-        """Return seconds since the last beat by the file system's own clock."""
-        probe = self.path.with_name(f".now.{uuid.uuid4().hex}")
-        probe.touch()
-        try:
-            return (probe.stat().st_mtime_ns - (self._last_beat() or 0)) / 1e9
-        finally:
-            probe.unlink()
+        """Return seconds since the last beat by the file system's own clock.
 
-    def _set_aside(self, dead: Owner | None) -> None:
-        """Remove the claim of dead, and no other that has come since."""
-        aside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.dead")
+        Where the folder can't be written, by this machine's.
+        """
+        beat = (self._last_beat() or 0) / 1e9
+        probe = self.path.with_name(f".now.{uuid.uuid4().hex}")
         try:
-            self.path.rename(aside)
-        except FileNotFoundError:
-            return
-        found = Claim(aside).owner()
-        if found is not None and found != dead:
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, self.path)
-        elif found is None:
-            aside.rename(self.path.with_suffix(".damaged"))
-            return
-        aside.unlink()
+            probe.touch()
+            return probe.stat().st_mtime_ns / 1e9 - beat
+        except OSError:
+            return time.time() - beat
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+
+    def _remove(self, data: bytes, dead: Owner | None) -> None:
+        """Remove the claim that holds data of dead, and no other that has come since.
+
+        Raises:
+            StorageError: when it can't be read, so that nothing says whose it is.
+        """
+        if dead is UNREADABLE:
+            raise StorageError(
+                f"claim {self.path} can't be read, and whoever holds it is silent; have its owner "
+                "delete it, or change its rights",
+                errno.EACCES,
+            )
+        if dead is not None:
+            take_away(self.path, data, None)
+        elif self.path.exists() and set_aside(self.path, data) is None:
+            # Another process did; or nobody can, and then no claim of ours comes here either.
+            if not os.access(self.path.parent, os.W_OK):
+                raise StorageError(f"claim {self.path} is damaged, and can't be removed from there")
+            time.sleep(0.01)
 
     def _beats(self, own: Owner) -> None:
+        told = False
         while not self._ended.wait(self._beat):
-            if self.owner() != own:
+            data, held = self._look()
+            if self._ended.is_set() or (held is None and not data):
+                if not told and not self._ended.is_set():
+                    told = True
+                    log.warning("claim %s is gone: its folder was deleted or moved", self.path)
+                continue
+            if held not in (own, UNREADABLE):
                 log.warning("claim %s was taken over", self.path)
                 return
             with contextlib.suppress(OSError):
@@ -178,31 +194,3 @@ class Claim:
 def _same_job(held: Owner, own: Owner) -> bool:
     """Return whether held was an attempt at own's SLURM job, which runs in one place at a time."""
     return own.job is not None and held.job == own.job and not (held.here and held.in_table)
-
-
-def _machine() -> str:
-    parts = [socket.gethostname()]
-    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        with contextlib.suppress(OSError):
-            parts.append(
-                os.readlink(path) if path.endswith("pid") else Path(path).read_text().strip()
-            )
-    return " ".join(parts)
-
-
-def _start_of(pid: int) -> str:
-    """Return when process pid started, in ticks since boot; empty where there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        # Without /proc the id alone must do.
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return ""
-        except PermissionError:
-            pass
-        return "?" if not Path("/proc/self").exists() else ""
-    # The name in brackets may hold anything; a zombie has died.
-    fields = stat.rpartition(")")[2].split()
-    return "" if fields[0] == "Z" else fields[19]

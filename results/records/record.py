@@ -119,22 +119,27 @@ class Record:
         """Return the record that data holds; what has a default may be absent.
 
         Raises:
-            ValueError: when a field is missing or unknown, or the schema is another one.
+            OtherSchema: when the schema is another one, or a field is not known.
+            ValueError: when a field is missing, or of another type than it has.
         """
         if not isinstance(data, dict):
             raise ValueError("a record is a JSON object")
         if data.get("schema") in OLD:
             raise OldSchema(f"record of schema {data['schema']}, which names runs otherwise")
         if data.get("schema") != SCHEMA:
-            raise OtherSchema(f"record of schema {data.get('schema')}, this version reads {SCHEMA}")
+            schema = ascii(data.get("schema"))[:20]
+            raise OtherSchema(f"record of schema {schema}, this version reads {SCHEMA}")
         known, needed = _names()
-        if wrong := (data.keys() - known) | (needed - data.keys()):
-            raise ValueError(f"record with missing or unknown fields: {', '.join(sorted(wrong))}")
+        if unknown := data.keys() - known:
+            told = ", ".join(sorted(map(ascii, unknown))[:3])
+            raise OtherSchema(f"record with fields that this version does not know: {told}")
+        if missing := needed - data.keys():
+            raise ValueError(f"record without {', '.join(sorted(missing))}")
         try:
             return _adapter().validate_python(data)
         except ValidationError as error:
             first = error.errors()[0]
-            raise ValueError(f"record with {first['loc']}: {first['msg']}") from error
+            raise ValueError(f"record with {first['loc']!a}: {first['msg']}") from error
 
 
 @cache

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import time
+import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
-from flexround.utils.atomic_files import write_whole, written_beside
+from flexround.utils.atomic_files import keep_as, move, set_aside, write_whole, written_beside
+from flexround.utils.file_errors import StorageError, read_bytes
 from results.records.claim import Claim
 from results.records.record import SCHEMA, OldSchema, OtherSchema, Record
 
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # A file that says that the folder has no records of an older version.
 MARK = ".schema"
+PROBE = 1 << 14  # bytes that must find room before a run: of its claim and of its record
 
 
 class Store:
@@ -43,37 +45,50 @@ class Store:
         Raises:
             ValueError: when it can't be, before any work is done.
         """
+        probe = self.root / f".probe-{uuid.uuid4().hex}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".probe-{os.getpid()}"
-            probe.write_text("")
-            probe.unlink()
+            try:
+                probe.write_bytes(bytes(PROBE))
+            finally:
+                probe.unlink(missing_ok=True)
         except OSError as error:
             raise ValueError(
                 f"results_dir={self.root} can't be written ({error.strerror}); "
-                "give another with results_dir=PATH"
+                "give another with results_dir=PATH, or make room there"
             ) from error
 
     def get_or_quarantine(self, run_id: str) -> Record | None:
         """Return the record of run_id, or None where there is none.
 
-        One that can't be read is set aside, to be computed again.
+        One that is damaged is set aside, to be computed again.
 
         Raises:
-            ValueError: when it is of another version of this program.
+            ValueError: when it is of another version of this program, or can't be read: what it
+                holds is not known then, and not to be replaced.
         """
         path = self.path(run_id)
         try:
-            return _parse(path)
+            data = read_bytes(path)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            line = (
+                f"record {path} can't be read ({error.strerror}), and so not replaced; have its "
+                "owner change its rights, or give another results_dir="
+            )
+            raise StorageError(line, error.errno, error.strerror) from error
+        try:
+            return _parse(data)
         except OtherSchema as error:
             raise ValueError(
                 f"{path}: {error}; give another results_dir=, the two do not mix"
             ) from error
-        except (OSError, ValueError, TypeError) as error:
-            aside = path.with_suffix(".damaged")
-            path.replace(aside)
+        except ValueError as error:
+            aside = set_aside(path, data)
+            if aside is None:  # by another process, which may have made it anew
+                log.warning("record %s is damaged (%s)", path, error)
+                return self.peek(run_id)
             log.warning("record %s is damaged (%s); set aside as %s", path, error, aside.name)
             return None
 
@@ -93,7 +108,7 @@ class Store:
         """Return the record of run_id as get_or_quarantine does, and touch nothing."""
         path = self.path(run_id)
         try:
-            return self._read(path) if path.exists() else None
+            return self._read(path)
         except OldSchema as error:
             log.warning("record %s passed over: %s", path, error)
             return None
@@ -139,7 +154,7 @@ class Store:
 
         path = self.outcomes_path(record.run_id)
         try:
-            return unpack(path.read_bytes(), record.started)
+            return unpack(read_bytes(path), record.started)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
@@ -149,23 +164,27 @@ class Store:
     def write(self, record: Record, outcomes: Mapping[str, Any] | None = None) -> Path:
         """Write record; an older one of the same run goes to history/. Return its path.
 
-        The outcomes of its evaluation samples, [samples] by metric, are written before it.
+        The outcomes of its evaluation samples, [samples] by metric, are put beside it first; where
+        there is no room for both, what was there stays. A folder that was deleted is made again.
         """
-        if outcomes:
-            from results.records.outcomes import pack
-
-            kept = self.outcomes_path(record.run_id)
-            kept.parent.mkdir(exist_ok=True)
-            write_whole(kept, pack(outcomes, record.started))
-        path = self.path(record.run_id)
+        path, kept = self.path(record.run_id), self.outcomes_path(record.run_id)
+        self.root.mkdir(parents=True, exist_ok=True)
         data = json.dumps(record.to_json(), indent=1, sort_keys=True).encode()
-        with written_beside(path, data) as part:
+        with ExitStack() as stack:
+            part = stack.enter_context(written_beside(path, data))
+            if outcomes:
+                from results.records.outcomes import pack
+
+                kept.parent.mkdir(exist_ok=True)
+                packed = pack(outcomes, record.started)
+                beside = stack.enter_context(written_beside(kept, packed))
             if path.exists():
                 old = self.root / "history" / f"{record.run_id}.{_stamp(path)}.json"
                 old.parent.mkdir(exist_ok=True)
-                with contextlib.suppress(FileExistsError):
-                    os.link(path, old)  # the next line replaces the record, which is never missing
-            part.replace(path)
+                keep_as(path, old)  # the last line replaces the record, which is never missing
+            if outcomes:
+                move(beside, kept)
+            move(part, path)
         return path
 
     def load(self, run_ids: Iterable[str] | None = None) -> list[Record]:
@@ -175,7 +194,7 @@ class Store:
         old = 0
         for path in sorted(set(paths)):
             try:
-                found.append(self._read(path) if path.exists() else None)
+                found.append(self._read(path))
             except OldSchema:
                 old += 1
         if old:
@@ -188,31 +207,39 @@ class Store:
         return sorted((r for r in found if r is not None), key=lambda r: r.started)
 
     def _read(self, path: Path) -> Record | None:
-        """Return the record at path, None where it can't be read.
+        """Return the record at path, None where there is none or it can't be read.
 
         Raises:
             OldSchema: when it is of an older version.
         """
         try:
-            return _parse(path)
+            return _parse(read_bytes(path))
         except OldSchema:
             raise
-        except (OSError, ValueError, TypeError) as error:
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
             log.warning("record %s passed over: %s", path, error)
             return None
 
 
-def _parse(path: Path) -> Record:
-    return Record.from_json(from_json(path.read_bytes()))
+def _parse(data: bytes) -> Record:
+    """Return the record that a file's data holds.
+
+    Raises:
+        ValueError: when it holds none, or one of another version.
+    """
+    try:
+        return Record.from_json(from_json(data))
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _is_old(path: Path) -> bool:
     try:
-        _parse(path)
-    except OldSchema:
-        return True
-    except (OSError, ValueError, TypeError):
-        return False
+        _parse(read_bytes(path))
+    except (OSError, ValueError) as error:
+        return isinstance(error, OldSchema)
     return False
 
 

@@ -51,13 +51,10 @@ def test_a_run_again_replaces_both(tmp_path):
 
 
 def test_outcomes_are_there_before_the_record(tmp_path, monkeypatch):
-    store = Store(tmp_path)
-    seen = []
-    monkeypatch.setattr(Store, "path", lambda _, run_id: seen.append(
-        (tmp_path / "outcomes" / f"{run_id}.npz").exists()) or tmp_path / f"{run_id}.json"
-    )  # fmt: skip
-    store.write(record("a"), {"top1": RIGHT})
-    assert seen == [True]
+    moved = []
+    monkeypatch.setattr("results.records.store.move", lambda part, path: moved.append(path.name))
+    Store(tmp_path).write(record("a"), {"top1": RIGHT})
+    assert moved == ["a.npz", "a.json"]
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04torn", b"text"])
