@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiment.artifacts.rebuild import FORMATS, evaluate, export, inspect
+from flexround.utils.file_errors import storage_errors
 from flexround.utils.packages import missing_package
 
 
@@ -38,12 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(word.startswith("-") or "overrides" not in args for word in more):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     try:
-        if args.command == "eval":
-            print(evaluate(args.path, [*args.overrides, *more]))
-        elif args.command == "inspect":
-            print(inspect(args.path))
-        else:
-            print(export(args.path, args.format, args.out, [*args.overrides, *more]))
+        with storage_errors():
+            if args.command == "eval":
+                print(evaluate(args.path, [*args.overrides, *more]))
+            elif args.command == "inspect":
+                print(inspect(args.path))
+            else:
+                print(export(args.path, args.format, args.out, [*args.overrides, *more]))
     except ModuleNotFoundError as error:
         print(f"error: {missing_package(error)}", file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiment import ROOT
+from flexround.utils.file_errors import storage_errors
 
 OUTPUTS = ROOT / "outputs"
 COMMANDS = ("plan", "status", "rekey")
@@ -20,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS)
     commands = {"plan": _plan, "status": _status, "rekey": _rekey}
     try:
-        print(commands[parser.parse_args(args[:1]).command](args[1:]))
+        with storage_errors():
+            print(commands[parser.parse_args(args[:1]).command](args[1:]), flush=True)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from flexround.utils.atomic_files import write_whole
 
 log = logging.getLogger(__name__)
@@ -123,10 +125,10 @@ class Contents:
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            known = json.loads(self._entry(path).read_text())
+            known = from_json(self._entry(path).read_bytes())
         except (OSError, ValueError):
             return {}
-        return known if isinstance(known, dict) else {}
+        return known if _is_entry(known) else {}
 
     def _write(self, path: Path, entry: Mapping[str, Any]) -> None:
         try:
@@ -134,6 +136,16 @@ class Contents:
             write_whole(self._entry(path), json.dumps(entry).encode())
         except OSError as error:  # a cache that can't be written costs time, not the run
             log.debug("the digest of %s is not kept: %s", path, error.strerror)
+
+
+def _is_entry(known: Any) -> bool:
+    """Return whether known is an entry of a file, or one of a folder's folders by name."""
+    if not isinstance(known, dict):
+        return False
+    if "digest" in known:
+        return isinstance(known["digest"], str) and known["digest"].startswith(PREFIX)
+    held = known.values()
+    return all(isinstance(v, dict) and isinstance(v.get("count"), int) for v in held)
 
 
 def _stamp(path: Path) -> Stamp:

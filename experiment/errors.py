@@ -16,8 +16,14 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiment import ROOT
+from flexround.utils.file_errors import number_of, told
 
 FULL = "HYDRA_FULL_ERROR"
+# What the command line calls the places that a run writes to.
+PLACES = (
+    "hydra.run.dir=, of a sweep hydra.sweep.dir=, results_dir=, cache_dir= and checkpoints_dir= "
+    "say where a command writes"
+)
 
 
 @contextmanager
@@ -34,6 +40,10 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         sys.exit(f"error: {one_line(error)}")
+    except OSError as error:  # of Hydra's own folder, before there is a run
+        if number_of(error) is None:
+            raise
+        sys.exit(f"error: {told(error)} ({PLACES})")
     finally:
         del os.environ[FULL]
 

@@ -17,7 +17,10 @@ from experiment.config import check_keys
 from experiment.content import Contents
 from experiment.device import device_of, processor
 from experiment.environment import check_environment
+from experiment.errors import PLACES
 from experiment.identity import network_digest, pin
+from flexround.utils.atomic_files import check_writable
+from flexround.utils.file_errors import storage_errors
 
 log = logging.getLogger("finetune")
 
@@ -71,6 +74,8 @@ def _finetune(cfg: DictConfig) -> Path:
     if (folder / "config.json").is_file() and not cfg.rerun:
         log.info("already there: %s (rerun=true makes it again)", folder)
         return folder
+    with storage_errors(PLACES):
+        check_writable(folder.parent)  # before hours of training
     device = device_of(cfg.device)
     network = task.fresh(model, cfg.checkpoint, cfg.seed)
     rows, collator = task.training_rows(), task.collator()

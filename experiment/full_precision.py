@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from pydantic_core import from_json
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
@@ -80,7 +81,7 @@ class FullPrecision:
             task.check_full_precision(metrics)
             return json.dumps(metrics).encode()
 
-        held = make() if data is None else self._cache.get(key, make)
+        held = make() if data is None else self._cache.get(key, make, _is_metrics)
         metrics: dict[str, float] = json.loads(held)
         return metrics
 
@@ -114,7 +115,7 @@ class SharedOutputs(FullPrecisionOutputs):
                 return b""  # an empty entry says the same to the others
             return save({"outputs": made[0].contiguous().cpu()})
 
-        held = self._cache.get(_key(self._key, block), make)
+        held = self._cache.get(_key(self._key, block), make, _is_outputs)
         if made:
             return made[0]
         if not held:
@@ -145,6 +146,26 @@ def digest_of(data: Iterable[Any]) -> str:
             else:
                 digest.update(f"{leaf!r}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
+
+
+def _is_metrics(data: bytes) -> bool:
+    """Return whether data is what `FullPrecision.metrics` keeps."""
+    try:
+        found = from_json(data)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and all(isinstance(v, int | float) for v in found.values())
+
+
+def _is_outputs(data: bytes) -> bool:
+    """Return whether data is what `SharedOutputs` keeps."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return not data or load(data).keys() == {"outputs"}
+    except SafetensorError:
+        return False
 
 
 def _config(model: nn.Module) -> dict[str, Any]:

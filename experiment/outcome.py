@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -13,13 +11,17 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from experiment.sweeps.jobs import OUTCOME
+from experiment.errors import PLACES
+from experiment.sweeps.jobs import OUTCOME, facts_in, write_facts
+from flexround.utils.file_errors import number_of, told
 from flexround.utils.packages import missing_package
 
 log = logging.getLogger("run")
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+# Output folders that this process has begun to write facts to; what is in others is of an earlier
+# attempt.
+_begun: set[Path] = set()
 
 
 @contextmanager
@@ -35,11 +37,8 @@ def outcome() -> Iterator[None]:
     except ModuleNotFoundError as error:
         _end(missing_package(error))
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in FULL:
-            _end(
-                f"{error.strerror}: nothing recorded is lost; make room, or give another "
-                "results_dir=, and run the same command again"
-            )
+        if number_of(error) is not None:
+            _end(f"{told(error)} ({PLACES})")
             return
         if _is_shortage(error):
             _end("out of memory; lower task.eval_batch_size, or give offload=true")
@@ -65,11 +64,19 @@ def _end(error: str) -> None:
 
 
 def write_outcome(**facts: str) -> None:
-    """Leave facts about this job in its output folder, for the sweep's end to read."""
-    if _in_sweep():
-        path = Path(HydraConfig.get().runtime.output_dir, OUTCOME)
-        before = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(before | facts))
+    """Leave facts about this job in its output folder, for the sweep's end to read.
+
+    Where they can't be written the run is worth more than they are.
+    """
+    if not _in_sweep():
+        return
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    before = facts_in(folder) if folder in _begun else {}
+    try:
+        write_facts(folder, before | facts)
+    except OSError as error:
+        log.warning("%s is not written: %s", folder / OUTCOME, error.strerror)
+    _begun.add(folder)
 
 
 def _in_sweep() -> bool:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from experiment.source_code import commit
+from flexround.utils.file_errors import number_of
 from results.records.record import Record
 from results.records.store import Store
 
@@ -80,7 +81,8 @@ def recording(
 
     conditions are what a failed run may have failed for besides its settings.
 
-    An interrupted run (Ctrl-C) leaves no record: it has neither finished nor failed.
+    An interrupted run (Ctrl-C) leaves no record: it has neither finished nor failed. Nor does one
+    that met a full disk, or a file or folder that can't be read or written.
 
     Raises:
         ValueError: when the metric is missing or not finite.
@@ -129,6 +131,8 @@ def recording(
         if draft.save is not None:  # first, so that no record is without what it promises
             folder = draft.save(done)
     except Exception as error:
+        if number_of(error) is not None:
+            raise
         text = " ".join(str(error).split()) or type(error).__name__
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         _close(store, draft, record(f"{kind}{text}"))

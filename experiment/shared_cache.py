@@ -10,7 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from flexround.utils.atomic_files import set_aside, write_whole
+from flexround.utils.atomic_files import write_whole
+from flexround.utils.exclusive_files import set_aside
 from flexround.utils.file_errors import read_bytes
 from results.records.claim import Claim
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexround.reconstruction.report import BlockReport
+from flexround.utils.file_errors import told
 from results.records.record import Record
 from results.wandb_table import Mode, open_run
 
@@ -73,13 +75,24 @@ class WandbLogger:
         facts = {"value": record.value, "metric": record.metric, "quant": record.quant}
         facts |= {"model": record.model, "task": record.task, "bits": record.bits}
         artifact = wandb.Artifact(f"quantized-{record.run_id}", "model", metadata=facts)
-        artifact.add_dir(str(folder))
-        self._run.log_artifact(artifact)
+        with _mirrored():
+            artifact.add_dir(str(folder))
+            self._run.log_artifact(artifact)
 
     def finish(self, record: Record) -> None:
         """Write the final metrics and close the wandb run."""
         summary = {"status": record.status, "seconds": record.seconds, "error": record.error}
         summary |= {f"final/{name}": value for name, value in record.metrics.items()}
         summary |= {f"full_precision/{name}": value for name, value in record.fp_metrics.items()}
-        self._run.summary.update({k: v for k, v in summary.items() if v is not None})
-        self._run.finish(exit_code=0 if record.status == "ok" else 1)
+        with _mirrored():
+            self._run.summary.update({k: v for k, v in summary.items() if v is not None})
+            self._run.finish(exit_code=0 if record.status == "ok" else 1)
+
+
+@contextmanager
+def _mirrored() -> Iterator[None]:
+    """Say where the mirror lacks something: the record is written, and is worth more."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("wandb's mirror of the run is not whole: %s", told(error))

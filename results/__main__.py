@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flexround.utils.file_errors import storage_errors
 from results.records.record import Record
 from results.records.selection import facts, nearest, select
 from results.records.store import Store
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         view = views[args.pop(0)] if args and args[0] in views else _table
         if args and not args[0].startswith("-") and view is _table:
             view = _published
-        print(view(args))
+        with storage_errors():
+            print(view(args), flush=True)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

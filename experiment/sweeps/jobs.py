@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,17 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
+from pydantic_core import from_json
 
 from experiment.config import hydra_of_conf
 from experiment.errors import value_errors
+from flexround.utils.atomic_files import write_whole
+from flexround.utils.file_errors import read_bytes
 
 # The member of conf/model that is any network.
 ANY_MODEL = "hf"
 # In each job's output folder: its run_id, and its error or who else is at work on it.
 OUTCOME = "outcome.json"
-
 
 # In the sweep's folder, while it is being launched: by whom.
 LAUNCHER = "launcher.json"
@@ -63,3 +67,33 @@ def names_of(cfg: DictConfig, choices: Mapping[str, Any]) -> tuple[str, str, str
 def job_folders(sweep: Path) -> list[Path]:
     """Return the output folders of a sweep's jobs, in order."""
     return sorted((p for p in sweep.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+
+
+def facts_in(job: Path) -> dict[str, str]:
+    """Return what a job has left in its output folder: nothing where it can't be read."""
+    try:
+        facts = from_json(read_bytes(job / OUTCOME))
+    except (OSError, ValueError):
+        return {}
+    whole = isinstance(facts, dict) and all(isinstance(v, str) for v in facts.values())
+    return facts if whole else {}
+
+
+def write_facts(job: Path, facts: Mapping[str, str]) -> None:
+    """Leave facts in a job's output folder, all of them or those that were there.
+
+    Raises:
+        OSError: when they can't be written.
+    """
+    job.mkdir(parents=True, exist_ok=True)
+    write_whole(job / OUTCOME, json.dumps(facts).encode())
+
+
+def forget_jobs(sweep: Path) -> None:
+    """Remove what the jobs of an earlier sweep have left in its folder, where a new one begins.
+
+    Their logs stay, and so do their records.
+    """
+    for job in job_folders(sweep) if sweep.is_dir() else ():
+        (job / OUTCOME).unlink(missing_ok=True)
+        shutil.rmtree(job / ".hydra", ignore_errors=True)

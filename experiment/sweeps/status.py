@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf
 
 from experiment.sweeps import slurm_queue
-from experiment.sweeps.jobs import LAUNCHER, OUTCOME, job_folders, jobs_of, sweep_overrides
+from experiment.sweeps.jobs import LAUNCHER, facts_in, job_folders, jobs_of, sweep_overrides
 from results.records.claim import Claim, Owner
 from results.records.store import Store
 
@@ -95,7 +94,7 @@ class Sweep:
     def _state(
         self, folder: Path | None, launching: bool, queue: set[str] | None
     ) -> tuple[State, str]:
-        facts = {} if folder is None else _facts(folder / OUTCOME)
+        facts = {} if folder is None else facts_in(folder)
         if not facts:
             return ("waiting", "") if launching else ("lost", "it was never started")
         if "checkpoint" in facts:  # of finetune.py, which leaves no record
@@ -126,14 +125,6 @@ def _started(folder: Path) -> list[str]:
     """Return the overrides that Hydra has started a job with; nothing where it has not."""
     path = folder / ".hydra" / "overrides.yaml"
     return [str(text) for text in OmegaConf.load(path)] if path.is_file() else []
-
-
-def _facts(path: Path) -> dict[str, str]:
-    try:
-        facts: dict[str, str] = json.loads(path.read_text())
-        return facts
-    except (OSError, ValueError):
-        return {}
 
 
 def queued(jobs: Sequence[str]) -> set[str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from experiment.sweeps.jobs import LAUNCHER, OUTCOME, job_folders, jobs_of, sweep_overrides
+from experiment.errors import PLACES
+from experiment.sweeps.jobs import (
+    LAUNCHER,
+    facts_in,
+    forget_jobs,
+    job_folders,
+    jobs_of,
+    sweep_overrides,
+)
+from flexround.utils.file_errors import storage_errors
 from results.records.claim import Claim
 from results.records.store import Store
 from results.tables.differing_defaults import MethodRun, differing_defaults
@@ -24,19 +33,30 @@ class SweepTable(Callback):
 
     def __init__(self) -> None:
         self._claim: Claim | None = None
+        self._count = 0
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Say in the sweep's folder that it is being launched.
 
         Raises:
-            SystemExit: when it has no runs, which a launcher may not expect.
+            SystemExit: when it has no runs, which a launcher may not expect; when the folder can't
+                be written, or another sweep is being launched there.
         """
+        folder = Path(config.hydra.sweep.dir)
         try:
-            jobs_of(sweep_overrides(config.hydra), GlobalHydra.instance().config_loader())
+            jobs = jobs_of(sweep_overrides(config.hydra), GlobalHydra.instance().config_loader())
+            self._count = len(jobs)
+            self._claim = Claim(folder / LAUNCHER)
+            with storage_errors(PLACES):
+                owner = self._claim.take()
+                if owner is not None and owner.pid != os.getpid():
+                    raise ValueError(
+                        f"hydra.sweep.dir={folder}: {owner} is launching another sweep there; give "
+                        "another, or wait for it"
+                    )
+                forget_jobs(folder)
         except ValueError as error:
             raise SystemExit(f"error: {error}") from error
-        self._claim = Claim(Path(config.hydra.sweep.dir, LAUNCHER))
-        self._claim.take()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the table.
@@ -46,7 +66,8 @@ class SweepTable(Callback):
         """
         if self._claim is not None:
             self._claim.release()
-        jobs = job_folders(Path(config.hydra.sweep.dir))
+        folders = job_folders(Path(config.hydra.sweep.dir))
+        jobs = [job for job in folders if int(job.name) < self._count]  # an earlier one had more
         outcomes = [_outcome(job) for job in jobs]
         run_ids = [o["run_id"] for o in outcomes if "run_id" in o]
         records = Store(config.results_dir).load(run_ids)
@@ -93,8 +114,5 @@ def _by(config: DictConfig) -> list[str]:
 
 
 def _outcome(job: Path) -> dict[str, str]:
-    try:
-        outcome: dict[str, str] = json.loads((job / OUTCOME).read_text())
-        return outcome
-    except (OSError, ValueError):
-        return {"error": f"job {job.name} ended without a word; its log is in {job}"}
+    facts = facts_in(job)
+    return facts or {"error": f"job {job.name} ended without a word; its log is in {job}"}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from experiment.sweeps.jobs import OUTCOME
+from experiment.sweeps.jobs import facts_in, write_facts
+
+log = logging.getLogger(__name__)
 
 
 def folder_of(config: DictConfig, number: int) -> Path:
@@ -18,8 +20,8 @@ def folder_of(config: DictConfig, number: int) -> Path:
 
 def record_dead_job(folder: Path, error: str) -> JobReturn:
     """Leave the error in the job's folder, as the job would have; return a job without value."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / OUTCOME
-    before = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({"error": error} | before))
+    try:
+        write_facts(folder, {"error": error} | facts_in(folder))
+    except OSError as problem:
+        log.warning("job %s: %s (not written: %s)", folder.name, error, problem.strerror)
     return JobReturn(status=JobStatus.COMPLETED)

@@ -101,7 +101,7 @@ def write(records: Sequence[Record], by: Sequence[str], folder: Path, out: Path)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, text.encode())
     except OSError as error:
-        raise ValueError(f"--out {out}: {error.strerror}; give another") from error
+        raise ValueError(f"--out {out}: {error.strerror}; give another, or make room") from error
     return f"{len(records)} runs: {out}"
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from flexround.utils.atomic_files import write_whole
 from results.plots.cells import Cell, cells
 from results.plots.cost import cost
 from results.plots.curves import curves
@@ -55,8 +57,10 @@ def write(drawn: dict[str, Figure], out: Path) -> list[Path]:
         with rc_context(RC):
             for name, figure in drawn.items():
                 for ending, metadata in (("svg", {"Date": None}), ("png", {})):
+                    file = io.BytesIO()
+                    figure.savefig(file, format=ending, metadata=metadata)
                     paths.append(out / f"{name}.{ending}")
-                    figure.savefig(paths[-1], metadata=metadata)
+                    write_whole(paths[-1], file.getvalue())
     except OSError as error:
-        raise ValueError(f"--out {out}: {error.strerror}") from error
+        raise ValueError(f"--out {out}: {error.strerror}; give another, or make room") from error
     return paths

@@ -20,7 +20,7 @@ import uuid
 from dataclasses import asdict
 from pathlib import Path
 
-from flexround.utils.atomic_files import place_new, set_aside, take_away
+from flexround.utils.exclusive_files import place_new, set_aside, take_away
 from flexround.utils.file_errors import StorageError, read_bytes
 from results.records.owner import UNREADABLE, Owner, me, owner_of
 
@@ -51,7 +51,7 @@ class Claim:
             OSError: when the folder can't be written.
             StorageError: when the claim can't be read and its owner is silent.
         """
-        own = me()
+        own = self._mine = me()  # from here on `release` knows it, wherever a signal ends this
         for left in reversed(range(TRIES)):
             try:
                 held = self._take(own)
@@ -60,8 +60,8 @@ class Claim:
                 if not left:
                     raise
         if held is not None:
+            self._mine = None
             return held
-        self._mine = own
         self._ended.clear()
         threading.Thread(target=self._beats, args=(own,), daemon=True).start()
         return None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import uuid
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from pydantic_core import from_json
 
-ALIVE = "?"  # the start of a process that lives and can't be looked at
+from flexround.utils.processes import ALIVE, machine, start_of
+
 LARGEST_PID = 1 << 22  # of Linux; a larger number is no process
 
 
@@ -42,12 +41,12 @@ class Owner:
     @property
     def here(self) -> bool:
         """Whether it would be seen in this machine's process table."""
-        return self.machine == _machine()
+        return self.machine == machine()
 
     @property
     def in_table(self) -> bool:
         """Whether this machine's process table has it."""
-        found = _start_of(self.pid)
+        found = start_of(self.pid)
         return bool(found) and found in (self.started, ALIVE)
 
 
@@ -62,7 +61,7 @@ def me() -> Owner:
     if array is not None:
         job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
     pid = os.getpid()
-    return Owner(socket.gethostname(), _machine(), pid, _start_of(pid), job, uuid.uuid4().hex)
+    return Owner(socket.gethostname(), machine(), pid, start_of(pid), job, uuid.uuid4().hex)
 
 
 def owner_of(data: bytes) -> Owner:
@@ -82,31 +81,3 @@ def owner_of(data: bytes) -> Owner:
     if not all(isinstance(v, str) and v.isprintable() for v in texts) or not held["token"]:
         raise ValueError("its fields are no plain text")
     return Owner(**held)
-
-
-def _machine() -> str:
-    parts = [socket.gethostname()]
-    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        with contextlib.suppress(OSError):
-            parts.append(
-                os.readlink(path) if path.endswith("pid") else Path(path).read_text().strip()
-            )
-    return " ".join(parts)
-
-
-def _start_of(pid: int) -> str:
-    """Return when process pid started, in ticks since boot; empty where there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes().decode(errors="replace")
-    except OSError:
-        # There is no /proc, it hides other users' processes, or too many files are open.
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return ""
-        except PermissionError:
-            pass
-        return ALIVE
-    # The name in brackets may hold anything; a zombie has died.
-    fields = stat.rpartition(")")[2].split()
-    return "" if fields[0] == "Z" else fields[19]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
-from flexround.utils.atomic_files import keep_as, move, set_aside, write_whole, written_beside
+from flexround.utils.atomic_files import check_writable, move, write_whole, written_beside
+from flexround.utils.exclusive_files import keep_as, set_aside
 from flexround.utils.file_errors import StorageError, read_bytes
 from results.records.claim import Claim
 from results.records.record import SCHEMA, OldSchema, OtherSchema, Record
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 # A file that says that the folder has no records of an older version.
 MARK = ".schema"
-PROBE = 1 << 14  # bytes that must find room before a run: of its claim and of its record
 
 
 class Store:
@@ -45,13 +44,8 @@ class Store:
         Raises:
             ValueError: when it can't be, before any work is done.
         """
-        probe = self.root / f".probe-{uuid.uuid4().hex}"
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            try:
-                probe.write_bytes(bytes(PROBE))
-            finally:
-                probe.unlink(missing_ok=True)
+            check_writable(self.root)
         except OSError as error:
             raise ValueError(
                 f"results_dir={self.root} can't be written ({error.strerror}); "

@@ -33,8 +33,11 @@ def pinned(source: str, kept: Path) -> str:
         return source
     file = kept / f"{source.replace('/', '--')}.json"
     try:
-        return f"{source}@{json.loads(file.read_text())['revision']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        kept_revision = json.loads(file.read_text())["revision"]
+        if not isinstance(kept_revision, str):
+            raise TypeError("a revision is a text")
+        return f"{source}@{kept_revision}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         revision = _newest(source)
     if revision is None:
         return source

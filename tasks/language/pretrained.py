@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from flexround.models.checkpoint_shards import Shards
+from flexround.utils.atomic_files import written_folder
+from flexround.utils.file_errors import number_of
+from tasks.first_use import first_use, not_kept
 from tasks.language.hub import split_revision
 from tasks.package_files import PACKAGE, path_of
 
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PARTS = ["*.safetensors", "*.json", "*.txt", "*.model"]  # of a hub's model, what outline needs
+# Folders of networks that could not be kept, whose weights may be read until the process ends.
+ELSEWHERE: list[tempfile.TemporaryDirectory[str]] = []
 
 
 class Place(NamedTuple):
@@ -166,37 +169,52 @@ def bare(auto: Any, folder: Path) -> tuple[nn.Module, Any]:
 
 def save(network: Any, tokenizer: Any, folder: Path, facts: dict[str, Any] | None = None) -> None:
     """Write network, tokenizer and facts (finetune.json) as folder, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=folder.parent))
-    network.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    if facts is not None:
-        (part / "finetune.json").write_text(json.dumps(facts, indent=2))
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    part.chmod(0o755)  # mkdtemp's is the owner's alone
-    part.replace(folder)
+    with written_folder(folder) as part:
+        network.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        if facts is not None:
+            (part / "finetune.json").write_text(json.dumps(facts, indent=2))
 
 
-def read_or_make(folder: Path, read: Callable[[], T], make: Callable[[], tuple[Any, Any]]) -> T:
+def read_or_make(folder: Path, read: Callable[[Path], T], make: Callable[[], tuple[Any, Any]]) -> T:
     """Return what read finds in folder, where make's (network, tokenizer) is saved.
 
     It is made on first use, and again where it is damaged; a second process waits for the first.
+    Where it can't be kept, read gets a folder that is gone with the process.
 
     Raises:
+        OSError: when what is there can't be read.
         ValueError: what read refuses of a sound folder.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if folder.is_dir():
+    if folder.is_dir() and (found := _read(folder, read, tell=False)):
+        return found[0]
+    with first_use(folder) as kept:
+        if kept and folder.is_dir() and (found := _read(folder, read, tell=True)):
+            return found[0]
+        made = make()
+        if kept:
             try:
-                return read()
+                save(*made, folder)
             except Exception as error:
-                if is_sound(folder):
-                    raise  # it is the reader that it does not fit
-                log.warning("cached %s is damaged and made again: %s", folder, error)
-        save(*make(), folder)
-    return read()
+                not_kept(folder, error)
+            else:
+                return read(folder)
+    ELSEWHERE.append(tempfile.TemporaryDirectory())
+    elsewhere = Path(ELSEWHERE[-1].name, folder.name)
+    save(*made, elsewhere)
+    return read(elsewhere)
+
+
+def _read(folder: Path, read: Callable[[Path], T], tell: bool) -> tuple[T] | None:
+    """Return what read finds in folder, None where that is damaged."""
+    try:
+        return (read(folder),)
+    except Exception as error:
+        if number_of(error) is not None or is_sound(folder):
+            raise  # it can't be read, or it is the reader that it does not fit
+        if tell:
+            log.warning("cached %s is damaged and made again: %s", folder, error)
+        return None
 
 
 def is_sound(folder: Path) -> bool:

@@ -53,7 +53,7 @@ class TopicClassification(Classification):
         folder = self._cached(model)
         read = super().load
         return pretrained.read_or_make(
-            folder, lambda: read(model, str(folder)), lambda: self._make(model)
+            folder, lambda place: read(model, str(place)), lambda: self._make(model)
         )
 
     def _cached(self, model: LanguageModel) -> Path:

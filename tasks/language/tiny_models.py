@@ -103,7 +103,7 @@ def read_or_make(source: str, cache_dir: Path, read: Callable[[str], T]) -> T:
     folder = cache_dir / "checkpoints" / f"tiny-{family}-{digest}"
     return pretrained.read_or_make(
         folder,
-        lambda: read(str(folder)),
+        lambda place: read(str(place)),
         _encoder if family == "bert" else lambda: _train(family),
     )
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import pickle
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from flexround.models.vision import VisionModel
+from flexround.utils.atomic_files import write_whole
+from flexround.utils.file_errors import number_of, read_bytes
 from tasks.package_files import path_of
 
 log = logging.getLogger(__name__)
@@ -29,11 +31,11 @@ KINDS = (
 
 def save(network: nn.Module, path: Path) -> None:
     """Write network's state dict to path as safetensors, whole or not at all."""
-    part = path.with_suffix(f".{os.getpid()}.part")
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, part)
-    part.replace(path)
-    digest_of(path).write_text(sha256(path))
+    data = serialize(state)
+    # Its digest first: alone it says nothing, while a network without one counts as damaged.
+    write_whole(digest_of(path), hashlib.sha256(data).hexdigest().encode())
+    write_whole(path, data)
 
 
 def digest_of(path: Path) -> Path:
@@ -43,17 +45,21 @@ def digest_of(path: Path) -> Path:
 
 def sha256(path: Path) -> str:
     """Return the file's SHA-256 in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def check_digest(path: Path) -> None:
     """Check that a file is still as `save` left it.
 
     Raises:
+        OSError: when it can't be read.
         ValueError: when it is not, or its digest is missing.
     """
-    digest = digest_of(path)
-    if not digest.exists() or digest.read_text() != sha256(path):
+    try:
+        digest = read_bytes(digest_of(path)).decode(errors="replace")
+    except FileNotFoundError:
+        digest = ""
+    if digest != sha256(path):
         raise ValueError(f"checkpoint {path} is damaged: it is not the file that was saved")
 
 
@@ -85,6 +91,8 @@ def read(path: Path) -> dict[str, Tensor]:
             "code when loaded); save a plain state dict or safetensors"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, KeyError) as error:
+        if number_of(error) is not None:
+            raise ValueError(f"checkpoint {path} can't be read ({error})") from error
         raise ValueError(f"checkpoint {path} is damaged or truncated ({error})") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from flexround.models.vision import VisionModel
+from tasks.first_use import first_use, not_kept
 from tasks.vision import checkpoints
 from tasks.vision.base import VisionTask
 
@@ -82,19 +82,38 @@ class Digits(VisionTask):
             return checkpoints.load_into(self.build(model), checkpoint, model)
         recipe = Recipe()
         path = self._cached_path(model, recipe)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if path.exists() and (found := self._read(path, model, mend=False)):
+                return found
+        except OSError as error:  # it may be sound, and is left to those who can read it
+            not_kept(path, error)
+            return self._fit(model, recipe)
         # The second of two jobs that need the same network waits and then reads the first one's.
-        with FileLock(path.with_suffix(".lock")):
-            if path.exists():
-                try:
-                    checkpoints.check_digest(path)
-                    return checkpoints.load_into(self.build(model), str(path), model)
-                except ValueError as error:
-                    log.warning("cached checkpoint set aside and trained again: %s", error)
-                    path.replace(path.with_suffix(".damaged"))
+        with first_use(path) as kept:
+            if kept and path.exists() and (found := self._read(path, model, mend=True)):
+                return found
             network = self._fit(model, recipe)
-            checkpoints.save(network, path)
+            if kept:
+                try:
+                    checkpoints.save(network, path)
+                except OSError as error:
+                    not_kept(path, error)
         return network
+
+    def _read(self, path: Path, model: VisionModel, mend: bool) -> nn.Module | None:
+        """Return the network kept at path; None where it is damaged, set aside if mend.
+
+        Raises:
+            OSError: when it can't be read.
+        """
+        try:
+            checkpoints.check_digest(path)
+            return checkpoints.load_into(self.build(model), str(path), model)
+        except ValueError as error:
+            if mend:
+                log.warning("cached checkpoint set aside and trained again: %s", error)
+                path.replace(path.with_suffix(".damaged"))
+            return None
 
     def _cached_path(self, model: VisionModel, recipe: Recipe) -> Path:
         size = self.train[0].shape[-1]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from experiment.__main__ import main as experiment
+from experiment.errors import PLACES
 from results.__main__ import main as results
 from results.records.claim import Claim
 from results.records.store import Store
@@ -123,16 +124,17 @@ def test_a_full_disk_is_one_line_and_loses_nothing(cli, results_dir, monkeypatch
     cli(*QUICK)
     first = record_of(results_dir)
 
-    def full(_):
-        raise OSError(28, "No space left on device")
+    def full(file):
+        if "probe" not in os.readlink(f"/proc/self/fd/{file}"):  # the disk is full by then
+            raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         outcome = cli(*QUICK, "rerun=true")
     assert outcome.status == 1
     assert outcome.err.splitlines()[-1] == (
-        "error: No space left on device: nothing recorded is lost; make room, or give another "
-        "results_dir=, and run the same command again"
+        f"error: {results_dir}/outcomes/{first.run_id}.npz: No space left on device; nothing "
+        f"recorded is lost; make room, and run the same command again ({PLACES})"
     )
     assert record_of(results_dir) == first
     assert [p.name for p in results_dir.rglob("*.part")] == []

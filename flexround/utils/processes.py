@@ -1,0 +1,39 @@
+"""Processes: this machine's name among others, and who of its process table still lives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+
+ALIVE = "?"  # the start of a process that lives and can't be looked at
+
+
+def machine() -> str:
+    """Return this host, boot and process namespace, between which process ids mean nothing."""
+    parts = [socket.gethostname()]
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        with contextlib.suppress(OSError):
+            parts.append(
+                os.readlink(path) if path.endswith("pid") else Path(path).read_text().strip()
+            )
+    return " ".join(parts)
+
+
+def start_of(pid: int) -> str:
+    """Return when process pid started, in ticks since boot; empty where there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes().decode(errors="replace")
+    except OSError:
+        # There is no /proc, it hides other users' processes, or too many files are open.
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return ""
+        except PermissionError:
+            pass
+        return ALIVE
+    # The name in brackets may hold anything; a zombie has died.
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] == "Z" else fields[19]
