@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from flexround.utils import leaving
+
+if __name__ == "__main__":
+    leaving.listen()  # before the imports, which take seconds
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -56,4 +61,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with leaving.door("nothing is written"):
+        sys.exit(main())

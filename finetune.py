@@ -5,6 +5,11 @@ The network is written to checkpoints_dir/TASK/MODEL, where `run.py` looks for i
 
 from __future__ import annotations
 
+from flexround.utils import leaving
+
+if __name__ == "__main__":
+    leaving.listen()  # before the imports, which take seconds
+
 import hydra
 from omegaconf import DictConfig
 
@@ -25,4 +30,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command_line(main)
+    command_line(main, "the same command makes what is missing")

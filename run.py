@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from flexround.utils import leaving
+
+if __name__ == "__main__":
+    leaving.listen()  # before the imports, which take seconds
+
 import logging
 
 import hydra
@@ -40,4 +45,4 @@ def _execute(job: Job) -> Record:
 
 
 if __name__ == "__main__":
-    command_line(main)
+    command_line(main, "the same command goes on from here")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from flexround.utils import leaving
+
+if __name__ == "__main__":
+    leaving.listen()  # before the imports, which take seconds
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -70,4 +75,5 @@ def _rekey(argv: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with leaving.door():
+        sys.exit(main())

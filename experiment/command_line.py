@@ -10,11 +10,15 @@ from hydra._internal.utils import get_args_parser
 
 from experiment.config import renamed
 from experiment.errors import one_line_errors
+from flexround.utils.leaving import door
 
 
-def command_line(main: Callable[[], object]) -> None:
-    """Run the Hydra application main on this process's arguments, as a user typed them."""
-    with one_line_errors():
+def command_line(main: Callable[[], object], way_on: str = "") -> None:
+    """Run the Hydra application main on this process's arguments, as a user typed them.
+
+    way_on says what is true where a signal has ended it.
+    """
+    with door(way_on), one_line_errors():
         flags, overrides = separated(sys.argv[1:])
         sys.argv[1:] = [*flags, *renamed(overrides)]
         main()

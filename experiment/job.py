@@ -24,6 +24,7 @@ from experiment.identity import identity, places, run_id
 from experiment.outcome import _in_sweep, write_outcome
 from experiment.recorder import Draft, recording
 from experiment.sweeps.jobs import names_of, sweep_overrides
+from flexround.utils.leaving import undoing
 from results.records.record import Record
 from results.records.selection import flatten
 from results.records.store import Store
@@ -102,16 +103,17 @@ class Job:
     def claimed(self) -> Iterator[bool]:
         """Yield whether this process may compute the run; False while another one does."""
         claim = self.store.claim(self.run_id)
-        owner = claim.take()
-        if owner is not None:
-            log.info("%s is at work on %s; left alone", owner, self.run_id)
-            write_outcome(running=str(owner))
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            claim.release()
+        with undoing(claim.release):
+            owner = claim.take()
+            if owner is not None:
+                log.info("%s is at work on %s; left alone", owner, self.run_id)
+                write_outcome(running=str(owner))
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                claim.release()
 
     def recording(self) -> AbstractContextManager[Draft]:
         """Return a context that drafts the run's record and writes it whatever happens."""

@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from experiment.errors import PLACES
 from experiment.sweeps.jobs import OUTCOME, facts_in, write_facts
 from flexround.utils.file_errors import number_of, told
+from flexround.utils.leaving import faults
 from flexround.utils.packages import missing_package
 
 log = logging.getLogger("run")
@@ -31,7 +32,8 @@ def outcome() -> Iterator[None]:
     A job of a sweep leaves its error in its output folder, where the sweep's end finds it.
     """
     try:
-        yield
+        with faults():
+            yield
     except ValueError as error:
         _end(str(error))
     except ModuleNotFoundError as error:

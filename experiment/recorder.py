@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from experiment.source_code import commit
 from flexround.utils.file_errors import number_of
+from flexround.utils.leaving import faults
 from results.records.record import Record
 from results.records.store import Store
 
@@ -81,7 +82,7 @@ def recording(
 
     conditions are what a failed run may have failed for besides its settings.
 
-    An interrupted run (Ctrl-C) leaves no record: it has neither finished nor failed. Nor does one
+    A run that a signal ends (Ctrl-C) leaves no record: it has neither finished nor failed. Nor does one
     that met a full disk, or a file or folder that can't be read or written.
 
     Raises:
@@ -125,11 +126,12 @@ def recording(
 
     folder = None
     try:
-        yield draft
-        _check(draft)
-        done = record(None)
-        if draft.save is not None:  # first, so that no record is without what it promises
-            folder = draft.save(done)
+        with faults():
+            yield draft
+            _check(draft)
+            done = record(None)
+            if draft.save is not None:  # first, so that no record is without what it promises
+                folder = draft.save(done)
     except Exception as error:
         if number_of(error) is not None:
             raise

@@ -13,6 +13,7 @@ from pathlib import Path
 from flexround.utils.atomic_files import write_whole
 from flexround.utils.exclusive_files import set_aside
 from flexround.utils.file_errors import read_bytes
+from flexround.utils.leaving import undoing
 from results.records.claim import Claim
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,18 @@ class Cache:
             found = self._read(key, sound)
             if found is not None:
                 return found
-            claim = Claim(self._root / f"{key}.claim")
+        except OSError as error:
+            self._tell("no cache", error)
+            return make()
+        claim = Claim(self._root / f"{key}.claim")
+        with undoing(claim.release):
+            return self._claimed(key, claim, make, sound)
+
+    def _claimed(
+        self, key: str, claim: Claim, make: Callable[[], bytes], sound: Callable[[bytes], bool]
+    ) -> bytes:
+        """Return the entry called key, made under the claim or found beside its living owner."""
+        try:
             while claim.take() is not None:
                 time.sleep(POLL)
                 found = self._read(key, sound)

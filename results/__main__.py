@@ -8,6 +8,11 @@ SETTING` the values of one setting side by side. `rekey` names the records of an
 
 from __future__ import annotations
 
+from flexround.utils import leaving
+
+if __name__ == "__main__":
+    leaving.listen()  # before the imports, which take seconds
+
 import argparse
 import os
 import subprocess
@@ -197,4 +202,5 @@ def _none(records: Sequence[Record], where: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with leaving.door():
+        sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from experiment.sweeps.jobs import (
     sweep_overrides,
 )
 from flexround.utils.file_errors import storage_errors
+from flexround.utils.leaving import undoing
 from results.records.claim import Claim
 from results.records.store import Store
 from results.tables.differing_defaults import MethodRun, differing_defaults
@@ -33,6 +35,7 @@ class SweepTable(Callback):
 
     def __init__(self) -> None:
         self._claim: Claim | None = None
+        self._held = ExitStack()
         self._count = 0
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
@@ -47,6 +50,7 @@ class SweepTable(Callback):
             jobs = jobs_of(sweep_overrides(config.hydra), GlobalHydra.instance().config_loader())
             self._count = len(jobs)
             self._claim = Claim(folder / LAUNCHER)
+            self._held.enter_context(undoing(self._claim.release))
             with storage_errors(PLACES):
                 owner = self._claim.take()
                 if owner is not None and owner.pid != os.getpid():
@@ -66,6 +70,7 @@ class SweepTable(Callback):
         """
         if self._claim is not None:
             self._claim.release()
+        self._held.close()
         folders = job_folders(Path(config.hydra.sweep.dir))
         jobs = [job for job in folders if int(job.name) < self._count]  # an earlier one had more
         outcomes = [_outcome(job) for job in jobs]

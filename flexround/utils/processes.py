@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
+import re
 import socket
+import uuid
 from pathlib import Path
 
+# What `mark` returns: machine, process id, its start, and a random part.
+MARK = re.compile(r"(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-(?P<started>\d*|\?)-[0-9a-f]{12}")
 ALIVE = "?"  # the start of a process that lives and can't be looked at
 
 
@@ -37,3 +43,22 @@ def start_of(pid: int) -> str:
     # The name in brackets may hold anything; a zombie has died.
     fields = stat.rpartition(")")[2].split()
     return "" if fields[0] == "Z" else fields[19]
+
+
+def mark() -> str:
+    """Return a new part of a file's name that tells which process writes the file."""
+    pid = os.getpid()
+    return f"{_digest(machine())}-{pid}-{start_of(pid)}-{uuid.uuid4().hex[:12]}"
+
+
+def lives(text: str) -> bool | None:
+    """Return whether the process of a mark is at work; None where this machine can't tell."""
+    found = MARK.fullmatch(text)
+    if found is None or found["machine"] != _digest(machine()):
+        return None
+    return start_of(int(found["pid"])) == found["started"]
+
+
+@functools.cache
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

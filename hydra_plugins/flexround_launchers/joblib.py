@@ -17,6 +17,12 @@ from omegaconf import DictConfig, open_dict
 
 from experiment.config import register
 from hydra_plugins.flexround_launchers.dead_job import folder_of, record_dead_job
+from hydra_plugins.flexround_launchers.workers import (
+    Site,
+    Workers,
+    at_work,
+    hidden_from_interrupts,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +51,7 @@ class JoblibLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run the runs and return what they returned.
-
-        Raises:
-            SystemExit: on Ctrl-C, which ends the processes.
-        """
+        """Run the runs and return what they returned; a signal that ends this ends them first."""
         from joblib import effective_n_jobs
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -59,12 +61,7 @@ class JoblibLauncher(Launcher):
         for number, overrides in todo.items():
             log.info("#%d %s", number, " ".join(filter_overrides(overrides)))
         returns: dict[int, JobReturn] = {}
-        try:
-            self._run_all(todo, returns)
-        except KeyboardInterrupt:
-            raise SystemExit(
-                "interrupted; the same command again computes only what is left"
-            ) from None
+        self._run_all(todo, returns)
         return [returns[number] for number in todo]
 
     def _run_all(self, todo: dict[int, Sequence[str]], returns: dict[int, JobReturn]) -> None:
@@ -111,9 +108,14 @@ class JoblibLauncher(Launcher):
             return_as="generator_unordered",
         )
         state = Singleton.get_state()
-        yield from pool(
-            delayed(_job)(*self.start, list(todo[number]), number, state) for number in numbers
-        )
+        with Workers(pool, self.config.hydra.sweep.dir) as workers:
+            jobs = (
+                delayed(_job)(*self.start, list(todo[number]), number, state, workers.site)
+                for number in numbers
+            )
+            with hidden_from_interrupts():
+                results = pool(jobs)
+            yield from results
 
 
 def _job(
@@ -123,8 +125,21 @@ def _job(
     overrides: list[str],
     number: int,
     state: Any,
+    site: Site,
 ) -> tuple[int, JobReturn]:
     """Run one job in a process of the pool."""
+    with at_work(site):
+        return _run_job(loader, config, task_function, overrides, number, state)
+
+
+def _run_job(
+    loader: ConfigLoader,
+    config: DictConfig,
+    task_function: TaskFunction,
+    overrides: list[str],
+    number: int,
+    state: Any,
+) -> tuple[int, JobReturn]:
     os.environ["TTY_COMPATIBLE"] = "0"  # for rich: several bars would write over each other
     Singleton.set_state(state)
     setup_globals()

@@ -18,6 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from experiment.sweeps import slurm_queue
+from flexround.utils.leaving import told
 from flexround.utils.packages import missing_package
 from hydra_plugins.flexround_launchers.dead_job import folder_of, record_dead_job
 from hydra_plugins.flexround_launchers.options import check_times, parameters
@@ -92,11 +93,10 @@ class SlurmLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Submit the runs as one array and return what they returned.
+        """Submit the runs as one array and return what they returned; it outlives this process.
 
         Raises:
             ValueError: when sbatch refuses.
-            SystemExit: on Ctrl-C, which the array outlives.
         """
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         logs = Path(self.config.hydra.sweep.dir, ".submitit").absolute()
@@ -106,15 +106,14 @@ class SlurmLauncher(Launcher):
         for number, overrides in zip(numbers, job_overrides, strict=True):
             log.info("#%d %s", number, " ".join(filter_overrides(overrides)))
         returns: dict[int, JobReturn] = {}
-        try:
+        way_on = (
+            f"SLURM job {array} goes on without this process; `scancel {array}` ends it, and the "
+            "same command again computes only what is left"
+        )
+        with told(way_on):
             for number, state in ended(jobs):
                 returns[number] = self._result(number, jobs[number], state)
                 log.info("#%d has ended: %d of %d", number, len(returns), len(jobs))
-        except KeyboardInterrupt:
-            raise SystemExit(
-                f"interrupted: SLURM job {array} goes on without this process; `scancel {array}` "
-                "ends it, and the same command again computes only what is left"
-            ) from None
         return [returns[number] for number in numbers]
 
     def _submit(
