@@ -45,4 +45,4 @@ def _execute(job: Job) -> Record:
 
 
 if __name__ == "__main__":
-    command_line(main, "the same command goes on from here")
+    command_line(main, "the same command again computes only what is left")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from experiment.outcome import _in_sweep, write_outcome
 from experiment.recorder import Draft, recording
 from experiment.sweeps.jobs import names_of, sweep_overrides
 from flexround.utils.leaving import undoing
+from results.records.leftovers import is_stale, sweep
 from results.records.record import Record
 from results.records.selection import flatten
 from results.records.store import Store
@@ -63,6 +65,7 @@ class Job:
             return None
         if record.status == "ok":
             log.info("already recorded as %s", record.run_id)
+            self._clear_checkpoints()
             if self.cfg.save and not is_of(self.store.artifact(self.run_id), record):
                 log.warning("it has no artifact of its own; rerun=true makes one, and a new record")
             if self.cfg.threads not in (None, record.threads):
@@ -78,6 +81,13 @@ class Job:
             log.info("failed before: %s; tried again with another %s", record.error, changed)
             return None
         raise ValueError(f"failed before: {record.error}; give retry_failed=true to try it again")
+
+    def _clear_checkpoints(self) -> None:
+        """Remove those of an attempt that was killed once its record was there."""
+        claim = self.store.claim(self.run_id)
+        if is_stale(self.store, self.run_id) and claim.take() is None:
+            shutil.rmtree(self.store.unfinished(self.run_id), ignore_errors=True)
+            claim.release()
 
     @cached_property
     def conditions(self) -> dict[str, str]:
@@ -111,6 +121,7 @@ class Job:
                 yield False
                 return
             try:
+                sweep(self.store, self.run_id)
                 yield True
             finally:
                 claim.release()

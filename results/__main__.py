@@ -3,7 +3,8 @@
 `python -m results html` writes it as a page with the runs behind it, `table02` sets ours beside the
 paper's Table 2, and `wandb` logs the leaderboard as a wandb table; `plot KIND` draws the records.
 `compare FIRST SECOND` sets two methods against each other on the same seeds and samples, `ablation
-SETTING` the values of one setting side by side. `rekey` names the records of an older version anew.
+SETTING` the values of one setting side by side. `rekey` names the records of an older version anew,
+`clean` lists what killed runs have left, and removes it when told to.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from results.tables.leaderboard import FORMATS, leaderboard, render
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUTS = ROOT / "outputs"
 DEFAULT = OUTPUTS / "results"
+CACHE = OUTPUTS / "cache"
 MOVED = ("plan", "rekey", "status")  # commands of python -m experiment
 TEXTS = ("markdown", "csv", "latex")
 
@@ -40,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _by_experiment(args[0], args[1:])
     try:
         views = {
-            "ablation": _ablation, "compare": _compare, "html": _html, "plot": _plot,
-            "wandb": _wandb,
+            "ablation": _ablation, "clean": _clean, "compare": _compare, "html": _html,
+            "plot": _plot, "wandb": _wandb,
         }  # fmt: skip
         view = views[args.pop(0)] if args and args[0] in views else _table
         if args and not args[0].startswith("-") and view is _table:
@@ -142,6 +144,29 @@ def _plot(argv: Sequence[str]) -> str:
     args = parser.parse_args(argv)
     drawn = figures(args.kind, _chosen(args), args.by)
     return "\n".join(str(path) for path in write(drawn, args.out))
+
+
+def _clean(argv: Sequence[str]) -> str:
+    from results.clean import clean
+
+    parser = argparse.ArgumentParser(
+        prog="python -m results clean",
+        description="List what killed runs have left: parts of files, claims of the dead, "
+        "checkpoints of finished runs. Nothing of a run at work, or of one that can go on.",
+    )
+    parser.add_argument("--results-dir", type=Path, default=DEFAULT, help="folder of the records")
+    parser.add_argument("--cache-dir", type=Path, default=CACHE, help="the runs' cache")
+    parser.add_argument("--yes", action="store_true", help="remove it")
+    parser.add_argument(
+        "--damaged", action="store_true", help="damaged files that were set aside as well"
+    )
+    args = parser.parse_args(argv)
+    for option, folder, default in (
+        ("--results-dir", args.results_dir, DEFAULT), ("--cache-dir", args.cache_dir, CACHE),
+    ):  # fmt: skip
+        if folder != default and not folder.is_dir():
+            raise ValueError(f"{option} {folder} is no folder; give the one that run.py was given")
+    return clean(args.results_dir, args.cache_dir, args.yes, args.damaged)
 
 
 def _table(argv: Sequence[str]) -> str:

@@ -49,7 +49,9 @@ class DiskTensors:
     def _open(self) -> IO[bytes]:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            return tempfile.TemporaryFile(dir=self._folder, buffering=0)
+            return tempfile.TemporaryFile(
+                dir=self._folder, prefix=".stream-", suffix=".part", buffering=0
+            )
         except OSError as error:
             raise self._refusal(error) from error
 

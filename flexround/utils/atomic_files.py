@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flexround.utils.file_errors import StorageError, number_of
+from flexround.utils.processes import lives, mark
 
 # What one that can't sync a folder answers; or the folder may be written and not read.
 NO_SYNC = frozenset({
@@ -22,7 +23,7 @@ PROBE = 1 << 14  # bytes
 
 def beside(path: Path) -> Path:
     """Return a name in path's folder that nobody else has, for what is to become path."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    return path.with_name(f".{path.name}.{mark()}.part")
 
 
 @contextmanager
@@ -79,6 +80,7 @@ def written_folder(path: Path) -> Iterator[Path]:
         StorageError: when somebody has deleted it meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path)
     part = beside(path)
     part.mkdir()
     try:
@@ -126,6 +128,19 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(opened)
+
+
+def sweep(path: Path) -> None:
+    """Remove what processes that have died since had written of path, a file or a folder."""
+    start = f".{path.name}."
+    for part in path.parent.glob(f"{glob.escape(start)}*"):
+        writer, _, ending = part.name[len(start) :].rpartition(".")
+        if ending in ("part", "dead") and lives(writer) is False:
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
 
 
 def _flush(file: Path) -> None:

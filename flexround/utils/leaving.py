@@ -150,17 +150,6 @@ def first(act: Callable[[], None]) -> Iterator[None]:
         _state.first.remove(act)
 
 
-def follow(parent: int) -> None:
-    """End this process by SIGTERM once its parent has died, however that was."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _hold() -> dict[int, object]:
     """Make signals raise; return what they did before."""
     if threading.current_thread() is not threading.main_thread():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -81,7 +82,7 @@ def at_work(site: Site) -> Iterator[None]:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # its first job
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         leaving.listen(quiet=True)
-        leaving.follow(site.launcher)
+        _follow(site.launcher)
     try:
         with leaving.door(), leaving.undoing(lambda: _say_done(site)):
             yield
@@ -89,6 +90,17 @@ def at_work(site: Site) -> Iterator[None]:
         if leaving.requested():
             os._exit(int(end.code or 0))  # the pool would take it for the job's own
         raise
+
+
+def _follow(parent: int) -> None:
+    """End this process by SIGTERM once its parent has died, however that was."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _say_done(site: Site) -> None:
@@ -104,9 +116,11 @@ def hidden_from_interrupts() -> Iterator[None]:
     """Start processes and threads that never hear of Ctrl-C, not even before their first line."""
     from joblib.externals.loky.backend import resource_tracker
 
-    resource_tracker.ensure_running()  # in starting it would undo what is blocked here
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
+        # It cleans up after the pool; in starting it would undo what is blocked below.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before | {signal.SIGINT})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

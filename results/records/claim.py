@@ -16,12 +16,13 @@ import logging
 import os
 import threading
 import time
-import uuid
 from dataclasses import asdict
 from pathlib import Path
 
+from flexround.utils.atomic_files import beside, sweep
 from flexround.utils.exclusive_files import place_new, set_aside, take_away
 from flexround.utils.file_errors import StorageError, read_bytes
+from flexround.utils.processes import mark
 from results.records.owner import UNREADABLE, Owner, me, owner_of
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ class Claim:
 
     def _take(self, own: Owner) -> Owner | None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".{self.path.name}.{own.token}.part")
+        sweep(self.path)
+        part = beside(self.path)
         try:
             part.write_text(json.dumps(asdict(own)))
             while not place_new(part, self.path):
@@ -145,7 +147,7 @@ class Claim:
         Where the folder can't be written, by this machine's.
         """
         beat = (self._last_beat() or 0) / 1e9
-        probe = self.path.with_name(f".now.{uuid.uuid4().hex}")
+        probe = self.path.with_name(f".now.{mark()}")
         try:
             probe.touch()
             return probe.stat().st_mtime_ns / 1e9 - beat

@@ -17,7 +17,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from flexround.models.vision import VisionModel
-from flexround.utils.atomic_files import write_whole
+from flexround.utils.atomic_files import sweep, write_whole
 from flexround.utils.file_errors import number_of, read_bytes
 from tasks.package_files import path_of
 
@@ -31,6 +31,7 @@ KINDS = (
 
 def save(network: nn.Module, path: Path) -> None:
     """Write network's state dict to path as safetensors, whole or not at all."""
+    sweep(path)
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     data = serialize(state)
     # Its digest first: alone it says nothing, while a network without one counts as damaged.

@@ -1,0 +1,58 @@
+"""Clean: the leftovers of killed runs as a list with sizes, removed when told to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from results.records.leftovers import Leftover, leftovers
+
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def clean(results: Path, cache: Path, yes: bool, damaged: bool) -> str:
+    """Return what there is, or with yes what has been removed.
+
+    What was set aside as damaged is somebody's to look at: it is listed, and goes with damaged.
+
+    Raises:
+        ValueError: when something can't be removed; names it.
+    """
+    found = leftovers(results, cache)
+    aside = [one for one in found if one.damaged and not damaged]
+    left = [one for one in found if one not in aside]
+    if not found:
+        return f"nothing is left of killed runs in {results} and {cache}"
+    kept = []
+    if aside:
+        kept = [f"set aside, removed with --damaged: {_total(aside)}", *_lines(aside)]
+    if not left:
+        return "\n".join(kept)
+    if not yes:
+        return "\n".join([f"left: {_total(left)}; --yes removes it", *_lines(left), *kept])
+    removed = []
+    for one in left:
+        try:
+            if one.remove():
+                removed.append(one)
+        except OSError as error:
+            raise ValueError(
+                f"{one.path} can't be removed ({error.strerror}); {len(removed)} of {len(left)} are"
+            ) from error
+    return "\n".join([f"removed: {_total(removed)}", *_lines(removed), *kept])
+
+
+def _lines(found: Sequence[Leftover]) -> list[str]:
+    return [f"  {_size(one.bytes):>9}  {one.path}  ({one.what})" for one in found]
+
+
+def _total(found: Sequence[Leftover]) -> str:
+    return f"{len(found)}, {_size(sum(one.bytes for one in found))}"
+
+
+def _size(count: int) -> str:
+    """Return bytes in the largest unit of which there is one."""
+    value, index = float(count), 0
+    while value >= 1000 and index < len(UNITS) - 1:
+        value, index = value / 1000, index + 1
+    return f"{value:.0f} {UNITS[index]}" if index == 0 else f"{value:.1f} {UNITS[index]}"
