@@ -26,6 +26,7 @@ _TOKEN = rf"(?P<mark>{re.sub(r'[?]P<[a-z]+>', '', MARK.pattern)}|[0-9a-f]{{32}})
 PARTS = (
     re.compile(rf"\.(.+\.)?{_TOKEN}(\.\w{{8}})?\.(part|dead)"),
     re.compile(rf"\.(now\.|probe-){_TOKEN}"),
+    re.compile(r"\..+\.gate"),
     re.compile(r"\.stream-\w{8}\.part"),
     re.compile(r"\.probe-\d+"),
     re.compile(r"digits-.+\.\d+\.part"),

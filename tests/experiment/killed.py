@@ -1,4 +1,4 @@
-"""A command that dies at every file mutation, or at random moments; what the same command makes then.
+"""A command that dies at every file mutation or at random moments, and is then given again.
 
 `python tests/experiment/killed.py points CASE [--step N] [--first N] [--signal SIGTERM]` and
 `... storm CASE --rounds N --seed N` print what they found as JSON. Every attempt is a fork of this
@@ -38,7 +38,6 @@ from results.records.leftovers import leftovers
 torch.set_num_threads(1)
 VISION = ["model=efficientnet_lite0", "model.name=test_efficientnet", "num_samples=64"]
 LANGUAGE = ["model=tiny_llama", "num_samples=4", "task.seq_len=32", "protocol.max_windows=2"]
-FRESH = "the network is trained anew in each attempt"
 CASES = {
     "vision": [run, *VISION, "quant=rtn", "bits=3", "save=true"],
     "flexround": [run, *VISION, "quant=flexround", "recon.iters=4", "bits=3", "save=true"],
@@ -78,9 +77,9 @@ class Mutations:
         sys.addaudithook(self)
 
     def __call__(self, event, args):
-        if self.count is None or not (
-            (event == "open" and self._writes(args)) or event in MUTATIONS
-        ):
+        """Look at one event of the interpreter."""
+        mutates = self._writes(args) if event == "open" else event in MUTATIONS
+        if self.count is None or not mutates:
             return
         if not any(self.folder in str(path) for path in args[:2]):
             return
@@ -123,7 +122,7 @@ class Command:
 
     def start(self, **mutations):
         """Fork; return the process id and the file that it writes to."""
-        said = tempfile.TemporaryFile()
+        said = tempfile.TemporaryFile()  # noqa: SIM115  its reader closes it
         process = os.fork()
         if process == 0:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -176,7 +175,7 @@ class Command:
                     found[name] = {k: held[k].tobytes() for k in held if k != "started"}
             elif path.suffix == ".safetensors":
                 with safe_open(path, "np") as held:
-                    found[name] = {k: _digest(held.get_tensor(k).tobytes()) for k in held.keys()}
+                    found[name] = {k: _digest(held.get_tensor(k).tobytes()) for k in held.keys()}  # noqa: SIM118
             elif path.suffix in (".md", ".sha256") or "history" in name:
                 found[name] = "there"  # an artifact's card has the times of its record
             else:
