@@ -130,7 +130,7 @@ def _html(argv: Sequence[str]) -> str:
 
 def _plot(argv: Sequence[str]) -> str:
     try:
-        from results.plots import KINDS, figures, write
+        from results.plots import KINDS, OF_UNITS, figures, write
     except ModuleNotFoundError as error:
         from flexround.utils.packages import missing_package
 
@@ -142,7 +142,10 @@ def _plot(argv: Sequence[str]) -> str:
     parser.add_argument("kind", nargs="?", default="", help=f"one of {', '.join(KINDS)}")
     parser.add_argument("--out", type=Path, default=OUTPUTS / "plots", help="folder of the plots")
     args = parser.parse_args(argv)
-    drawn = figures(args.kind, _chosen(args), args.by)
+    chosen = _chosen(args)
+    if args.kind in OF_UNITS:
+        chosen = _whole(args.results_dir, chosen)
+    drawn = figures(args.kind, chosen, args.by)
     return "\n".join(str(path) for path in write(drawn, args.out))
 
 
@@ -206,13 +209,22 @@ def _chosen(args: argparse.Namespace) -> list[Record]:
             raise ValueError(f"--where {text}: give NAME=VALUE")
         where[key] = value
     where |= {k: v for k in ("task", "model") if (v := getattr(args, k))}
-    records = Store(args.results_dir).load()
+    records = Store(args.results_dir).load(blocks=False)
     if not records:
         raise ValueError(f"no records in {args.results_dir}; python run.py writes them")
     chosen = select(records, where)
     if not chosen:
         raise ValueError(_none(records, where))
     return chosen
+
+
+def _whole(folder: Path, rows: Sequence[Record]) -> list[Record]:
+    """Return the records of rows with their units."""
+    names = {row.run_id for row in rows}
+    found = Store(folder).load(names)
+    if len(found) < len(rows):  # a file is called otherwise than its run
+        found = [record for record in Store(folder).load() if record.run_id in names]
+    return found
 
 
 def _none(records: Sequence[Record], where: dict[str, str]) -> str:

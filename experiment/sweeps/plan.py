@@ -122,7 +122,7 @@ def _time(runs: Sequence[PlannedRun]) -> str:
     if not left:
         return "time: nothing is left to do"
     known: dict[tuple[str, str, str], list[float]] = {}
-    for record in Store(runs[0].cfg.results_dir).load():
+    for record in Store(runs[0].cfg.results_dir).load(blocks=False):
         if record.status == "ok":
             known.setdefault((record.model, record.task, record.quant), []).append(record.seconds)
     told = [known.get((r.model, r.task, r.quant)) for r in left]

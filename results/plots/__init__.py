@@ -25,6 +25,7 @@ KINDS: dict[str, Callable[[list[Cell]], dict[str, Figure]]] = {
     "curves": curves,
     "cost": cost,
 }
+OF_UNITS = ("blocks", "curves", "cost")  # kinds that look at the records' units
 # The setting that is the axis of a kind, and so tells no lines apart.
 AXES = {"samples": "num_samples"}
 

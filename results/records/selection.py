@@ -9,6 +9,8 @@ from typing import Any
 
 from results.records.record import Record
 
+ABSENT = object()
+
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings as one level of dotted names."""
@@ -30,7 +32,8 @@ def select(records: Sequence[Record], where: dict[str, str]) -> list[Record]:
     chosen = list(records)
     for key, text in where.items():
         check_known(records, key, f"--where {key}={text}")
-        chosen = [r for r in chosen if facts(r).get(key) in _readings(text)]
+        readings = _readings(text)
+        chosen = [r for r in chosen if fact(r, key) in readings]
     return chosen
 
 
@@ -40,8 +43,8 @@ def check_known(records: Sequence[Record], key: str, option: str) -> None:
     Raises:
         ValueError: names option and the nearest keys where none has.
     """
-    known = {name for record in records for name in facts(record)}
-    if key not in known:
+    if all(fact(record, key, ABSENT) is ABSENT for record in records):
+        known = {name for record in records for name in facts(record)}
         raise ValueError(f"{option}: no record has a setting {key}{nearest(key, known)}")
 
 
@@ -65,13 +68,50 @@ def _readings(text: str) -> list[Any]:
     return readings
 
 
+NAMES = ("model", "task", "quant", "task_version", "metric")  # told by the record itself
+
+
 def facts(record: Record) -> dict[str, Any]:
     """Return what a record can be chosen by: its settings by dotted name, and what it is of."""
-    names = {
-        "model": record.model,
-        "task": record.task,
-        "quant": record.quant,
-        "task_version": record.task_version,
-        "metric": record.metric,
-    }
-    return flatten(record.settings) | names
+    return flatten(record.settings) | {name: getattr(record, name) for name in NAMES}
+
+
+def fact(record: Record, name: str, default: Any = None) -> Any:
+    """Return the one of facts(record) that has this name, without making the others."""
+    return getattr(record, name) if name in NAMES else _below(record.settings, name, default)
+
+
+def _below(node: dict[str, Any], name: str, default: Any) -> Any:
+    """Return what flatten(node) has of name; a key may have dots of its own."""
+    found = node.get(name, ABSENT)
+    if found is not ABSENT and not isinstance(found, dict):
+        return found
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        branch = node.get(".".join(parts[:end]))
+        if isinstance(branch, dict):
+            found = _below(branch, ".".join(parts[end:]), ABSENT)
+            if found is not ABSENT:
+                return found
+    return default
+
+
+def unlike(records: Sequence[Record]) -> set[str]:
+    """Return the settings, of the first level, in which the records may differ.
+
+    What one object stands for in all of them they do not differ in, which is seen at once.
+    """
+    found: set[str] = set()
+    first = records[0].settings
+    for record in records[1:]:
+        own = record.settings
+        found |= own.keys() ^ first.keys()
+        found |= {key for key in own.keys() & first.keys() if not _is_same(own[key], first[key])}
+    return found
+
+
+def _is_same(left: Any, right: Any) -> bool:
+    """Return whether two values are one, or plain and alike; true is not 1."""
+    if left is right:
+        return True
+    return type(left) is type(right) and not isinstance(left, dict | list) and left == right

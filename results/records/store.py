@@ -16,6 +16,7 @@ from pydantic_core import from_json
 from flexround.utils.atomic_files import check_writable, move, write_whole, written_beside
 from flexround.utils.exclusive_files import keep_as, set_aside
 from flexround.utils.file_errors import StorageError, read_bytes
+from results.records import index
 from results.records.claim import Claim
 from results.records.record import SCHEMA, OldSchema, OtherSchema, Record
 
@@ -131,7 +132,11 @@ class Store:
     @cached_property
     def renamed(self) -> dict[str, str]:
         """What runs are called now, by what they were called before."""
-        return {former: record.run_id for record in self.load() for former in record.former_ids}
+        return {
+            former: record.run_id
+            for record in self.load(blocks=False)
+            for former in record.former_ids
+        }
 
     def replaced(self, run_id: str) -> str | None:
         """Return when the finished run began whose record a new one would replace, or None."""
@@ -181,16 +186,27 @@ class Store:
             move(part, path)
         return path
 
-    def load(self, run_ids: Iterable[str] | None = None) -> list[Record]:
-        """Return all records, or those of run_ids, oldest first."""
-        paths = self.root.glob("*.json") if run_ids is None else map(self.path, run_ids)
-        found: list[Record | None] = []
+    def load(self, run_ids: Iterable[str] | None = None, *, blocks: bool = True) -> list[Record]:
+        """Return all records, or those of run_ids, oldest first.
+
+        All without their blocks are rows of the folder's index, which is much faster.
+        """
         old = 0
-        for path in sorted(set(paths)):
+
+        def read(path: Path) -> Record | None:
+            nonlocal old
             try:
-                found.append(self._read(path))
+                return self._read(path)
             except OldSchema:
                 old += 1
+                return None
+
+        found: list[Record | None]
+        if run_ids is None and not blocks:
+            found = [*index.rows(self.root, read)]
+        else:
+            paths = self.root.glob("*.json") if run_ids is None else map(self.path, run_ids)
+            found = [read(path) for path in sorted(set(paths))]
         if old:
             rekey = f"`python -m results rekey --results-dir {self.root}` renames them"
             if not any(found):

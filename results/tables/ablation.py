@@ -17,11 +17,10 @@ from typing import Any
 import pandas as pd
 
 from results.records.record import Record
-from results.records.selection import facts, nearest
+from results.records.selection import ABSENT, fact, facts, nearest
 from results.tables.formats import MARK, PLUS_MINUS, latex, markdown
 from results.tables.leaderboard import CELL, SEEDS, TOLD_APART, mean_text, numbers
 
-ABSENT = object()
 Held = tuple[tuple[str, str], ...]
 # Where things lay, whose content is in the settings, and on how many threads a run worked.
 PLACES = ("data_dir", "calibration_dir", "imagenet_dir", "checkpoints_dir", "threads")
@@ -85,11 +84,10 @@ def ablation(records: Sequence[Record], setting: str, by: Sequence[str] = ()) ->
 
 def value_of(record: Record, setting: str) -> Any:
     """Return record's value of setting, for a config group the name of its class; or ABSENT."""
-    own = facts(record)
-    if setting in own:
-        value = own[setting]
+    value = fact(record, setting, ABSENT)
+    if value is not ABSENT:
         return json.dumps(value) if isinstance(value, list) else value
-    target = own.get(f"{setting}._target_")
+    target = fact(record, f"{setting}._target_")
     return ABSENT if target is None else target.rpartition(".")[2]
 
 
@@ -134,7 +132,8 @@ def _groups(records: Sequence[Record], setting: str, by: Sequence[str]) -> dict[
     for shared, members in alike.items():
         swept = _swept(members, setting)
         for record in members:
-            held_too = _texts({n: word(v) for n, v in facts(record).items()}, swept)
+            own = {name: fact(record, name, ABSENT) for name in swept}
+            held_too = _texts({n: word(v) for n, v in own.items() if v is not ABSENT}, swept)
             group = groups.setdefault(tuple(sorted({*shared, *held_too})), {})
             group.setdefault(value_of(record, setting), []).append(record)
     for group in groups.values():
@@ -152,9 +151,10 @@ def _swept(members: Sequence[Record], setting: str) -> list[str]:
     seen: dict[tuple[str, Any], set[str]] = {}
     done = [r for r in members if r.status == "ok"] or members
     for record in done:
+        chosen = value_of(record, setting)
         for name, value in facts(record).items():
             if name not in SEEDS:
-                seen.setdefault((name, value_of(record, setting)), set()).add(word(value))
+                seen.setdefault((name, chosen), set()).add(word(value))
     return list({name for (name, _), values in seen.items() if len(values) > 1})
 
 

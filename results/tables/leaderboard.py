@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from results.records.record import Record
-from results.records.selection import check_known, facts, flatten
+from results.records.selection import check_known, fact, flatten, unlike
 from results.tables.formats import MARK, PLUS_MINUS, latex, markdown
 from results.tables.mixed import mixed, network_of, remarks
 
@@ -91,9 +91,9 @@ def _cells(records: Sequence[Record], by: Sequence[str]) -> tuple[list[str], Cel
     while True:
         cells: Cells = {}
         for record in records:
-            own = facts(record)
-            told = (str(own.get(k, "-")) for k in names)
-            key = (*(own[k] for k in CELL), *told, record.bits, own.get("act_bits"))
+            told = (str(fact(record, k, "-")) for k in names)
+            cell = (record.task, record.model, record.quant)
+            key = (*cell, *told, record.bits, fact(record, "act_bits"))
             cells.setdefault(key, []).append(record)
         for key, members in cells.items():
             done = [r for r in members if r.status == "ok"]
@@ -112,19 +112,26 @@ def _cells(records: Sequence[Record], by: Sequence[str]) -> tuple[list[str], Cel
 
 def _like(failed: Record, done: Sequence[Record]) -> bool:
     """Return whether failed has the settings of the runs that are done, the seed aside."""
-    own = _but_seeds(failed)
-    return not done or any(own == _but_seeds(r) for r in done)
+    return not done or any(_same_but_seeds(failed, r) for r in done)
 
 
-def _but_seeds(record: Record) -> dict[str, Any]:
-    return {k: v for k, v in flatten(record.settings).items() if k not in SEEDS}
+def _same_but_seeds(left: Record, right: Record) -> bool:
+    names = unlike([left, right]).difference(SEEDS)
+    return not names or _but_seeds(left, names) == _but_seeds(right, names)
+
+
+def _but_seeds(record: Record, names: set[str]) -> dict[str, Any]:
+    """Return the settings below names, of the first level, by dotted name."""
+    own = {k: v for k, v in record.settings.items() if k in names}
+    return {k: v for k, v in flatten(own).items() if k not in SEEDS}
 
 
 def _differing(members: Sequence[Record]) -> dict[str, list[str]]:
     """Return what the members of a cell differ in but their seed, with the values."""
     early = ("task_version", "metric")  # which a run that failed early does not know
-    flats = [flatten(r.settings) | {k: facts(r)[k] for k in early} for r in members]
-    names = dict.fromkeys(name for flat in flats for name in flat if name not in SEEDS)
+    top = unlike(members).difference(SEEDS)
+    flats = [_but_seeds(r, top) | {k: fact(r, k) for k in early} for r in members]
+    names = dict.fromkeys(name for flat in flats for name in flat)
     differing = {}
     for name in names:
         values = list(dict.fromkeys(str(flat.get(name)) for flat in flats))

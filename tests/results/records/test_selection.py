@@ -1,0 +1,34 @@
+"""What records are chosen by: one fact is that of all facts, and no difference is missed."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from results.records.selection import fact, facts, flatten, unlike
+from tests.results.records.test_store import record
+
+LEAF = st.sampled_from([0, 1, True, 1.0, None, "1", [1], [True]])
+TREE = st.dictionaries(
+    st.sampled_from(["a", "b", "c.d"]),
+    LEAF | st.dictionaries(st.sampled_from(["a", "e.f"]), LEAF, max_size=2),
+    min_size=1, max_size=3,
+)  # fmt: skip
+
+
+@given(TREE)
+def test_one_fact_is_that_of_all_facts(settings):
+    row, absent = record(settings=settings), object()
+    for name, value in facts(row).items():
+        assert fact(row, name, absent) is value
+    for name in ("x", "a.x", "b", "a", "c", "c.d.e", "", ".", "a."):
+        assert fact(row, name, absent) is facts(row).get(name, absent)
+
+
+@given(st.lists(TREE, min_size=1, max_size=4))
+def test_what_records_differ_in_is_among_what_they_are_unlike_in(trees):
+    found = unlike([record(settings=tree) for tree in trees])
+    for name in {name for tree in trees for name in tree}:
+        # As text, as true is not 1; an absent branch is not an empty one.
+        texts = {repr(flatten({name: t[name]}) if name in t else None) for t in trees}
+        assert len(texts) == 1 or name in found
