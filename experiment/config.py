@@ -126,7 +126,9 @@ def hydra_of_conf() -> Iterator[Hydra]:
         yield hydra
 
 
-def composed(overrides: Sequence[str], run_mode: RunMode = RunMode.RUN) -> DictConfig:
+def composed(
+    overrides: Sequence[str], run_mode: RunMode = RunMode.RUN, config: str = "config"
+) -> DictConfig:
     """Return the configuration of one job, with Hydra's own under hydra.
 
     With RunMode.MULTIRUN it is that of a sweep: its swept values are in hydra.overrides, and those
@@ -137,7 +139,7 @@ def composed(overrides: Sequence[str], run_mode: RunMode = RunMode.RUN) -> DictC
     """
     with hydra_of_conf() as hydra:
         cfg = hydra.compose_config(
-            "config", renamed(overrides), run_mode, with_log_configuration=False, from_shell=False
+            config, renamed(overrides), run_mode, with_log_configuration=False, from_shell=False
         )
     check_keys(cfg)
     return cfg

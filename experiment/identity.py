@@ -57,7 +57,15 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
             for was made from another one than model.source names.
     """
     pin(cfg)
-    settings = plain(cfg)
+    return identity_of(plain(cfg))
+
+
+def identity_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what identity returns, of a pinned configuration as plain values, which are used up.
+
+    Raises:
+        ValueError: as identity does.
+    """
     contents = Contents(Path(settings["cache_dir"], "digests"))
     if uses_finetuned(settings):
         check_origin(settings, contents)

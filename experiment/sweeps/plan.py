@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from statistics import fmean
 from typing import Any
 
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from experiment import ROOT
+from experiment.composer import Choices, Composer, parsed_once
 from experiment.conditions import changes, conditions
 from experiment.config import composed
-from experiment.identity import identity, run_id
+from experiment.identity import identity_of, pin, plain, run_id, uses_finetuned
 from experiment.sweeps.jobs import jobs_of, names_of, sweep_overrides
 from results.records.record import Record
 from results.records.store import Store
@@ -26,15 +28,15 @@ EXPERIMENTS = ROOT / "conf" / "experiment"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a sweep: its choices, configuration and name, and its record if there is one.
+    """One run of a sweep: its choices, options and name, and its record if there is one.
 
-    settings are what its name is made of.
+    options are its configuration as plain values; settings are what its name is made of.
     """
 
     model: str
     task: str
     quant: str
-    cfg: DictConfig
+    options: dict[str, Any]
     settings: dict[str, Any]
     run_id: str
     record: Record | None
@@ -52,18 +54,22 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
 def plan(overrides: Sequence[str]) -> list[PlannedRun]:
     """Return the runs of a sweep, each with its record."""
     found = []
-    for job in jobs(overrides):
-        cfg = composed(job)
-        model, task, quant = names_of(cfg, cfg.hydra.runtime.choices)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        settings = identity(cfg)
-        name = run_id(settings)
-        record = Store(cfg.results_dir).peek(name)
-        if record is not None and record.conditions and changes(record.conditions, conditions(cfg)):
-            record = None  # it has failed, and is tried again
-        found.append(PlannedRun(model, task, quant, cfg, settings, name, record))
+    with parsed_once():
+        for cfg, choices in Composer().each(jobs(overrides)):
+            found.append(_planned(cfg, choices))
     return found
+
+
+def _planned(cfg: DictConfig, choices: Choices) -> PlannedRun:
+    model, task, quant = names_of(cfg, choices)
+    pin(cfg)
+    options = plain(cfg)
+    settings = identity_of(copy.deepcopy(options))
+    name = run_id(settings)
+    record = Store(cfg.results_dir).peek(name)
+    if record is not None and record.conditions and changes(record.conditions, conditions(cfg)):
+        record = None  # it has failed, and is tried again
+    return PlannedRun(model, task, quant, options, settings, name, record)
 
 
 EMBEDDED = ("digits", "python_docs", "python_topics")
@@ -71,26 +77,27 @@ EMBEDDED = ("digits", "python_docs", "python_topics")
 
 def needs(run: PlannedRun) -> Iterator[tuple[str, bool | None]]:
     """Yield what a run reads from outside and whether it is there; None where only a try tells."""
-    cfg = run.cfg
+    options = run.options
+    model, checkpoint = options["model"], options["checkpoint"]
+    data, folder = options["data_dir"], options["calibration_dir"]
     if run.task == "imagenet":
-        given = cfg.imagenet_dir
+        given = options["imagenet_dir"]
         yield "imagenet_dir=" + (given or "PATH"), bool(given) and Path(given, "val").is_dir()
-    elif cfg.data_dir is not None:
-        yield f"data_dir={cfg.data_dir}", Path(cfg.data_dir).is_dir()
+    elif data is not None:
+        yield f"data_dir={data}", Path(data).is_dir()
     elif run.task not in EMBEDDED:
         yield f"the data of {run.task} from its hub, or data_dir=", None
     if conditions_of(run.settings)["calibration"] == "c4":
-        folder = cfg.calibration_dir
         where = f"calibration_dir={folder}" if folder else "C4 from its hub, or calibration_dir="
         yield where, Path(folder).is_dir() if folder else None
-    source = cfg.model.get("source", f"{run.model} of {cfg.model.get('library')}")
-    if cfg.checkpoint == "finetuned" or (cfg.finetuned and cfg.checkpoint is None):
-        folder = Path(cfg.checkpoints_dir, run.task, run.model)
+    source = model.get("source", f"{run.model} of {model.get('library')}")
+    if uses_finetuned(options):
+        made = Path(options["checkpoints_dir"], run.task, run.model)
         command = f"python finetune.py model={run.model} task={run.task}"
-        yield f"{folder}, made by {command}", folder.is_dir()
-    elif cfg.checkpoint is not None:
-        there = Path(cfg.checkpoint).exists() if "/" in cfg.checkpoint else None
-        yield f"checkpoint {cfg.checkpoint}", there
+        yield f"{made}, made by {command}", made.is_dir()
+    elif checkpoint is not None:
+        there = Path(checkpoint).exists() if "/" in checkpoint else None
+        yield f"checkpoint {checkpoint}", there
     elif run.task not in EMBEDDED and not source.startswith(("tiny:", "package:")):
         yield f"the weights {source} from their hub, or checkpoint=", None
 
@@ -122,7 +129,7 @@ def _time(runs: Sequence[PlannedRun]) -> str:
     if not left:
         return "time: nothing is left to do"
     known: dict[tuple[str, str, str], list[float]] = {}
-    for record in Store(runs[0].cfg.results_dir).load(blocks=False):
+    for record in Store(runs[0].options["results_dir"]).load(blocks=False):
         if record.status == "ok":
             known.setdefault((record.model, record.task, record.quant), []).append(record.seconds)
     told = [known.get((r.model, r.task, r.quant)) for r in left]

@@ -13,11 +13,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf._utils import get_yaml_loader
 
 from experiment.build import validate
+from experiment.composer import Composer
 from experiment.config import composed
 from experiment.sweeps.jobs import jobs_of
 from experiment.sweeps.plan import EXPERIMENTS, jobs
 from results.tables.published_numbers import published
-from tests.experiment.composition import Composer
 
 DATA = yaml.load(
     Path(__file__).with_name("paper_protocols.yaml").read_text(),
@@ -25,7 +25,7 @@ DATA = yaml.load(
 )
 PAPER = sorted(path.stem for path in (EXPERIMENTS / "paper").glob("*.yaml"))
 SWEEPS = [*PAPER, *DATA["commands"]]
-COMPOSER = Composer()
+COMPOSER, FINETUNING = Composer(), Composer("finetune")
 # What a job's rules say at least: the rest may be in no source.
 ALWAYS = {"granularity", "symmetric", "samples", "calibration"}
 # Words whose list of values is swept: together the jobs have all of them.
@@ -218,7 +218,7 @@ GLUE = ("mnli", "qqp", "qnli", "sst2", "cola", "stsb", "mrpc", "rte")
 @cache
 def _of_table(model: str, task: str, method: str) -> DictConfig:
     if method == "fp":
-        return COMPOSER.composed([f"model={model}", f"task={task}"], "finetune")[0]
+        return FINETUNING.composed([f"model={model}", f"task={task}"])[0]
     return COMPOSER.composed(
         [f"model={model}", f"task={task}", f"quant={method}", "recon=qdrop", "bits=8",
          "activation=static_per_tensor"]

@@ -48,7 +48,7 @@ def test_runs_of_an_experiment_compose_under_both_scales(name, scale):
     assert len({tuple(sorted(job)) for job in asked}) == len(asked), "no two runs are the same"
     for job in asked[:: max(1, len(asked) // 2)]:  # composing all of them takes minutes
         (run,) = plan(job)
-        assert (run.cfg.recon.iters == 2) == (scale == "smoke")
+        assert (run.options["recon"]["iters"] == 2) == (scale == "smoke")
 
 
 @pytest.mark.parametrize("scale", ["full", "smoke"])
@@ -58,7 +58,7 @@ def test_an_ablation_varies_what_its_view_is_told_to(name, scale):
     setting = (
         (EXPERIMENTS / f"{name}.yaml").read_text().rsplit("results ablation ", 1)[1].split()[0]
     )
-    ends = [run.cfg for job in (asked[0], asked[-1]) for run in plan(job)]
+    ends = [OmegaConf.create(run.options) for job in (asked[0], asked[-1]) for run in plan(job)]
     first, last = (OmegaConf.select(cfg, setting) for cfg in ends)
     assert first != last
     if scale == "smoke":
