@@ -151,12 +151,13 @@ def parsed_once() -> Iterator[None]:
 
     What it makes of the text, a tree, is only read.
     """
-    parse = omegaconf.base.parse
-    omegaconf.base.parse = cache(parse)
+    base: Any = omegaconf.base
+    parse = base.parse
+    base.parse = cache(parse)
     try:
         yield
     finally:
-        omegaconf.base.parse = parse
+        base.parse = parse
 
 
 def _is_replaced(values: Sequence[Override]) -> bool:

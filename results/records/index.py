@@ -55,7 +55,7 @@ class NotRead(list[Any]):
     def _refuse(self, *_: object) -> NoReturn:
         raise AssertionError("a row has no blocks; load the record with blocks=True")
 
-    __iter__ = __len__ = __getitem__ = __bool__ = _refuse  # type: ignore[assignment]
+    __iter__ = __len__ = __getitem__ = __bool__ = _refuse
 
     def __repr__(self) -> str:
         return "NotRead()"

@@ -196,6 +196,7 @@ def _bad_indices(whole):
     yield pickle.dumps(Bomb())
     yield signed(pickle.dumps(Bomb()))
     yield b"0" * 16 + whole[16:]
+    yield whole.replace(b"90.0", b"95.0")
     for place in range(0, len(whole), 97):
         yield whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
     texts, rows = json.loads(whole.partition(b"\n")[2])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from results.records.selection import fact, facts, flatten, unlike
@@ -26,6 +26,11 @@ def test_one_fact_is_that_of_all_facts(settings):
 
 
 @given(st.lists(TREE, min_size=1, max_size=4))
+@example([{"a": 1}, {"a": True}])
+@example([{"a": 1}, {"a": 1.0}])
+@example([{"a": [1]}, {"a": [True]}])
+@example([{"b": {"a": 1}}, {"b": {"a": True}}])
+@example([{"a": 1, "b": 1}, {"a": 1}])
 def test_what_records_differ_in_is_among_what_they_are_unlike_in(trees):
     found = unlike([record(settings=tree) for tree in trees])
     for name in {name for tree in trees for name in tree}:
