@@ -87,7 +87,9 @@ def load_hub(
     import datasets
 
     try:
-        return datasets.load_dataset(path, config, data_files=files, split=split)
+        return datasets.load_dataset(
+            path, config, data_files=files, split=split, trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(

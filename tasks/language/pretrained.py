@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -19,6 +18,7 @@ from flexround.utils.atomic_files import written_folder
 from flexround.utils.file_errors import number_of
 from tasks.first_use import first_use, not_kept
 from tasks.language.hub import split_revision
+from tasks.language.network_files import check_size, config_of, told
 from tasks.package_files import PACKAGE, path_of
 
 log = logging.getLogger(__name__)
@@ -74,24 +74,23 @@ def load(auto: Any, source: str, head: dict[str, Any] | None = None) -> tuple[nn
     hf_logging.set_verbosity_error()  # it would warn of the very head that is to be made
     where, gguf, revision = locate(source)
     options: dict[str, Any] = {"revision": revision} if revision else {}
-    options |= {"gguf_file": gguf, "dtype": "float32"} if gguf else {}
-    try:
+    options |= {"gguf_file": gguf} if gguf else {}
+    local = Path(where).is_dir()
+    advice = "" if local else "; without a network give a local folder: model.source=PATH"
+    with told(source, advice):
+        config = config_of(where, **options)
+        if local:
+            check_size(auto, config, Path(where, gguf or ""))
         network, report = auto.from_pretrained(
             where,
             **options,
+            **({"dtype": "float32"} if gguf else {}),
             **(head or {}),
             ignore_mismatched_sizes=head is not None,  # a head to be made may have been another's
             output_loading_info=True,
+            trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
-    except ImportError as error:
-        raise ValueError(
-            f"{source}: {_first_line(error)}; pip install -e '.[local-models]'"
-        ) from error
-    except (OSError, ValueError, KeyError, NotImplementedError, SafetensorError) as error:
-        local = Path(where).exists()
-        advice = "" if local else "; without a network give a local folder: model.source=PATH"
-        raise ValueError(f"{source} can't be loaded: {_first_line(error)}{advice}") from error
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     missing = sorted(report["missing_keys"])
     if missing and head is None:
         raise ValueError(
@@ -125,21 +124,22 @@ def outline(auto: Any, source: str) -> tuple[nn.Module, Any, Shards]:
         ValueError: when source is not there, no safetensors checkpoint, or lacks a file.
     """
     from huggingface_hub import snapshot_download
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     where, gguf, revision = locate(source)
     if gguf is not None:
         raise ValueError(f"{source}: offload=true reads safetensors, not GGUF; give offload=false")
-    try:
+    with told(source):
         if not Path(where).is_dir():
             where = snapshot_download(where, revision=revision, allow_patterns=PARTS)
-        config = AutoConfig.from_pretrained(where)
-        tokenizer = AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{source} can't be loaded: {_first_line(error)}") from error
+        config = config_of(where)
+        check_size(auto, config, Path(where))
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     shards = Shards(where)
-    with _Hollow():
-        network = auto.from_config(config, dtype=config.dtype or shards.dtype)
+    with told(source), _Hollow():
+        network = auto.from_config(
+            config, dtype=config.dtype or shards.dtype, trust_remote_code=False
+        )
     hollow = {n: torch.empty_like(t, device="meta") for n, t in network.state_dict().items()}
     network.load_state_dict(hollow, assign=True)
     network.tie_weights()
@@ -154,16 +154,16 @@ def bare(auto: Any, folder: Path) -> tuple[nn.Module, Any]:
     Raises:
         ValueError: when the folder does not describe a network that auto can make.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import logging as hf_logging
 
     hf_logging.set_verbosity_error()
-    try:
+    with told(str(folder)):
+        config = config_of(str(folder))
+        check_size(auto, config, folder)
         with torch.random.fork_rng():
-            network = auto.from_config(AutoConfig.from_pretrained(folder))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder} describes no network: {_first_line(error)}") from error
+            network = auto.from_config(config, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return network.eval(), tokenizer
 
 
@@ -241,7 +241,3 @@ def check_vocabulary(network: nn.Module, tokenizer: Any, source: str) -> None:
             f"{source}: the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings; "
             "they do not belong together"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -113,7 +113,8 @@ def _encoder() -> tuple[Any, Any]:
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoModelForMaskedLM.from_config(config_of("bert")), tokenizer(pairs=True)
+        network = AutoModelForMaskedLM.from_config(config_of("bert"), trust_remote_code=False)
+        return network, tokenizer(pairs=True)
 
 
 def _train(family: str) -> tuple[Any, Any]:
@@ -125,7 +126,8 @@ def _train(family: str) -> tuple[Any, Any]:
     windows = cut(text, RECIPE.window)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = AutoModelForCausalLM.from_config(config_of(family)).train()
+        config = config_of(family)
+        network = AutoModelForCausalLM.from_config(config, trust_remote_code=False).train()
         optimizer = torch.optim.AdamW(network.parameters(), lr=RECIPE.lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE.lr, RECIPE.steps)
         for _ in range(RECIPE.steps):

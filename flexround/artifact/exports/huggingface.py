@@ -69,13 +69,16 @@ def write_model(
     stored = adapter.model.state_dict().keys()
     plain = {name: tensor for name, tensor in artifact.plain.items() if name in stored}
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    config.pop("auto_map", None)  # code that the folder does not bring
     config["architectures"] = [type(adapter.model).__name__]
     config["use_cache"] = True  # only calibration can't do with a cache
     config["quantization_config"] = quantization
     whole = {name: tensor.contiguous() for name, tensor in (plain | dict(tensors)).items()}
     with written_folder(out) as part:
         for file in folder.iterdir():
-            if file.suffix in (".json", ".txt", ".model", ".jinja"):
+            # A link may lead to what is not the artifact's.
+            own = file.is_file() and not file.is_symlink()
+            if own and file.suffix in (".json", ".txt", ".model", ".jinja"):
                 shutil.copyfile(file, part / file.name)
         (part / CONFIG).write_text(json.dumps(config, indent=2))
         save_file(whole, part / "model.safetensors", {"format": "pt"})

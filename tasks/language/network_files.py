@@ -1,0 +1,100 @@
+"""Files of a network as another person may have made them: what they claim is checked first.
+
+No code that comes with a network runs: `trust_remote_code` is False wherever transformers is asked,
+attention from a hub is refused, pickles are read as tensors alone. What a configuration claims has
+to fit the files beside it before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flexround.utils.memory import is_shortage
+
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+# A byte of a file holds 5 weights at most (GGUF's IQ1_S), and a network makes masks, tables of
+# positions and a missing head by itself.
+A_BYTE, BESIDES = 8, 2**28
+MOST = {r"(num|n)_\w*layers?$": 1024, r"(num|n)_\w*experts\w*$": 4096, "num_labels$": 2**16}
+KERNELS = ("attn_implementation", "experts_implementation")
+
+
+@contextmanager
+def told(source: str, advice: str = "") -> Iterator[None]:
+    """Turn whatever transformers makes of files that are wrong into one line about source.
+
+    Raises:
+        ValueError: with advice at its end.
+    """
+    try:
+        yield
+    except ImportError as error:
+        hint = "pip install -e '.[local-models]'"
+        raise ValueError(f"{source}: {_first_line(error)}; {hint}") from error
+    except struct.error as error:  # a GGUF file's
+        raise ValueError(
+            f"{source} can't be loaded: it is damaged or truncated, and claims more than it holds"
+        ) from error
+    except Exception as error:
+        if is_shortage(error):
+            raise
+        # KeyError and the like say nothing by their text alone.
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{source} can't be loaded: {kind}{_first_line(error)}{advice}") from error
+
+
+def config_of(where: str, **options: Any) -> Any:
+    """Return transformers' configuration of the network at where, a folder or a hub id.
+
+    Raises:
+        ValueError: when it asks for code of a hub, or counts more than any network has; also what
+            transformers refuses, with others of its errors.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    stated, _ = PretrainedConfig.get_config_dict(where, trust_remote_code=False, **options)
+    if not isinstance(stated, dict):
+        raise ValueError("its config.json is no JSON object")
+    for name, value in _entries(stated):
+        if name.endswith(KERNELS) and not str(value).isidentifier():
+            raise ValueError(f"its configuration has {name} {value!r}; code of a hub is not run")
+        for pattern, most in MOST.items():
+            if isinstance(value, int) and value > most and re.search(pattern, name):
+                raise ValueError(f"its configuration has {name} {value}, more than {most}")
+    return AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
+
+
+def check_size(auto: Any, config: Any, where: Path) -> None:
+    """Check that the network of config can have come out of the files at where, a file or folder.
+
+    Raises:
+        ValueError: when it has more weights than they have room for.
+    """
+    files = [where] if where.is_file() else list(where.iterdir())
+    room = sum(file.stat().st_size for file in files if file.suffix in WEIGHTS)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network = auto.from_config(config, trust_remote_code=False)
+    count = sum(t.numel() for t in (*network.parameters(), *network.buffers()))
+    if not 0 <= count <= A_BYTE * room + BESIDES:
+        raise ValueError(f"its configuration has {count} weights, its files are {room} bytes")
+
+
+def _entries(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (key, value) of everything in values that is no mapping."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _entries(value, str(key))
+    elif values is not None:
+        yield name, values
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
