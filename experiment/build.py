@@ -54,11 +54,13 @@ def validate(cfg: DictConfig) -> None:
         ValueError: names the option, what it is, and what the signature takes.
     """
     plugins = cfg.get("plugins") or ()
-    for group, node in cfg.items():
-        if group == "hydra":  # its own, which it has built already
-            continue
-        for path, part in _described(str(group), node):
-            _validate_node(path, part, target_of(path, part, plugins))
+    found = [
+        (path, part, target_of(path, part, plugins))
+        for group, node in cfg.items() if group != "hydra"  # which has built its own already
+        for path, part in _described(str(group), node)
+    ]  # fmt: skip
+    for path, part, target in found:
+        _validate_node(path, part, target)
 
 
 def check_plugins(plugins: Sequence[str], given: Sequence[str]) -> None:

@@ -45,7 +45,7 @@ def check_environment(cfg: DictConfig) -> None:
 
 
 def _is_marked(value: Any) -> bool:
-    return any(MARK in text for text in _texts(value))
+    return any(MARK in text for text in _texts(str(value) if _fails(value) else value))
 
 
 def _fails(value: Any) -> bool:
@@ -64,7 +64,7 @@ def _texts(plain: Any) -> Iterator[str]:
 def _leaves(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, value) of every option; the error where there is no value."""
     for key in cfg:
-        name, value = f"{prefix}{key}", None
+        name = f"{prefix}{key!s}"
         try:
             value = cfg[key]
             if isinstance(value, ListConfig):

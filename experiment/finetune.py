@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -38,7 +39,7 @@ def check_used(cfg: DictConfig) -> None:
         ValueError: names the option.
     """
     check_keys(cfg)
-    given = HydraConfig.get().overrides.task
+    given = cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
     check_plugins(cfg.plugins, given)
     check_environment(cfg)
     for text in given:

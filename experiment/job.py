@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -133,7 +133,7 @@ class Job:
             bits=self.cfg.bits,
             seed=self.cfg.seed,
             settings=self.settings,
-            overrides=portable_overrides(HydraConfig.get().overrides.task),
+            overrides=portable_overrides(_typed()),
             places=places(self.cfg),
             **self.names,
         )
@@ -148,7 +148,7 @@ def current_job(cfg: DictConfig) -> Job:
             something else where the artifact is to lie.
     """
     check_keys(cfg)
-    own = HydraConfig.get().overrides.task
+    own = _typed()
     check_environment(cfg)
     check_plugins(cfg.plugins, own)
     check_values(cfg)
@@ -173,6 +173,11 @@ def portable_overrides(overrides: Sequence[str]) -> list[str]:
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     keys = [(o.key_or_group.partition(".")[0], o.input_line) for o in parsed]
     return [str(text) for key, text in keys if key not in SURROUNDINGS]
+
+
+def _typed() -> list[str]:
+    """Return this job's overrides as they were typed: what they interpolate stays as it is."""
+    return cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
 
 
 def _sweep_overrides() -> Sequence[str]:

@@ -6,12 +6,12 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pydantic_core import from_json
 
 from experiment.config import hydra_of_conf
@@ -31,7 +31,8 @@ LAUNCHER = "launcher.json"
 def sweep_overrides(hydra: DictConfig) -> list[str]:
     """Return the overrides that a sweep was asked for, an experiment's own parameters first."""
     params = hydra.sweeper.get("params") or {}
-    return [*(f"{key}={value}" for key, value in params.items()), *hydra.overrides.task]
+    typed = cast(list[str], OmegaConf.to_container(hydra.overrides.task, resolve=False))
+    return [*(f"{key}={value}" for key, value in params.items()), *typed]
 
 
 def jobs_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[list[str]]:

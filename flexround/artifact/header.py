@@ -114,9 +114,9 @@ def whole_numbers(values: Any) -> list[int]:
     Raises:
         ValueError: when it is none.
     """
-    if isinstance(values, list) and len(values) <= DIMENSIONS:
-        if all(type(value) is int and 0 <= value < 2**48 for value in values):
-            return values
+    is_short = isinstance(values, list) and len(values) <= DIMENSIONS
+    if is_short and all(type(value) is int and 0 <= value < 2**48 for value in values):
+        return list(values)
     raise ValueError(f"{str(values)[:40]} is no list of sizes")
 
 

@@ -1,6 +1,6 @@
 """Checkpoint files of vision networks: local files and files inside installed packages.
 
-A checkpoint is never unpickled: safetensors, or torch.load with weights_only.
+No code in a checkpoint runs: safetensors, or torch.load with weights_only, for tensors alone.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ def hostile(draw, folder):
     """Return a value that no sound header has."""
     command = f"touch {folder}/{SENTINEL}"
     texts = [
-        "", "\n", "\x1b[31m", "a" * 5000, "\u202e", "load", "os.system", "../../x", "${oc.env:HOME}",
-        "__class__", "/etc/passwd", command, {"_target_": "os.system", "command": command},
+        "", "\n", "\x1b[31m", "a" * 5000, "\u202e", "load", "os.system", "../../x",
+        "${oc.env:HOME}",         "__class__", "/etc/passwd", command, {"_target_": "os.system", "command": command},
     ]  # fmt: skip
     deep = []
     for _ in range(draw.choice([20, 400])):
@@ -186,9 +186,11 @@ def refused_or_read(read, *args):
     try:
         read(*args)
     except ValueError as error:
-        assert len(str(error).splitlines()) == 1, str(error)
-        return False
-    return True
+        lines = str(error).splitlines()
+    else:
+        return True
+    assert len(lines) == 1, lines
+    return False
 
 
 def forged_safetensors(draw, folder):

@@ -1,0 +1,187 @@
+"""Only our classes are built, a user's own once allowed, and no code of others is asked for."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from experiment import ROOT
+from experiment.artifacts.stated_overrides import HERE, composable, shareable
+from experiment.build import build, check_plugins, validate
+from experiment.config import composed
+from experiment.identity import identity, run_id
+from results.records.store import Store
+from tests.conftest import TINY
+
+NOT_OURS = {
+    "os": "os.system",
+    "subprocess": "subprocess.getoutput",
+    "imported": "flexround.utils.atomic_files.os.system",
+    "an import of ours": "flexround.utils.atomic_files.Path",
+    "a function of ours": "flexround.utils.atomic_files.write_whole",
+    "a name that begins alike": "flexround_evil.X",
+    "the application's": "experiment.artifacts.save.save",
+    "no name": "flexround.grid.",
+}
+
+
+def described(target, **more):
+    return OmegaConf.create({"quant": {"_target_": target, **more}})
+
+
+@pytest.mark.parametrize("case", NOT_OURS)
+def test_what_is_not_ours_is_neither_imported_nor_called(case, tmp_path, monkeypatch):
+    (tmp_path / "flexround_evil.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = described(NOT_OURS[case])
+    for call in (lambda: validate(cfg), lambda: build(cfg.quant)):
+        with pytest.raises(ValueError, match=r"\Aquant\._target_=[^\n]+\Z"):
+            call()
+
+
+def test_nor_where_it_is_nested(tmp_path):
+    inner = {"_target_": "torch.utils.collect_env.run", "command": f"touch {tmp_path}/ran"}
+    for node in ({"corpus": inner}, {"all": [{"deep": [inner]}]}):
+        cfg = described("tasks.language.calibration_data.Stream", **node)
+        for call in (lambda cfg=cfg: validate(cfg), lambda cfg=cfg: build(cfg.quant)):
+            with pytest.raises(ValueError, match=r"_target_=torch\.utils.* is none of flexround"):
+                call()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("key", ["_args_", "_recursive_", "_convert_"])
+def test_hydras_own_words_are_no_options(key):
+    with pytest.raises(ValueError, match=rf"quant\.{key}: there is no such option"):
+        build(described("flexround.grid.PerChannel", **{key: ["x"]}).quant)
+
+
+@pytest.fixture
+def own_package(tmp_path, monkeypatch):
+    """Make a package with a method of its own, and the configuration that names it."""
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").write_text("from my_package.nearest import Nearest\n")
+    (tmp_path / "my_package" / "nearest.py").write_text(
+        "from flexround.quantizers.rtn import RTN\n\n\nclass Nearest(RTN):\n    pass\n"
+    )
+    (tmp_path / "conf" / "quant").mkdir(parents=True)
+    (tmp_path / "conf" / "quant" / "nearest.yaml").write_text(
+        "# @package _global_\ndefaults: [rtn]\nquant: {_target_: my_package.Nearest}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield f"hydra.searchpath=[file://{tmp_path}/conf]"
+    for name in [n for n in sys.modules if n.partition(".")[0] == "my_package"]:
+        del sys.modules[name]
+
+
+def test_a_method_in_a_package_of_ones_own_runs_once_it_is_allowed(cli, own_package):
+    args = (*TINY, "quant=nearest", "num_samples=64", own_package)
+    refused = cli(*args)
+    assert refused.status == 1
+    assert "give plugins=[my_package] on the command line" in refused.err
+    assert "my_package" not in sys.modules
+    allowed = cli(*args, "plugins=[my_package]")
+    assert allowed.status == 0, allowed.err
+
+
+def test_plugins_are_no_part_of_a_runs_name():
+    plain, allowed = composed([]), composed(["plugins=[my_package]"])
+    for cfg in (plain, allowed):
+        OmegaConf.set_struct(cfg, False)
+        del cfg["hydra"]
+    assert run_id(identity(plain)) == run_id(identity(allowed))
+
+
+def test_plugins_stand_on_the_command_line_alone():
+    check_plugins([], [])
+    check_plugins(["a.b"], ["bits=3", "plugins=[a.b]"])
+    with pytest.raises(ValueError, match="stands in a file"):
+        check_plugins(["a"], ["bits=3"])
+    with pytest.raises(ValueError, match="give packages by name"):
+        check_plugins(["a/b"], ["plugins=[a/b]"])
+    with pytest.raises(ValueError, match="a file sets no option but what decides a result"):
+        composable(["plugins=[os]"], [])
+
+
+def test_what_is_given_stands_for_what_a_file_states():
+    stated = ["task=text", "data_dir=/there", "bits=3", "checkpoint=/weights", "model.source=a/b"]
+    with pytest.raises(ValueError, match="a file names no place; give data_dir="):
+        composable(stated, [])
+    assert composable(stated, ["data_dir=here", "bits=4"]) == ["task=text"]
+
+
+def test_an_artifact_states_no_path_of_its_machine():
+    own = ["data_dir=/home/me/x", "checkpoint='~/w.pth'", "model.source=org/name", "bits=3"]
+    told = [f"data_dir={HERE}", f"checkpoint={HERE}", "model.source=org/name", "bits=3"]
+    assert shareable(own) == told
+
+
+SECRET = "hunter2hunter2"
+
+
+@pytest.mark.parametrize(
+    "option", ["checkpoint", "data_dir", "model.name", "act_bits", "checkpoints_dir"]
+)
+def test_the_environment_enters_no_option_that_a_record_keeps(
+    cli, results_dir, monkeypatch, option
+):
+    monkeypatch.setenv("FLEXROUND_SECRET", SECRET)
+    outcome = cli(*TINY, f"{option}=${{oc.env:FLEXROUND_SECRET}}")
+    assert outcome.status == 1
+    assert f"error: {option} is made from an environment variable" in outcome.err
+    assert SECRET not in outcome.err
+    assert not list(results_dir.glob("*.json"))
+
+
+def test_it_may_name_folders_of_which_nothing_is_kept(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLEXROUND_SCRATCH", str(tmp_path / SECRET))
+    place = "results_dir=${oc.env:FLEXROUND_SCRATCH}/results"
+    outcome = cli(*TINY, "quant=rtn", "num_samples=64", "save=true", place)
+    assert outcome.status == 0, outcome.err
+    files = [p for p in (tmp_path / SECRET / "results").rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} >= {".json", ".safetensors", ".md"}
+    assert not [p for p in files if SECRET.encode() in p.read_bytes()]
+
+
+LOADERS = ("from_pretrained", "from_config", "get_config_dict", "load_dataset")
+
+
+def sources():
+    for room in ("experiment", "tasks", "flexround", "results", "hydra_plugins"):
+        yield from sorted((ROOT / room).rglob("*.py"))
+    yield from sorted(ROOT.glob("*.py"))
+
+
+def calls(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            yield name, {k.arg: getattr(k.value, "value", k) for k in node.keywords}
+
+
+def test_no_code_that_comes_with_a_network_is_asked_for():
+    found = [(p, n, given) for p in sources() for n, given in calls(p) if n in LOADERS]
+    assert len(found) >= 9, "the names of transformers' functions have changed"
+    for path, name, given in found:
+        assert given.get("trust_remote_code", "absent") is False, f"{path}: {name}"
+
+
+def test_no_pickle_is_opened_but_as_tensors_alone():
+    for path in sources():
+        for name, given in calls(path):
+            if name == "load" and "map_location" in given:
+                assert given["weights_only"] is True, path
+        text = path.read_text()
+        assert not any(f"pickle.{word}(" in text for word in ("load", "loads", "Unpickler")), path
+
+
+def test_a_record_has_interpolations_as_they_were_typed(cli, results_dir):
+    typed = "act_head_bits=${bits}"
+    outcome = cli(*TINY, "quant=rtn", "num_samples=64", "activation=static_per_tensor", typed)
+    assert outcome.status == 0, outcome.err
+    (record,) = Store(results_dir).load()
+    assert typed in record.overrides
+    assert record.settings["act_head_bits"] == record.bits
