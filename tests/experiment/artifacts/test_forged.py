@@ -43,7 +43,8 @@ def hostile(draw, folder):
     command = f"touch {folder}/{SENTINEL}"
     texts = [
         "", "\n", "\x1b[31m", "a" * 5000, "\u202e", "load", "os.system", "../../x",
-        "${oc.env:HOME}",         "__class__", "/etc/passwd", command, {"_target_": "os.system", "command": command},
+        "${oc.env:HOME}", "__class__", "/etc/passwd", command,
+        {"_target_": "os.system", "command": command},
     ]  # fmt: skip
     deep = []
     for _ in range(draw.choice([20, 400])):
