@@ -21,8 +21,8 @@ from flexround.utils.file_errors import number_of, told
 FULL = "HYDRA_FULL_ERROR"
 # What the command line calls the places that a run writes to.
 PLACES = (
-    "hydra.run.dir=, of a sweep hydra.sweep.dir=, results_dir=, cache_dir= and checkpoints_dir= "
-    "say where a command writes"
+    "hydra.run.dir=, of a sweep hydra.sweep.dir=, results_dir=, cache_dir=, checkpoints_dir= and "
+    "logger.dir= say where a command writes"
 )
 
 

@@ -23,11 +23,20 @@ class LogFile(logging.FileHandler):
         except OSError:  # from opening it, which FileHandler leaves to its caller
             self.handleError(record)
 
+    def close(self) -> None:
+        """Close the file, whose last lines may find no room."""
+        try:
+            super().close()
+        except OSError:
+            self.handleError(logging.makeLogRecord({}))
+
     def handleError(self, record: logging.LogRecord) -> None:
         """Tell why there are no more lines."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
+            return
+        if self._ended:
             return
         self._ended = True
         print(f"no more lines in {self.baseFilename}: {error.strerror}", file=sys.stderr)

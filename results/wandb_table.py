@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from flexround.utils.atomic_files import check_writable
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -15,6 +17,7 @@ log = logging.getLogger(__name__)
 Mode = Literal["offline", "online", "disabled"]
 
 
+ROOM = 1 << 17  # bytes that a small run takes in wandb's folder
 CONNECT = 20.0  # seconds until no answer counts as no network
 
 
@@ -22,11 +25,12 @@ def open_run(mode: Mode, dir: str, **options: Any) -> Any:
     """Return an opened wandb run; offline where mode is online and nobody answers.
 
     Raises:
+        OSError: when there is no room for it in the folder dir.
         ValueError: when wandb asks for a login that is not there.
     """
     import wandb
 
-    Path(dir).mkdir(parents=True, exist_ok=True)
+    check_writable(Path(dir), ROOM)
     settings = wandb.Settings(
         console="off",
         x_disable_stats=True,
@@ -36,7 +40,7 @@ def open_run(mode: Mode, dir: str, **options: Any) -> Any:
         init_timeout=CONNECT,
     )
     try:
-        return wandb.init(
+        run = wandb.init(
             mode=mode, dir=dir, resume="allow", reinit="finish_previous", settings=settings,
             **options,
         )  # fmt: skip
@@ -48,6 +52,10 @@ def open_run(mode: Mode, dir: str, **options: Any) -> Any:
             f"logger.mode={mode}: {str(error).splitlines()[0]}; "
             "log in with `wandb login`, or keep logger.mode=offline"
         ) from error
+    for handler in logging.getLogger("wandb").handlers:
+        # Its own log of debugging would print a traceback for every line that finds no room.
+        handler.handleError = lambda _: None  # type: ignore[method-assign]
+    return run
 
 
 def push(table: pd.DataFrame, project: str, mode: Mode, dir: str) -> str:

@@ -57,14 +57,14 @@ def write_whole(path: Path, data: bytes) -> None:
         move(part, path)
 
 
-def check_writable(folder: Path) -> None:
-    """Make folder and prove that a small file finds room in it.
+def check_writable(folder: Path, size: int = PROBE) -> None:
+    """Make folder and prove that a file of size bytes finds room in it.
 
     Raises:
         OSError: when it can't be made or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with written_beside(folder / "probe", bytes(PROBE)):
+    with written_beside(folder / "probe", bytes(size)):
         pass
 
 

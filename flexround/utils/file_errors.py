@@ -45,6 +45,12 @@ class StorageError(OSError, ValueError):
         return self.line
 
 
+def unreadable(what: str, error: OSError, advice: str) -> StorageError:
+    """Return the refusal of a file or folder that can't be read."""
+    line = f"{what} can't be read ({error.strerror}); {advice}"
+    return StorageError(line, error.errno, error.strerror)
+
+
 def read_bytes(path: Path) -> bytes:
     """Return what path holds; an error that may pass is told and tried again a few times.
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 SCHEMA = 2
 OLD = (1,)  # their settings have modules and paths, and so their runs other names
+SCALARS = ("bits", "act_bits", "kv_bits", "seed")  # settings that tell cells of a table apart
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
+# In a file, what may stand for one: JSON escapes them.
+ESCAPED = re.compile(rb"\\[ubfnrt]|[^\n -~]")
 STATUSES = ("ok", "failed")
 
 
@@ -135,11 +141,46 @@ class Record:
             raise OtherSchema(f"record with fields that this version does not know: {told}")
         if missing := needed - data.keys():
             raise ValueError(f"record without {', '.join(sorted(missing))}")
+        held = data["settings"] if isinstance(data["settings"], dict) else {}
+        if many := [name for name in SCALARS if isinstance(held.get(name), list | dict)]:
+            raise ValueError(f"record with settings.{many[0]}: no single value")
         try:
             return _adapter().validate_python(data)
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"record with {first['loc']!a}: {first['msg']}") from error
+
+
+def parse(data: bytes) -> Record:
+    """Return the record that a file's data holds.
+
+    Raises:
+        ValueError: when it holds none, or one of another version.
+    """
+    held = from_json(data)
+    if ESCAPED.search(data):  # rarely; looking through all of them takes as long as reading
+        _check_texts(held)
+    try:
+        return Record.from_json(held)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _check_texts(data: Any) -> None:
+    """Check that no text of a record moves a terminal's cursor, and no name is more than a line.
+
+    Raises:
+        ValueError: when one does.
+    """
+    if isinstance(data, dict):
+        if not all(name.isprintable() for name in data):
+            raise ValueError("record with an unprintable name")
+        data = list(data.values())
+    if isinstance(data, list):
+        for value in data:
+            _check_texts(value)
+    elif isinstance(data, str) and CONTROL.search(data):
+        raise ValueError("record with control characters")
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -11,14 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import from_json
-
 from flexround.utils.atomic_files import check_writable, move, write_whole, written_beside
 from flexround.utils.exclusive_files import keep_as, set_aside
-from flexround.utils.file_errors import StorageError, read_bytes
+from flexround.utils.file_errors import read_bytes, unreadable
 from results.records import index
 from results.records.claim import Claim
-from results.records.record import SCHEMA, OldSchema, OtherSchema, Record
+from results.records.record import SCHEMA, OldSchema, OtherSchema, Record, parse
 
 if TYPE_CHECKING:
     from results.records.outcomes import Outcomes
@@ -59,8 +58,7 @@ class Store:
         One that is damaged is set aside, to be computed again.
 
         Raises:
-            ValueError: when it is of another version of this program, or can't be read: what it
-                holds is not known then, and not to be replaced.
+            ValueError: when it is of another version, or can't be read and so is not replaced.
         """
         path = self.path(run_id)
         try:
@@ -68,13 +66,10 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            line = (
-                f"record {path} can't be read ({error.strerror}), and so not replaced; have its "
-                "owner change its rights, or give another results_dir="
-            )
-            raise StorageError(line, error.errno, error.strerror) from error
+            advice = "it is not replaced; have its owner change its rights, or give results_dir="
+            raise unreadable(f"record {path}", error, advice) from error
         try:
-            return _parse(data)
+            return parse(data)
         except OtherSchema as error:
             raise ValueError(
                 f"{path}: {error}; give another results_dir=, the two do not mix"
@@ -122,7 +117,7 @@ class Store:
         mark = self.root / MARK
         if mark.exists():
             return
-        if old := sum(_is_old(path) for path in self.root.glob("*.json")):
+        if old := sum(map(_is_old, self._files())):
             raise ValueError(
                 f"{old} records in {self.root} have names of an older version, under which no run "
                 f"is found again; `python -m results rekey --results-dir {self.root}` renames them"
@@ -205,7 +200,7 @@ class Store:
         if run_ids is None and not blocks:
             found = [*index.rows(self.root, read)]
         else:
-            paths = self.root.glob("*.json") if run_ids is None else map(self.path, run_ids)
+            paths = self._files() if run_ids is None else map(self.path, run_ids)
             found = [read(path) for path in sorted(set(paths))]
         if old:
             rekey = f"`python -m results rekey --results-dir {self.root}` renames them"
@@ -216,6 +211,16 @@ class Store:
             log.warning("%d records of an older version left out; %s", old, rekey)
         return sorted((r for r in found if r is not None), key=lambda r: r.started)
 
+    def _files(self) -> list[Path]:
+        """Return the paths of all records; raise StorageError where the folder can't be read."""
+        try:
+            names = os.listdir(self.root)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise unreadable(str(self.root), error, "its owner can change its rights") from error
+        return [self.root / name for name in names if Path(name).suffix == ".json"]
+
     def _read(self, path: Path) -> Record | None:
         """Return the record at path, None where there is none or it can't be read.
 
@@ -223,7 +228,7 @@ class Store:
             OldSchema: when it is of an older version.
         """
         try:
-            return _parse(read_bytes(path))
+            return parse(read_bytes(path))
         except OldSchema:
             raise
         except FileNotFoundError:
@@ -233,21 +238,9 @@ class Store:
             return None
 
 
-def _parse(data: bytes) -> Record:
-    """Return the record that a file's data holds.
-
-    Raises:
-        ValueError: when it holds none, or one of another version.
-    """
-    try:
-        return Record.from_json(from_json(data))
-    except (TypeError, OverflowError) as error:
-        raise ValueError(str(error)) from error
-
-
 def _is_old(path: Path) -> bool:
     try:
-        _parse(read_bytes(path))
+        parse(read_bytes(path))
     except (OSError, ValueError) as error:
         return isinstance(error, OldSchema)
     return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from experiment.full_precision import FullPrecision, digest_of, digest_of_model
 from experiment.shared_cache import Cache
 from tests.flexround.reconstruction.test_reconstruction import adapter, calibration
+from tests.full_disk import FullDisk
 
 
 def never():
@@ -189,3 +191,52 @@ def test_the_digest_sees_structure_and_values():
     digests = {digest(model) for model in (one, other, half)}
     assert len(digests) == 3
     assert digest(one) in digests
+
+
+def refusing(monkeypatch, path, number):
+    real = Path.read_bytes
+
+    def read(self):
+        if self == path:
+            raise OSError(number, os.strerror(number), str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr("flexround.utils.file_errors.WAITS", (0.0,))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_an_entry_that_can_not_be_read_is_left_and_told_once(tmp_path, monkeypatch, caplog, number):
+    Cache(tmp_path, 1).get("a", lambda: b"theirs")
+    path = tmp_path / "a.entry"
+    before = path.read_bytes()
+    refusing(monkeypatch, path, number)
+    cache = Cache(tmp_path, 1)
+    assert [cache.get("a", lambda: b"mine"), cache.get("a", lambda: b"mine")] == [b"mine"] * 2
+    assert caplog.text.count("no cache") == 1
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_read_only_cache_is_used_for_what_is_in_it(tmp_path, monkeypatch, caplog):
+    for key in "ab":
+        Cache(tmp_path, 1).get(key, key.encode)
+    damaged = tmp_path / "b.entry"
+    damaged.write_bytes(b"x" * 40)
+    disk = FullDisk(tmp_path, 0)
+    cache = Cache(tmp_path, 1)
+    with disk.mounted():
+        assert cache.get("a", never) == b"a"
+        assert cache.get("b", lambda: b"b") == b"b"
+        assert cache.get("c", lambda: b"c") == b"c"
+    assert caplog.text.count("no cache") == 1
+    assert damaged.read_bytes() == b"x" * 40
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.entry", "b.entry"]
+
+
+def test_an_entry_that_is_not_sound_is_made_again(tmp_path):
+    Cache(tmp_path, 1).get("a", lambda: b"not JSON")
+    cache = Cache(tmp_path, 1)
+    assert cache.get("a", lambda: b"{}", lambda data: data == b"{}") == b"{}"
+    assert (tmp_path / "a.damaged").exists()

@@ -133,7 +133,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(cli, results_dir, monkeypatch
         outcome = cli(*QUICK, "rerun=true")
     assert outcome.status == 1
     assert outcome.err.splitlines()[-1] == (
-        f"error: {results_dir}/outcomes/{first.run_id}.npz: No space left on device; nothing "
+        f"error: {results_dir}/{first.run_id}.json: No space left on device; nothing "
         f"recorded is lost; make room, and run the same command again ({PLACES})"
     )
     assert record_of(results_dir) == first

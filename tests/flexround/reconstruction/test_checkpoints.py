@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,3 +158,31 @@ def test_cleared_checkpoints_are_gone(tmp_path):
     checkpoints.clear()
     assert not folder.exists()
     assert checkpoints.find("0") is None
+
+
+def test_a_file_that_can_not_be_read_is_left_and_ends_what_is_kept(tmp_path, monkeypatch, caplog):
+    expected = quantize("flexround")
+    files = kept(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    real = Path.read_bytes
+
+    def read(path):
+        if path == files[1]:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr("flexround.utils.file_errors.WAITS", (0.0,))
+    same(quantize("flexround", FileCheckpoints(tmp_path, KEY)), expected)
+    assert caplog.text.count("no checkpoints from here on: Input/output error") == 1
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    same(quantize("flexround", FileCheckpoints(tmp_path, KEY)), expected)
+
+
+def test_checkpoints_that_are_deleted_meanwhile_cost_time_alone(tmp_path):
+    expected = quantize("flexround")
+    kept(tmp_path / "it")
+    checkpoints = FileCheckpoints(tmp_path / "it", KEY)
+    shutil.rmtree(tmp_path / "it")
+    same(quantize("flexround", checkpoints), expected)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -126,3 +129,74 @@ def test_who_was_taken_over_leaves_the_new_owners_claim(tmp_path):
     held(path, pid=os.getpid())
     first.release()
     assert Claim(path).owner().token == "other"
+
+
+def unreadable(path, monkeypatch, number=errno.EACCES):
+    """Have reading path fail until the returned list is emptied."""
+    real, fails = Path.read_bytes, [True]
+
+    def read(self):
+        if fails and self == path:
+            raise OSError(number, os.strerror(number), str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr("flexround.utils.file_errors.WAITS", (0.0,))
+    return fails
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_heartbeat_survives_an_error_of_reading(tmp_path, monkeypatch, caplog, number):
+    claim = Claim(tmp_path / "it", beat=0.02)
+    assert claim.take() is None
+    fails = unreadable(claim.path, monkeypatch, number)
+    time.sleep(0.2)
+    os.utime(claim.path, (0, 0))
+    deadline = time.monotonic() + 20
+    while claim.path.stat().st_mtime == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    fails.clear()
+    assert "taken over" not in caplog.text
+    claim.release()
+    assert not claim.path.exists()
+
+
+def test_a_claim_that_can_not_be_read_is_left_while_it_beats(tmp_path, monkeypatch):
+    path = tmp_path / "it.json"
+    held(path)
+    unreadable(path, monkeypatch)
+    assert str(Claim(path).take()) == "a process whose claim can't be read"
+    os.utime(path, (1, 1))
+    with pytest.raises(ValueError, match="can't be read, and whoever holds it is silent"):
+        Claim(path, beat=0.01).take()
+    assert [p.name for p in tmp_path.iterdir()] == ["it.json"]
+
+
+def test_a_process_that_is_hidden_is_not_dead(tmp_path, monkeypatch):
+    # Mounted with hidepid, /proc shows other users' processes to nobody; a signal tells that they
+    # are there.
+    path = tmp_path / "it.json"
+    held(path, pid=os.getppid(), started="1")
+    real = Path.read_bytes
+
+    def hidden(self):
+        if str(self) == f"/proc/{os.getppid()}/stat":
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", hidden)
+    assert Claim(path).owner().in_table
+
+
+def test_a_deleted_folder_ends_no_heartbeat_and_no_run(tmp_path, caplog):
+    claim = Claim(tmp_path / "running" / "it", beat=0.02)
+    assert claim.take() is None
+    shutil.rmtree(tmp_path / "running")
+    deadline = time.monotonic() + 20
+    while "is gone" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    claim.release()
+    assert claim.take() is None
+    claim.release()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -169,4 +171,55 @@ def test_an_interrupted_run_leaves_no_record(tmp_path):
     store = Store(tmp_path)
     with pytest.raises(KeyboardInterrupt), recording(store, BASE):
         raise KeyboardInterrupt
+    assert store.load() == []
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_record_that_can_not_be_read_is_neither_damaged_nor_replaced(
+    tmp_path, monkeypatch, caplog, number
+):
+    store = Store(tmp_path)
+    store.write(record("a"))
+    store.write(record("b"))
+    real = Path.read_bytes
+
+    def read(path):
+        if path == store.path("a"):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr("flexround.utils.file_errors.WAITS", (0.0,))
+    with pytest.raises(ValueError, match=r"a\.json can't be read .* not replaced"):
+        store.get_or_quarantine("a")
+    assert [r.run_id for r in store.load()] == ["b"]
+    assert f"{store.path('a')} passed over" in caplog.text
+    monkeypatch.undo()
+    assert store.get_or_quarantine("a") == record("a")
+    assert not list(tmp_path.glob("*.damaged"))
+
+
+def test_an_unknown_field_is_another_versions(tmp_path):
+    store = Store(tmp_path)
+    path = store.path("a")
+    path.write_text(json.dumps(record("a").to_json() | {"colour": "red"}))
+    with pytest.raises(ValueError, match=r"'colour'.*the two do not mix"):
+        store.get_or_quarantine("a")
+    assert path.exists()
+
+
+def test_a_folder_that_can_not_be_read_is_not_empty(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(ValueError, match="can't be read"):
+        Store(tmp_path).load()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EACCES])
+def test_an_error_of_the_file_system_fails_no_run(tmp_path, number):
+    store = Store(tmp_path)
+    with pytest.raises(OSError, match="here"), recording(store, BASE):
+        raise OSError(number, os.strerror(number), "here")
     assert store.load() == []
