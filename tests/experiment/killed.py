@@ -13,6 +13,7 @@ import functools
 import hashlib
 import importlib
 import json
+import math
 import os
 import random
 import shutil
@@ -218,8 +219,9 @@ def warm(command):
     return command.made()
 
 
-def points(command, first, step, number):
-    """Die at every step-th mutation from the first on; return the counts and what went wrong."""
+def points(command, first, step, number, seconds):
+    """Die at every step-th mutation from the first on, for so long; return what was found."""
+    began = time.monotonic()
     expected = warm(command)
     log = command.folder.parent / "log"
     command.reset()
@@ -230,6 +232,8 @@ def points(command, first, step, number):
     seen = log.read_text().splitlines()
     counts, bad = Counter(points=len(seen)), []
     for at in range(first, len(seen) + 1, step):
+        if time.monotonic() - began > seconds:
+            return {"counts": counts, "bad": bad, "next": at}
         command.reset()
         status, said = command.finish(at=at, signal=number)
         counts[f"status {status}"] += 1
@@ -304,6 +308,7 @@ def main():
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--step", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
@@ -327,7 +332,7 @@ def main():
         command.reset()
         number = signal.Signals[args.signal]
         if args.kind == "points":
-            found = points(command, args.first, args.step, number)
+            found = points(command, args.first, args.step, number, args.seconds)
         else:
             found = storm(command, args.rounds, args.seed)
     print(json.dumps(found))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
 
 import run  # noqa: F401  registers the schemas
 from experiment.sweeps import slurm_queue
+from flexround.utils import leaving
+from hydra_plugins.flexround_launchers import slurm as slurm_module
 from hydra_plugins.flexround_launchers import waiting
 from hydra_plugins.flexround_launchers.options import minutes, parameters
 from results.records.store import Store
@@ -241,6 +247,97 @@ def test_joblib_outlives_a_process_that_is_killed(app, tmp_path):
     for number in (0, 2, 3, 4):
         assert "error" not in outcomes(tmp_path, number)
         assert f'"threads": "{threads}"' in outcomes(tmp_path, number)
+
+
+# Holds something for as long as it is at work, says so, and is at work until it is told to end.
+WORK = """
+    from pathlib import Path
+    from flexround.utils import leaving
+    import time
+    held = Path("{folder}", str(cfg.bits))
+    with leaving.undoing(lambda: held.unlink(missing_ok=True)):
+        held.touch()
+        time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "everyone", "line"),
+    [
+        (signal.SIGINT, True, "interrupted"),  # what a terminal does
+        (signal.SIGTERM, False, "ended by SIGTERM"),
+        (signal.SIGHUP, True, "ended by SIGHUP"),
+        (signal.SIGKILL, False, None),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 2])
+def test_joblib_ends_with_its_processes_which_give_back_what_they_hold(
+    tmp_path, number, everyone, line, times
+):
+    held, script = tmp_path / "held", tmp_path / "app.py"
+    held.mkdir()
+    text = APP.format(conf=ROOT / "conf", body=WORK.format(folder=held).strip())
+    text = text.replace(
+        "with one_line_errors():", "with leaving.door('go on with it'), one_line_errors():"
+    )
+    script.write_text(f"from flexround.utils import leaving\n{text}")
+    command = [
+        sys.executable, str(script), "-m", "bits=3,4", "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={tmp_path}/sweep",
+    ]  # fmt: skip
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_until(lambda: len(list(held.iterdir())) == 2)
+    for _ in range(times):
+        (os.killpg if everyone else os.kill)(process.pid, number)
+    said = process.communicate(timeout=30)[1]
+    if line is not None:
+        assert process.returncode == 128 + number
+        assert said.splitlines()[3:] == [f"{line}; go on with it"]  # after the list of the runs
+    wait_until(lambda: not list(held.iterdir()))
+    wait_until(lambda: not group(process.pid))
+
+
+def group(leader):
+    """Return the living processes of a group."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, of, *_ = stat.read_text().rpartition(")")[2].split()
+            found += [stat.parent.name] if int(of) == leader and state != "Z" else []
+    return found
+
+
+def wait_until(happened, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it has not happened"
+        time.sleep(0.05)
+
+
+def test_slurms_jobs_outlive_the_launcher_that_a_signal_ends(monkeypatch, capsys):
+    """Nothing is told to the array; the line names it."""
+
+    def wait(jobs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield time.sleep(5), None
+
+    names = ("partition", "account", "gpus", "cpus", "memory", "time", "restarts", "warning")
+    options = dict.fromkeys((*names, "parallel"))
+    launcher = slurm_module.SlurmLauncher(**options, setup=[], sbatch={})
+    launcher.config = OmegaConf.create({"hydra": {"sweep": {"dir": "sweep"}}})
+    monkeypatch.setattr(launcher, "_submit", lambda *_: [SimpleNamespace(job_id="75_0")])
+    monkeypatch.setattr(slurm_module, "ended", wait)
+    with pytest.raises(SystemExit) as end, leaving.door("the door's own"):
+        launcher.launch([["bits=3"]], 0)
+    assert end.value.code == 143
+    assert capsys.readouterr().err == (
+        "ended by SIGTERM; SLURM job 75 goes on without this process; `scancel 75` ends it, and "
+        "the same command again computes only what is left\n"
+    )
 
 
 def test_joblib_ends_with_the_table(cli, results_dir):
