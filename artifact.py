@@ -7,18 +7,18 @@ from flexround.utils import leaving
 if __name__ == "__main__":
     leaving.listen()  # before the imports, which take seconds
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiment.artifacts.rebuild import FORMATS, evaluate, export, inspect
+from flexround.utils.arguments import ArgumentParser, check_words
 from flexround.utils.file_errors import storage_errors
 from flexround.utils.packages import missing_package
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python artifact.py", description=__doc__)
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python artifact.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     helps = {
         "eval": "measure it again; the record's own metric, or an error",
@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(word.startswith("-") or "overrides" not in args for word in more):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     try:
+        check_words(sys.argv[1:] if argv is None else argv)
         with storage_errors():
             if args.command == "eval":
                 print(evaluate(args.path, [*args.overrides, *more]))

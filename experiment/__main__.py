@@ -7,12 +7,12 @@ from flexround.utils import leaving
 if __name__ == "__main__":
     leaving.listen()  # before the imports, which take seconds
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiment import ROOT
+from flexround.utils.arguments import ArgumentParser, check_words
 from flexround.utils.file_errors import storage_errors
 
 OUTPUTS = ROOT / "outputs"
@@ -22,22 +22,28 @@ COMMANDS = ("plan", "status", "rekey")
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m experiment", description=__doc__)
+    parser = ArgumentParser(prog="python -m experiment", description=__doc__)
     parser.add_argument("command", choices=COMMANDS)
     commands = {"plan": _plan, "status": _status, "rekey": _rekey}
     try:
+        check_words(args)
         with storage_errors():
             print(commands[parser.parse_args(args[:1]).command](args[1:]), flush=True)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 
 def _plan(argv: Sequence[str]) -> str:
+    from experiment.errors import value_errors
+    from experiment.overrides import check_overrides
     from experiment.sweeps.plan import experiments, report
 
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m experiment plan",
         description="What a sweep would run, what it needs, how long it may take.",
     )
@@ -46,6 +52,8 @@ def _plan(argv: Sequence[str]) -> str:
     )
     parser.add_argument("-m", "--multirun", action="store_true", help="as run.py has it; no effect")
     overrides = parser.parse_intermixed_args(argv).overrides
+    with value_errors():
+        check_overrides(overrides)
     return report(overrides) if overrides else experiments()
 
 
@@ -53,7 +61,7 @@ def _status(argv: Sequence[str]) -> str:
     from experiment.config import register
     from experiment.sweeps.status import Sweep, newest, report
 
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m experiment status",
         description="What has become of each run of a sweep, and the command that finishes it.",
     )
@@ -66,7 +74,7 @@ def _status(argv: Sequence[str]) -> str:
 def _rekey(argv: Sequence[str]) -> str:
     from experiment.rekey import rekey
 
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m experiment rekey",
         description="Give the records of an older version the names that runs have now.",
     )

@@ -18,6 +18,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import SchemaError
 
 _ARBITRARY = ConfigDict(arbitrary_types_allowed=True, strict=True)
 
@@ -160,8 +161,9 @@ def _validate_node(path: str, node: DictConfig, target: Any) -> None:
 def _type_hints(target: Any) -> dict[str, Any]:
     """Return the types of the arguments that target takes."""
     if is_dataclass(target):  # whose own __init__ may be made in another file than its fields
-        return get_type_hints(target)
-    return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+        return get_type_hints(target, include_extras=True)
+    function = target.__init__ if inspect.isclass(target) else target
+    return get_type_hints(function, include_extras=True)
 
 
 def _check_type(path: str, value: Any, hint: Any) -> None:
@@ -169,7 +171,7 @@ def _check_type(path: str, value: Any, hint: Any) -> None:
         value = OmegaConf.to_container(value, resolve=True)
     try:
         TypeAdapter(hint, config=_ARBITRARY).validate_python(value)
-    except PydanticUserError as error:
+    except (PydanticUserError, SchemaError) as error:  # a Protocol that can't be looked for
         raise ValueError(f"{path}={value}: not a {getattr(hint, '__name__', hint)}") from error
     except ValidationError as error:
         raise ValueError(f"{path}={value}: {error.errors()[0]['msg']}") from error

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from experiment import ROOT
-from experiment.identity import FULL_STREAMS
+from experiment.identity import FINETUNED, FULL_STREAMS
+from experiment.values import check_every_value
 
-MOST_THREADS = 1024
 STREAM_DTYPES = (FULL_STREAMS, "bfloat16", "float16")
+DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
 def check_values(cfg: DictConfig) -> None:
@@ -22,21 +24,40 @@ def check_values(cfg: DictConfig) -> None:
     """
     if OmegaConf.is_missing(cfg.model, "source"):
         raise ValueError("model=hf: give model.source=ORG/NAME of the hub, or a local folder")
-    if not 2 <= cfg.bits <= 8:
-        raise ValueError(f"bits={cfg.bits}: give a whole number from 2 to 8")
-    for name, value in (("num_samples", cfg.num_samples), ("group_size", cfg.group_size)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: give a whole number of at least 1")
-    if cfg.cache_gib < 0:
-        raise ValueError(f"cache_gib={cfg.cache_gib}: give 0, which keeps nothing, or more")
+    check_every_value(cfg)
+    for name in ("name", "source", "weights"):
+        value = cfg.model.get(name)
+        if not isinstance(value, str | None):
+            raise ValueError(f"model.{name}={value}: give a text")
     if cfg.stream_dtype not in STREAM_DTYPES:
         raise ValueError(f"stream_dtype={cfg.stream_dtype}: give {', '.join(STREAM_DTYPES)}")
-    if cfg.stream_gib is not None and not cfg.stream_gib >= 0:
-        raise ValueError(f"stream_gib={cfg.stream_gib}: give 0, which spills all, more, or null")
-    if cfg.seed < 0:
-        raise ValueError(f"seed={cfg.seed}: give 0 or more")
-    if cfg.threads is not None and not 1 <= cfg.threads <= MOST_THREADS:
-        raise ValueError(f"threads={cfg.threads}: give 1 to {MOST_THREADS}, or null")
+    if not DEVICE.fullmatch(cfg.device):
+        raise ValueError(f"device={cfg.device}: give auto, cpu or cuda:N")
+    if cfg.checkpoint == FINETUNED and "checkpoints_dir" not in cfg.task:
+        raise ValueError(
+            "checkpoint=finetuned: nothing is fine-tuned for this task; give a file, or leave that "
+            "out"
+        )
+
+
+def check_loop(cfg: DictConfig) -> None:
+    """Check that the loop over layers is one for the chosen method: to learn it, or to solve.
+
+    Raises:
+        ValueError: names both, and the preset to choose.
+    """
+    learned, loop_learns = "_partial_" in cfg.quant, "sequential" not in cfg.recon
+    choices = [str(node.get("_target_")).rpartition(".")[2] for node in (cfg.quant, cfg.recon)]
+    if learned and not loop_learns:
+        raise ValueError(
+            f"{choices[0]} is learned, and the chosen recon ({choices[1]}) only solves; "
+            "give recon=block"
+        )
+    if loop_learns and not learned:
+        raise ValueError(
+            f"{choices[0]} solves layer by layer, and the chosen recon ({choices[1]}) learns; "
+            "give recon=solve, or leave recon= out"
+        )
 
 
 def check_ranges(cfg: DictConfig, chosen: str) -> None:

@@ -10,6 +10,7 @@ from hydra._internal.utils import get_args_parser
 
 from experiment.config import renamed
 from experiment.errors import one_line_errors
+from experiment.overrides import check_overrides
 from flexround.utils.leaving import door
 
 
@@ -20,7 +21,11 @@ def command_line(main: Callable[[], object], way_on: str = "") -> None:
     """
     with door(way_on), one_line_errors():
         flags, overrides = separated(sys.argv[1:])
-        sys.argv[1:] = [*flags, *renamed(overrides)]
+        overrides = renamed(overrides)
+        check_overrides(overrides)
+        if "--hydra-help" in flags:  # Hydra composes none of ours for it
+            overrides = []
+        sys.argv[1:] = [*flags, *overrides]
         main()
 
 

@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from experiment import ROOT, launchers, resolvers
 from experiment.errors import value_errors
+from experiment.values import check_every_value
 
 # Options that have had another name; it is taken for a release.
 RENAMED = {"recon.steps": "recon.act_steps", "recon.keep": "recon.quant_prob"}
@@ -142,6 +143,7 @@ def composed(
             config, renamed(overrides), run_mode, with_log_configuration=False, from_shell=False
         )
     check_keys(cfg)
+    check_every_value(cfg)
     return cfg
 
 

@@ -24,6 +24,14 @@ PLACES = (
     "hydra.run.dir=, of a sweep hydra.sweep.dir=, results_dir=, cache_dir=, checkpoints_dir= and "
     "logger.dir= say where a command writes"
 )
+# By what OmegaConf says of a value of another type: what a user gives instead.
+WANTED = {
+    "to Integer": "a whole number",
+    "to Float": "a number",
+    "valid bool": "true or false",
+    "is not Optional": "a value, or leave it out",
+    "ListConfig, list or tuple": "a list, [A,B]",
+}
 
 
 @contextmanager
@@ -64,9 +72,16 @@ def one_line(error: Exception) -> str:
     text = _sentences(str(error))
     if "INTERVAL_SWEEP" in text:
         return "interval() names no values that a sweep could run; give range(a,b,step) or a list"
+    there = re.search(r"already at '([^']*)'", text)
+    if there:
+        return f"+{there[1]}: an option is not added but set; give {there[1]}=VALUE, without +"
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException):
-        text += f" ({_sentences(str(cause))}{_nearest_key(cause)})"
+        why = f"{_sentences(str(cause))}{_nearest_key(cause)}"
+        merged = text.partition("Error merging override ")[2]
+        wanted = [word for kind, word in WANTED.items() if kind in why]
+        text = f"{merged}: {why}" if merged else f"{text} ({why})"
+        text += "".join(f"; give {word}" for word in wanted[:1])
     return text
 
 
@@ -76,6 +91,8 @@ def _unparsed(error: OverrideParseException) -> str:
     key, equals, value = override.partition("=")
     if not equals:
         return f"{override} is no override; give KEY=VALUE"
+    if value.rstrip().endswith(","):
+        return f"{override}: a value is missing after the last comma; give it, or leave that out"
     value = value.strip("\"'")  # of quotes that the shell, or a slip, has left half of
     quoted = f"{key}={QuotedString(value, Quote.double).with_quotes()}"
     try:
@@ -91,7 +108,7 @@ def _unparsed(error: OverrideParseException) -> str:
 def _sentences(text: str) -> str:
     """Return a message of Hydra's or OmegaConf's on one line, without what only they can use."""
     text = text.split("Config search path:")[0]
-    text = re.sub(r"In '(hydra/)?config': ", "", text)
+    text = re.sub(r"In '(hydra/)?(config|finetune)': ", "", text)
     lines = [line.strip() for line in text.splitlines()]
     noise = ("full_key:", "object_type=", "To append to your config", "See https://hydra.cc")
     text = " ".join(line for line in lines if line and not line.startswith(noise))
@@ -101,9 +118,14 @@ def _sentences(text: str) -> str:
 def _listed(match: re.Match[str]) -> str:
     # Hydra lists one folder; names such as glue/rte lie deeper. A leading _ is a shared part.
     group = match[1] if match[1].startswith("hydra/") else match[1].partition("/")[0]
+    return f"; available {group}: {members(group)}"
+
+
+def members(group: str) -> str:
+    """Return the names of a config group's members; one that begins with _ is a shared part."""
     root = ROOT / "conf" / group
     names = [path.relative_to(root).with_suffix("") for path in sorted(root.rglob("*.yaml"))]
-    return f"; available {group}: {', '.join(str(n) for n in names if n.name[0] != '_')}"
+    return ", ".join(name.as_posix() for name in names if not name.name.startswith("_"))
 
 
 def _nearest_key(cause: OmegaConfBaseException) -> str:

@@ -11,10 +11,11 @@ from functools import partial
 import torch
 
 from experiment.build import build, validate
-from experiment.device import device_name, processor
+from experiment.device import device_name, device_of, processor
 from experiment.full_precision import FullPrecision
 from experiment.job import Job
 from experiment.progress import ProgressBar
+from experiment.rehearsal import rehearse
 from experiment.resources import Resources
 from experiment.threads import number_for, running_on
 from flexround.grid import Grid
@@ -41,10 +42,13 @@ def _execute(job: Job, threads: int) -> Record:
     grid = Grid(cfg.bits, cfg.symmetric, made(cfg.granularity))
     quantizer, ranges, activation = made(cfg.quant), made(cfg.ranges), made(cfg.activation)
     recon.check_method(quantizer, grid)
+    check = partial(recon.check, grid=grid, quantizer=quantizer, activation=activation)
+    device = device_of(cfg.device)
     with job.recording() as draft:
         log, bar, logger = ReportLog(), ProgressBar(cfg.progress), made(cfg.logger)
         draft.watch(task, log, logger)
         draft.threads, draft.processor = threads, processor()
+        rehearse(cfg, task, model, device, check)
         own = Resources.of(job)
         draft.device = device_name(own.device)
 
@@ -54,7 +58,7 @@ def _execute(job: Job, threads: int) -> Record:
         logging.getLogger("run").info(draft.coverage.summary())
         calibration = task.calibration(cfg.num_samples, cfg.seed)
         job.check_unchanged()
-        checked = recon.check(adapter, calibration, grid, quantizer, activation)
+        checked = check(adapter, calibration)
 
         full_precision = FullPrecision(
             own.shared, adapter, calibration, task, recon.batch_size, cfg.stream_dtype

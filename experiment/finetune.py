@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiment.build import build, check_plugins, validate
-from experiment.checks import check_idle
+from experiment.checks import check_idle, check_values
 from experiment.config import check_keys
 from experiment.content import Contents
 from experiment.device import device_of, processor
@@ -39,6 +39,7 @@ def check_used(cfg: DictConfig) -> None:
         ValueError: names the option.
     """
     check_keys(cfg)
+    check_values(cfg)
     given = cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
     check_plugins(cfg.plugins, given)
     check_environment(cfg)

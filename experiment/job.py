@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiment.artifacts.provenance import check_free, is_of
 from experiment.build import check_plugins
-from experiment.checks import check_idle, check_preset, check_ranges, check_values
+from experiment.checks import check_idle, check_loop, check_preset, check_ranges, check_values
 from experiment.conditions import changes, conditions
 from experiment.config import check_keys
 from experiment.environment import check_environment
@@ -158,7 +158,8 @@ def current_job(cfg: DictConfig) -> Job:
     if "recon" not in cfg.idle.get("quant", ()):  # round-to-nearest is the same in every setting
         check_preset(choices["recon"], names["quant"])
     check_ranges(cfg, choices["ranges"])
-    settings = identity(cfg)
+    check_loop(cfg)
+    settings = _identity(cfg)
     store = Store(cfg.results_dir)
     store.check_writable()
     store.check_schema()
@@ -166,6 +167,16 @@ def current_job(cfg: DictConfig) -> Job:
         name = run_id(settings)
         check_free(store.artifact(name), store.names(name))
     return Job(cfg, settings, names, store)
+
+
+def _identity(cfg: DictConfig) -> dict[str, Any]:
+    try:
+        return identity(cfg)
+    except (TypeError, AttributeError, KeyError):
+        from experiment.build import validate  # with it comes everything heavy
+
+        validate(cfg)  # tells a value of another type than its option takes
+        raise
 
 
 def portable_overrides(overrides: Sequence[str]) -> list[str]:

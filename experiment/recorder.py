@@ -82,8 +82,8 @@ def recording(
 
     conditions are what a failed run may have failed for besides its settings.
 
-    A run that a signal ends (Ctrl-C) leaves no record: it has neither finished nor failed. Nor does one
-    that met a full disk, or a file or folder that can't be read or written.
+    A run that a signal ends (Ctrl-C) leaves no record: it has neither finished nor failed. Nor does
+    one that met a full disk, or a file or folder that can't be read or written.
 
     Raises:
         ValueError: when the metric is missing or not finite.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from experiment.checks import MOST_THREADS
+from experiment.values import MOST_THREADS
 
 log = logging.getLogger("run")
 

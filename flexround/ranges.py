@@ -19,6 +19,7 @@ from flexround.kernels.chunking import CHUNK
 
 # BatchNorm folding leaves channels at zero (nine in MobileNetV2); a scale of 0 would give NaN.
 SCALE_FLOOR = 1e-8
+MOST_CANDIDATES = 10_000  # each is a pass over all weights
 
 
 class Ranges(Protocol):
@@ -69,6 +70,11 @@ class LpSearch:
     def __post_init__(self) -> None:
         if not 0 < self.p < math.inf:
             raise ValueError(f"ranges.p={self.p}: give a number above 0 (the papers use 2.4)")
+        if self.candidates > MOST_CANDIDATES:
+            raise ValueError(
+                f"ranges.candidates={self.candidates}: give at most {MOST_CANDIDATES} "
+                "(the papers use 80)"
+            )
         if self.candidates < 1 or not 0 <= self.step * (self.candidates - 1) < 1:
             raise ValueError(
                 f"ranges.candidates={self.candidates} with ranges.step={self.step}: the smallest "

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flexround.utils.arguments import ArgumentParser, check_words
 from flexround.utils.file_errors import storage_errors
 from results.records.record import Record
 from results.records.selection import facts, nearest, select
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args and args[0] in MOVED:
         return _by_experiment(args[0], args[1:])
     try:
+        check_words(args)
         views = {
             "ablation": _ablation, "clean": _clean, "compare": _compare, "html": _html,
             "plot": _plot, "wandb": _wandb,
@@ -53,12 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}; give another folder", file=sys.stderr)
+        return 1
     return 0
 
 
-def _selection() -> argparse.ArgumentParser:
+def _selection() -> ArgumentParser:
     """Return the options that choose records."""
-    parser = argparse.ArgumentParser(prog="python -m results", description=__doc__)
+    parser = ArgumentParser(prog="python -m results", description=__doc__)
     parser.add_argument("--results-dir", type=Path, default=DEFAULT, help="folder of the records")
     parser.add_argument("--task", help="only this task")
     parser.add_argument("--model", help="only this model")
@@ -188,6 +193,8 @@ def _published(argv: Sequence[str]) -> str:
     parser.add_argument("table", help="one of the paper's, such as table02 or figure07")
     parser.add_argument("--format", choices=TEXTS, default="markdown")
     args = parser.parse_args(argv)
+    if args.by:
+        raise ValueError(f"--by {args.by[0]} does nothing with a table of the paper; leave it out")
     published(args.table)  # a name that is none is told before records are looked for
     joined = frame(compare_with_paper(args.table, _chosen(args)))
     for column, name in (("model", args.model), ("task", args.task)):

@@ -111,6 +111,14 @@ class Task(ABC):
     def write_architecture(self, network: nn.Module, folder: Path) -> None:
         """Write what `bare` needs of network besides the model's settings into folder."""
 
+    def describe(self, model: Any, checkpoint: str | None, folder: Path) -> bool:
+        """Write what `bare` needs of a network that `load` has to make first into folder.
+
+        Return False, with nothing written, where the network is at hand or has to be fetched. A run
+        is checked on the bare network before the other is trained.
+        """
+        return False
+
     @abstractmethod
     def bare(self, model: Any, checkpoint: str | None, folder: Path) -> nn.Module:
         """Return the network that `load` gives, in eval mode, its weights without meaning.

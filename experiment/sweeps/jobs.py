@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic_core import from_json
 
 from experiment.config import hydra_of_conf
 from experiment.errors import value_errors
+from experiment.overrides import check_size
 from flexround.utils.atomic_files import write_whole
 from flexround.utils.file_errors import read_bytes
 
@@ -23,6 +25,9 @@ from flexround.utils.file_errors import read_bytes
 ANY_MODEL = "hf"
 # In each job's output folder: its run_id, and its error or who else is at work on it.
 OUTCOME = "outcome.json"
+
+
+RUN_ID = re.compile(r"[0-9a-zA-Z_-]+")
 
 # In the sweep's folder, while it is being launched: by whom.
 LAUNCHER = "launcher.json"
@@ -49,6 +54,7 @@ def jobs_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> lis
             return jobs_of(overrides, hydra.config_loader)
     with value_errors():
         parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
+        check_size(parsed)
         batches: Any = BasicSweeper.split_arguments(parsed, None)
     jobs = [list(job) for batch in batches for job in batch]
     if not jobs:
@@ -77,7 +83,8 @@ def facts_in(job: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     whole = isinstance(facts, dict) and all(isinstance(v, str) for v in facts.values())
-    return facts if whole else {}
+    # Another hand may have changed it.
+    return facts if whole and RUN_ID.fullmatch(facts.get("run_id", "0")) else {}
 
 
 def write_facts(job: Path, facts: Mapping[str, str]) -> None:

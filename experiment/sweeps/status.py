@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,16 @@ from pathlib import Path
 from typing import Literal
 
 from hydra.core.utils import filter_overrides
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from experiment.sweeps import slurm_queue
 from experiment.sweeps.jobs import LAUNCHER, facts_in, job_folders, jobs_of, sweep_overrides
 from results.records.claim import Claim, Owner
 from results.records.store import Store
+
+log = logging.getLogger(__name__)
 
 State = Literal["done", "failed", "running", "lost", "waiting"]
 STATES: tuple[State, ...] = ("done", "failed", "running", "lost", "waiting")
@@ -44,9 +49,7 @@ class Sweep:
         path = folder / "multirun.yaml"
         if not path.is_file():
             raise ValueError(f"{folder} is not the folder of a sweep: it holds no multirun.yaml")
-        config = OmegaConf.load(path)
-        assert isinstance(config, DictConfig), "Hydra writes a mapping"
-        self._config = config
+        self._config = config = _configuration(path)
         self.store = Store(config.results_dir)
 
     def states(self) -> list[JobState]:
@@ -124,7 +127,44 @@ def _ended(owner: Owner, queue: set[str] | None) -> bool:
 def _started(folder: Path) -> list[str]:
     """Return the overrides that Hydra has started a job with; nothing where it has not."""
     path = folder / ".hydra" / "overrides.yaml"
-    return [str(text) for text in OmegaConf.load(path)] if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        found = OmegaConf.load(path)
+    except (YAMLError, ValueError, OmegaConfBaseException) as error:
+        log.warning("%s is damaged and passed over: %s", path, _first_line(error))
+        return []
+    return [str(text) for text in found] if isinstance(found, ListConfig) else []
+
+
+def _configuration(path: Path) -> DictConfig:
+    """Return what Hydra has written of a sweep when it began.
+
+    Raises:
+        ValueError: when it is not that.
+    """
+    try:
+        found = OmegaConf.load(path)
+        if not isinstance(found, DictConfig):
+            raise TypeError("it is no mapping")
+        wanted = (
+            (found.results_dir, str),
+            (found.hydra.job.config_name, str),
+            (found.hydra.sweeper, DictConfig),
+            (found.hydra.overrides.task, ListConfig),
+            (found.hydra.overrides.hydra, ListConfig),
+        )
+        if not all(isinstance(value, kind) for value, kind in wanted):
+            raise TypeError("a part of it is of another kind")
+    except (YAMLError, ValueError, TypeError, AttributeError, OmegaConfBaseException) as error:
+        raise ValueError(
+            f"{path} is damaged, or no sweep's ({_first_line(error)}); give another folder"
+        ) from error
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def queued(jobs: Sequence[str]) -> set[str] | None:

@@ -48,6 +48,9 @@ class AdaQuant(WeightQuantizer):
         self, weight: Tensor, *, grid: Grid, ranges: Ranges, lr_v: float, lr_range: float
     ) -> None:
         super().__init__(weight, grid=grid, ranges=ranges)
+        for name, rate in (("lr_v", lr_v), ("lr_range", lr_range)):
+            if rate < 0:
+                raise ValueError(f"quant.{name}={rate}: give 0, which learns nothing, or more")
         self.lr_v, self.lr_range = lr_v, lr_range
         self.v = nn.Parameter(weight.detach().new_zeros(weight.shape))
 

@@ -56,6 +56,11 @@ class AdaRound(WeightQuantizer):
             raise ValueError(f"quant.anneal={anneal}: give linear (BRECQ) or cosine (AIMET)")
         if not 0 <= warmup < 1:
             raise ValueError(f"quant.warmup={warmup}: give a share of the iterations in [0, 1)")
+        if reg_weight < 0:
+            raise ValueError(f"quant.reg_weight={reg_weight}: give 0 or more")
+        for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
+            if not beta > 0:
+                raise ValueError(f"quant.{name}={beta}: give a number above 0")
         self.reg_weight = reg_weight
         self.beta_start, self.beta_end = beta_start, beta_end
         self.warmup = warmup

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 WORDS = {
     signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM",
@@ -150,7 +151,7 @@ def first(act: Callable[[], None]) -> Iterator[None]:
         _state.first.remove(act)
 
 
-def _hold() -> dict[int, object]:
+def _hold() -> dict[int, Any]:
     """Make signals raise; return what they did before."""
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -167,9 +168,9 @@ def _hold() -> dict[int, object]:
     return before
 
 
-def _release(before: dict[int, object]) -> None:
+def _release(before: dict[int, Any]) -> None:
     for number, handler in before.items():
-        signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.signal(number, handler)
     if before:
         signal.set_wakeup_fd(-1)
 

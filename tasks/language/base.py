@@ -15,6 +15,7 @@ from flexround.models.checkpoint_shards import Shards
 from flexround.models.language import LanguageModel
 from flexround.models.language_adapter import Tokens
 from tasks.base import FineTunable, Row
+from tasks.bounds import NotNegative
 from tasks.language import pretrained, tiny_models
 from tasks.package_files import BARE
 
@@ -39,7 +40,7 @@ class TransformerTask(FineTunable):
         name: str,
         version: int,
         expected: float | None,
-        tolerance: float,
+        tolerance: NotNegative,
         cache_dir: str,
         checkpoints_dir: str,
     ) -> None:
@@ -107,6 +108,18 @@ class TransformerTask(FineTunable):
         config: Any = network.config
         config.save_pretrained(folder)
         self._tokenizer.save_pretrained(folder)
+
+    def describe(self, model: LanguageModel, checkpoint: str | None, folder: Path) -> bool:
+        """Write the configuration and the tokenizer of a tiny network that is still to be made."""
+        if checkpoint == FINETUNED or (checkpoint is None and self.always_finetuned):
+            return False
+        source = checkpoint or model.source
+        if not source.startswith(tiny_models.PREFIX):
+            return False
+        if tiny_models.folder_of(source, self._cache_dir).is_dir():
+            return False
+        tiny_models.describe(source, folder, self.head())
+        return True
 
     def bare(self, model: LanguageModel, checkpoint: str | None, folder: Path) -> nn.Module:
         """Return the network that folder describes; keep its tokenizer."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import Tokens
 from tasks.base import Collator, Row
+from tasks.bounds import Count, NotNegative
 from tasks.finite import check_outputs
 from tasks.language.base import TransformerTask, check_positions, draw, pad
 from tasks.language.chance import check_classes, check_scores
@@ -71,13 +73,13 @@ class Classification(TransformerTask):
         name: str,
         version: int,
         data: Sentences,
-        num_labels: int,
-        metrics: list[str],
+        num_labels: Count,
+        metrics: Annotated[list[str], Field(min_length=1)],
         splits: dict[str, str],
-        max_len: int,
-        eval_batch_size: int,
+        max_len: Count,
+        eval_batch_size: Count,
         expected: float | None,
-        tolerance: float,
+        tolerance: NotNegative,
         cache_dir: str,
         checkpoints_dir: str,
     ) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from tasks.bounds import Count
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -110,7 +112,7 @@ class C4:
 
     local: str | None
     files: dict[str, list[str]]
-    documents: int
+    documents: Count
 
     def text(self, split: str) -> str:
         """Return the split's documents as one string."""

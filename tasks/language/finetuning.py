@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from tasks.base import Collator, Row
+from tasks.bounds import Count, NotNegative, Share, WholeNotNegative
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +28,9 @@ class LoRA:
         targets: how the names of the updated layers end.
     """
 
-    rank: int
-    alpha: int
-    dropout: float
+    rank: Count
+    alpha: Count
+    dropout: Share
     targets: list[str]
 
     def add_to(self, network: nn.Module) -> Any:
@@ -74,10 +75,10 @@ class Recipe:
     lr: float
     batch_size: int
     epochs: float
-    max_steps: int | None
-    weight_decay: float
-    warmup_steps: int
-    label_smoothing: float
+    max_steps: Count | None
+    weight_decay: NotNegative
+    warmup_steps: WholeNotNegative
+    label_smoothing: Share
     lora: LoRA | None
 
     def __post_init__(self) -> None:

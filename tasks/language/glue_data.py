@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from tasks.bounds import Count
 from tasks.language.corpora import load_hub
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,14 @@ class PythonTopics:
     """
 
     topics: Sequence[str]
-    words: int
+    words: Count
+
+    def __post_init__(self) -> None:
+        from pydoc_data import topics
+
+        unknown = [topic for topic in self.topics if topic not in topics.topics]
+        if unknown:
+            raise ValueError(f"task.data.topics: Python's help() has no topic {unknown[0]}")
 
     @property
     def names(self) -> Sequence[str]:
@@ -137,7 +145,10 @@ class PythonTopics:
         from pydoc_data import topics
 
         text: dict[str, Any] = topics.topics
-        part = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}[split]
+        parts = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}
+        if split not in parts:
+            raise ValueError(f"task.splits={split}: give {', '.join(parts)}")
+        part = parts[split]
         found = []
         for label, topic in enumerate(self.topics):
             words = re.findall(r"\S+", text[topic])
@@ -147,4 +158,9 @@ class PythonTopics:
                 for i, passage in enumerate(passages)
                 if i % 10 in part
             ]
+        if not found:
+            raise ValueError(
+                f"task.data.words={self.words}: passages so long leave the split {split} empty; "
+                "lower task.data.words"
+            )
         return found

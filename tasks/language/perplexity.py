@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import Tokens
 from tasks.base import Collator, Row
+from tasks.bounds import Count, NotNegative
 from tasks.finite import perplexity_of
 from tasks.language.base import TransformerTask, check_positions
 from tasks.language.calibration_data import Calibration, Stream
@@ -37,9 +38,9 @@ class LanguageModeling(TransformerTask):
         calibration: Calibration | None,
         protocol: Protocol,
         seq_len: int,
-        eval_batch_size: int,
+        eval_batch_size: Count,
         expected: float | None,
-        tolerance: float,
+        tolerance: NotNegative,
         cache_dir: str,
         checkpoints_dir: str,
     ) -> None:

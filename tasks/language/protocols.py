@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tasks.bounds import Count, Split
 from tasks.language.corpora import Corpus
 
 RUN_CLM_ROWS = 1000  # datasets.map's batch: its remainder is dropped
@@ -32,9 +33,9 @@ class Protocol:
     """
 
     name: str
-    split: str
+    split: Split
     window: int
-    max_windows: int | None
+    max_windows: Count | None
 
     def __post_init__(self) -> None:
         if self.name not in ("run_clm", "gptq", "file"):

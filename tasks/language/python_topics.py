@@ -7,11 +7,13 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import nn
 
 from flexround.models.language import LanguageModel
+from tasks.bounds import Count, NotNegative
 from tasks.language import pretrained, tiny_models
 from tasks.language.classification import Classification
 from tasks.language.finetuning import Recipe
@@ -28,13 +30,13 @@ class TopicClassification(Classification):
         name: str,
         version: int,
         data: PythonTopics,
-        num_labels: int,
-        metrics: list[str],
+        num_labels: Count,
+        metrics: Annotated[list[str], Field(min_length=1)],
         splits: dict[str, str],
-        max_len: int,
-        eval_batch_size: int,
+        max_len: Count,
+        eval_batch_size: Count,
         expected: float | None,
-        tolerance: float,
+        tolerance: NotNegative,
         cache_dir: str,
         checkpoints_dir: str,
         recipe: Recipe,
@@ -45,6 +47,14 @@ class TopicClassification(Classification):
             expected, tolerance, cache_dir, checkpoints_dir,
         )  # fmt: skip
         self._recipe = recipe
+
+    def describe(self, model: LanguageModel, checkpoint: str | None, folder: Path) -> bool:
+        """Write the configuration and the tokenizer of a network that is still to be fine-tuned."""
+        tiny = model.source.startswith(tiny_models.PREFIX)
+        if checkpoint is not None or not tiny or self._cached(model).is_dir():
+            return super().describe(model, checkpoint, folder)
+        tiny_models.describe(model.source, folder, self.head())
+        return True
 
     def load(self, model: LanguageModel, checkpoint: str | None) -> nn.Module:
         """Return the network of checkpoint, or the one trained now or on an earlier first use."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import Tokens
 from tasks.base import Collator, Row
+from tasks.bounds import Count, NotNegative
 from tasks.finite import check_outputs
 from tasks.language.base import TransformerTask, check_at_least, check_positions, draw, pad
 from tasks.language.squad_answers import (
@@ -62,14 +63,14 @@ class Squad(TransformerTask):
         path: str,
         local: str | None,
         files: dict[str, list[str]],
-        max_len: int,
+        max_len: Count,
         stride: int,
         n_best: int,
         max_answer: int,
-        eval_batch_size: int,
+        eval_batch_size: Count,
         max_eval: int | None,
         expected: float | None,
-        tolerance: float,
+        tolerance: NotNegative,
         cache_dir: str,
         checkpoints_dir: str,
     ) -> None:

@@ -98,14 +98,29 @@ def load(
 def read_or_make(source: str, cache_dir: Path, read: Callable[[str], T]) -> T:
     """Return what read finds in the folder of tiny:FAMILY, which is made on first use."""
     family = source.removeprefix(PREFIX)
-    key = json.dumps([config_of(family).to_dict(), asdict(RECIPE)], sort_keys=True, default=str)
-    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    folder = cache_dir / "checkpoints" / f"tiny-{family}-{digest}"
+    folder = folder_of(source, cache_dir)
     return pretrained.read_or_make(
         folder,
         lambda place: read(str(place)),
         _encoder if family == "bert" else lambda: _train(family),
     )
+
+
+def folder_of(source: str, cache_dir: Path) -> Path:
+    """Return where tiny:FAMILY is kept, or will be."""
+    family = source.removeprefix(PREFIX)
+    key = json.dumps([config_of(family).to_dict(), asdict(RECIPE)], sort_keys=True, default=str)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    return cache_dir / "checkpoints" / f"tiny-{family}-{digest}"
+
+
+def describe(source: str, folder: Path, head: dict[str, Any]) -> None:
+    """Write the configuration of tiny:FAMILY with a head, and its tokenizer, into folder."""
+    family = source.removeprefix(PREFIX)
+    config = config_of(family)
+    config.update(head)
+    config.save_pretrained(folder)
+    tokenizer(pairs=family == "bert").save_pretrained(folder)
 
 
 def _encoder() -> tuple[Any, Any]:

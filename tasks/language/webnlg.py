@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import Tokens
 from tasks.base import Collator, Row
+from tasks.bounds import Count, NotNegative, WholeNotNegative
 from tasks.finite import check_outputs
 from tasks.language.base import TransformerTask, check_at_least, check_positions, draw
 from tasks.language.webnlg_data import IGNORED, LAYOUT, read, scorer, scores, stack
@@ -38,17 +39,17 @@ class WebNLG(TransformerTask):
         name: str,
         version: int,
         local: str | None,
-        max_len: int,
+        max_len: Count,
         beams: int,
         length_penalty: float,
-        no_repeat_ngram_size: int,
+        no_repeat_ngram_size: WholeNotNegative,
         max_new_tokens: int,
-        tokenize: str,
+        tokenize: Literal["13a", "char", "intl", "none", "zh"],
         lowercase: bool,
-        eval_batch_size: int,
+        eval_batch_size: Count,
         max_eval: int | None,
         expected: float | None,
-        tolerance: float,
+        tolerance: NotNegative,
         cache_dir: str,
         checkpoints_dir: str,
     ) -> None:

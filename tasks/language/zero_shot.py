@@ -23,6 +23,7 @@ from flexround.models.base import ModelAdapter
 from flexround.models.language import LanguageModel
 from flexround.models.language_adapter import Tokens
 from tasks.base import Collator, Row
+from tasks.bounds import Count, NotNegative
 from tasks.finite import check_outputs
 from tasks.language.base import TransformerTask, check_at_least, check_positions
 from tasks.language.calibration_data import Calibration
@@ -54,9 +55,9 @@ class ZeroShot(TransformerTask):
         include_path: str | None,
         calibration_corpus: Calibration | None,
         seq_len: int,
-        eval_batch_size: int,
+        eval_batch_size: Count,
         expected: float | None,
-        tolerance: float,
+        tolerance: NotNegative,
         cache_dir: str,
         checkpoints_dir: str,
     ) -> None:

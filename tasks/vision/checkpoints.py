@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
+import struct
 from pathlib import Path
 
 import torch
@@ -23,6 +24,11 @@ from tasks.package_files import path_of
 
 log = logging.getLogger(__name__)
 
+# What torch.load and safetensors raise on bytes that are no file of theirs.
+UNREADABLE = (
+    SafetensorError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, ValueError,
+    MemoryError, ArithmeticError, struct.error, AssertionError, NotImplementedError,
+)  # fmt: skip
 KINDS = (
     "a torchvision weights name such as IMAGENET1K_V1, a local .safetensors, .pth or .pt file, "
     "or package:NAME/FILE for a file inside an installed package"
@@ -91,10 +97,11 @@ def read(path: Path) -> dict[str, Tensor]:
             f"checkpoint {path} is no file of tensors alone (damaged, or a pickle that would run "
             "code when loaded); save a plain state dict or safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, KeyError) as error:
+    except (OSError, *UNREADABLE) as error:
+        told = " ".join(str(error).split()) or type(error).__name__
         if number_of(error) is not None:
-            raise ValueError(f"checkpoint {path} can't be read ({error})") from error
-        raise ValueError(f"checkpoint {path} is damaged or truncated ({error})") from error
+            raise ValueError(f"checkpoint {path} can't be read ({told})") from error
+        raise ValueError(f"checkpoint {path} is damaged or truncated ({told})") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]

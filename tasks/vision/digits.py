@@ -11,16 +11,21 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from flexround.models.vision import VisionModel
+from tasks.bounds import Count
 from tasks.first_use import first_use, not_kept
 from tasks.vision import checkpoints
 from tasks.vision.base import VisionTask
 
 log = logging.getLogger(__name__)
+
+Size = Annotated[int, Field(ge=1, le=1024)]
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Digits(VisionTask):
 
     num_classes = 10
 
-    def __init__(self, version: int, cache_dir: str, size: int, eval_batch_size: int) -> None:
+    def __init__(self, version: int, cache_dir: str, size: Size, eval_batch_size: Count) -> None:
         from sklearn.datasets import load_digits
 
         self.version = version
@@ -75,6 +80,10 @@ class Digits(VisionTask):
         """Yield (images [batch, 3, size, size], labels [batch]) of the test images."""
         images, labels = (part.split(self._eval_batch_size) for part in self.test)
         yield from zip(images, labels, strict=True)
+
+    def describe(self, model: VisionModel, checkpoint: str | None, folder: Path) -> bool:
+        """Return whether the network is still to be trained; `bare` needs nothing of it."""
+        return checkpoint is None and not self._cached_path(model, Recipe()).exists()
 
     def load(self, model: VisionModel, checkpoint: str | None) -> nn.Module:
         """Return the network at checkpoint, or the one trained on first use and cached."""

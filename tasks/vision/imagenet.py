@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from flexround.models.vision import VisionModel
+from tasks.bounds import Count, NotNegative, WholeNotNegative
 from tasks.vision import checkpoints
 from tasks.vision.base import VisionTask
 from tasks.vision.image_folder import Images, class_list, readable, stack
@@ -35,10 +36,10 @@ class ImageNet(VisionTask):
         root: str | None,
         preprocessing: Preprocessing,
         expected: float | None,
-        tolerance: float,
+        tolerance: NotNegative,
         augment: bool,
-        eval_batch_size: int,
-        num_workers: int,
+        eval_batch_size: Count,
+        num_workers: WholeNotNegative,
     ) -> None:
         """Find the images.
 

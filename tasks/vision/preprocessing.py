@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from torchvision.transforms import v2
 
 from flexround.models.vision import VisionModel
+from tasks.bounds import Count, Positive
+
+Interpolation = Literal[
+    "nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"
+]
+T = TypeVar("T")
+Colors = Annotated[Sequence[T], Field(min_length=3, max_length=3)]
 
 
 @dataclass(frozen=True)
@@ -21,11 +29,11 @@ class Preprocessing:
     Any field left at None is the architecture's own (torchvision's IMAGENET1K_V1, timm's config).
     """
 
-    resize: int | None = None
-    crop: int | None = None
-    interpolation: str | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
+    resize: Count | None = None
+    crop: Count | None = None
+    interpolation: Interpolation | None = None
+    mean: Colors[float] | None = None
+    std: Colors[Positive] | None = None
 
     def completed_by(self, other: Preprocessing) -> Preprocessing:
         """Return this with its missing fields taken from other."""

@@ -135,7 +135,7 @@ EARLY = {
     "bits_high": (["bits=9"], ["bits=9"]),
     "bits_real": (["bits=3.5"], ["bits", "3.5", "Integer"]),
     "bits_word": (["bits=four"], ["bits", "four", "Integer"]),
-    "seed": (["seed=-1"], ["seed=-1: give 0 or more"]),
+    "seed": (["seed=-1"], ["seed=-1: give a whole number from 0 to 4294967295"]),
     "samples": (["num_samples=0"], ["num_samples=0"]),
     "group_idle": (["group_size=64"], ["group_size=64 does nothing with the chosen granularity"]),
     "recon_idle": (["quant=rtn", "recon.iters=9"], ["recon.iters=9 does nothing", "quant"]),
@@ -171,7 +171,7 @@ BUILD = {
     "warmup": (["quant=adaround", "quant.warmup=2"], ["quant.warmup=2", "[0, 1)"]),
     "p": (["ranges.p=-1"], ["ranges.p=-1", "above 0"]),
     "nothing": (["task.preprocessing=null", "task=imagenet", "imagenet_dir=x"], ["preprocessing"]),
-    "no_quant": (["quant=null"], ["Config group override must be a string"]),
+    "no_quant": (["quant=null"], ["quant=null: that is no member of quant", "flexround_no_s3_s4"]),
     "device": (["device=cuda:7"], ["device=cuda:7", "give auto, cpu or cuda:N"]),
     "device_word": (["device=gpu"], ["device=gpu", "give auto, cpu or cuda:N"]),
 }

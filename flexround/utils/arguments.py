@@ -1,0 +1,32 @@
+"""Arguments of a command: argparse with errors of one line, and words that hold something."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser that tells what it refuses in one line, without its usage, and exits with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print message with the way to the usage, and exit."""
+        print(f"error: {' '.join(message.split())}; {self.prog} --help tells more", file=sys.stderr)
+        sys.exit(2)
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Check that every argument of a command line holds something that can be printed.
+
+    Raises:
+        ValueError: names the first that does not, or where it stands.
+    """
+    for place, word in enumerate(words):
+        after = f" after {words[place - 1]}" if place else ""
+        value = word.partition("=")[2] if word.startswith("--") and "=" in word else word
+        if not value.strip():
+            raise ValueError(f"{word!r}{after} is empty; give it a value, or leave it out")
+        if not word.isprintable():
+            raise ValueError(f"{word!r}{after} holds a character that can't be printed")
