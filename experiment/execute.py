@@ -15,10 +15,12 @@ from experiment.device import device_name, device_of, processor
 from experiment.full_precision import FullPrecision
 from experiment.job import Job
 from experiment.progress import ProgressBar
-from experiment.rehearsal import rehearse
+from experiment.rehearsal import Checks, rehearse
 from experiment.resources import Resources
 from experiment.threads import number_for, running_on
+from flexround.attach import check_weights
 from flexround.grid import Grid
+from flexround.quantizers.rtn import RTN
 from flexround.reconstruction.callbacks import ReportLog
 from results.records.record import Record
 
@@ -42,13 +44,17 @@ def _execute(job: Job, threads: int) -> Record:
     grid = Grid(cfg.bits, cfg.symmetric, made(cfg.granularity))
     quantizer, ranges, activation = made(cfg.quant), made(cfg.ranges), made(cfg.activation)
     recon.check_method(quantizer, grid)
-    check = partial(recon.check, grid=grid, quantizer=quantizer, activation=activation)
+    checks = Checks(
+        partial(recon.check, grid=grid, quantizer=quantizer, activation=activation),
+        # A solver takes any layer that round-to-nearest does.
+        partial(check_weights, grid=grid, quantizer=quantizer if callable(quantizer) else RTN),
+    )
     device = device_of(cfg.device)
     with job.recording() as draft:
         log, bar, logger = ReportLog(), ProgressBar(cfg.progress), made(cfg.logger)
         draft.watch(task, log, logger)
         draft.threads, draft.processor = threads, processor()
-        rehearse(cfg, task, model, device, check)
+        rehearse(cfg, task, model, device, checks)
         own = Resources.of(job)
         draft.device = device_name(own.device)
 
@@ -58,7 +64,7 @@ def _execute(job: Job, threads: int) -> Record:
         logging.getLogger("run").info(draft.coverage.summary())
         calibration = task.calibration(cfg.num_samples, cfg.seed)
         job.check_unchanged()
-        checked = check(adapter, calibration)
+        checked = checks.run(adapter, calibration)
 
         full_precision = FullPrecision(
             own.shared, adapter, calibration, task, recon.batch_size, cfg.stream_dtype

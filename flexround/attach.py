@@ -41,7 +41,7 @@ def check_weights(layers: Sequence[Layer], grid: Grid, quantizer: QuantizerFacto
     for layer in layers:
         check_layer(layer.name, layer.module)
         weight = cast(nn.Parameter, layer.module.weight)
-        if not torch.isfinite(weight).all():
+        if not weight.is_meta and not torch.isfinite(weight).all():
             raise ValueError(f"layer {layer.name}: its weight holds values that are not finite")
         try:
             shape = output_first(layer.module, weight).shape

@@ -119,6 +119,13 @@ class Task(ABC):
         """
         return False
 
+    def hollow(self, model: Any, checkpoint: str | None) -> nn.Module | None:
+        """Return the network of `load` on the meta device, where `load` has to fetch its weights.
+
+        None where it has not, or where only a try tells what the network is like.
+        """
+        return None
+
     @abstractmethod
     def bare(self, model: Any, checkpoint: str | None, folder: Path) -> nn.Module:
         """Return the network that `load` gives, in eval mode, its weights without meaning.

@@ -121,6 +121,15 @@ class TransformerTask(FineTunable):
         tiny_models.describe(source, folder, self.head())
         return True
 
+    def hollow(self, model: LanguageModel, checkpoint: str | None) -> nn.Module | None:
+        """Return the network that the hub describes, without its weights."""
+        import transformers
+
+        source = self._source(model, checkpoint) if checkpoint != FINETUNED else BARE
+        if source.startswith((BARE, tiny_models.PREFIX)):
+            return None
+        return pretrained.hollow(getattr(transformers, self.auto), source)
+
     def bare(self, model: LanguageModel, checkpoint: str | None, folder: Path) -> nn.Module:
         """Return the network that folder describes; keep its tokenizer."""
         return self.load(model, f"{BARE}{folder}")

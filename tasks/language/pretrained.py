@@ -148,6 +148,26 @@ def outline(auto: Any, source: str) -> tuple[nn.Module, Any, Shards]:
     return network, tokenizer, shards
 
 
+def hollow(auto: Any, source: str) -> nn.Module | None:
+    """Return the network of the hub's source without its weights, by its configuration alone.
+
+    None where source is no hub id, or its configuration can't be had: `load` tells why.
+    """
+    from transformers import AutoConfig
+
+    where, gguf, revision = locate(source)
+    if gguf is not None or Path(where).exists():
+        return None
+    try:
+        config = AutoConfig.from_pretrained(where, **({"revision": revision} if revision else {}))
+        with torch.random.fork_rng(devices=[]), _Hollow():
+            network: nn.Module = auto.from_config(config)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        log.debug("%s is not looked at before it is fetched: %s", source, error)
+        return None
+    return network
+
+
 def bare(auto: Any, folder: Path) -> tuple[nn.Module, Any]:
     """Return (network with weights that mean nothing, tokenizer) of a folder without weights.
 

@@ -15,7 +15,7 @@ from tests.conftest import TINY
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 # The smallest networks, each with what makes a run of it short.
-SHORT = ("num_samples=8", "act_init_samples=8")
+SHORT = ("num_samples=8",)
 BASES: dict[str, Sequence[str]] = {
     "vision": TINY,
     "causal": ("model=tiny_llama", "task.seq_len=16", "protocol.max_windows=8"),
@@ -34,6 +34,20 @@ METHODS: dict[str, Sequence[str]] = {
     "lrq": (*LEARNED, "quant.rank=2"),
     "rtn": (), "gptq": (), "cdquant": (),
 }  # fmt: skip
+# Choices that make other options count; they need not go with the network or the method.
+CHOICES: tuple[Sequence[str], ...] = (
+    (),
+    ("activation=static_per_tensor",),
+    ("activation=dynamic_per_token",),
+    ("granularity=per_group", "group_size=8"),
+    ("granularity=per_channel", "ranges=min_max"),
+    ("ranges=lp_2d", "symmetric=false"),
+)
+PRESETS: tuple[Sequence[str], ...] = (
+    ("recon=qdrop", "activation=static_per_tensor"),
+    ("recon=brecq", "activation=static_per_tensor", "recon.act_iters=1"),
+    ("recon=layer",),
+)
 # Members that are left out, since a run of theirs takes minutes or another process.
 LONG = {"logger": ("wandb",), "task": ("zero_shot", "five_shot"), "experiment": None, "tuned": None}
 # A true value of these takes a minute (a compiler), and a recipe trains a network anew.
@@ -91,9 +105,9 @@ def _is_group(name: str) -> bool:
 
 
 @functools.cache
-def options(base: str, method: str) -> tuple[str, ...]:
-    """Return the dotted names of all options of a run of base by method."""
-    cfg = composed([*BASES[base], f"quant={method}"])
+def options(args: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the dotted names of all options of a short run."""
+    cfg = composed(args)
     own = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in ("hydra", "idle")])
     names = _names("", OmegaConf.to_container(own, resolve=False))
     return tuple(n for n in names if not n.startswith(SLOW_OPTIONS) and "_target_" not in n)
@@ -114,11 +128,13 @@ def command_lines(draw: st.DrawFn) -> list[str]:
     """Return the arguments of run.py: a short run, with up to three things that may be wrong."""
     base = draw(st.sampled_from(sorted(BASES)))
     method = draw(st.sampled_from(sorted(METHODS)))
-    args = [*BASES[base], f"quant={method}", *SHORT[: 1 + draw(st.booleans())], *METHODS[method]]
+    presets = PRESETS if METHODS[method] else ()
+    choice = draw(st.sampled_from((*CHOICES, *presets)))
+    args = [*BASES[base], f"quant={method}", *SHORT[:1], *METHODS[method], *choice]
     sweep = draw(st.integers(0, 5)) == 0
     more = []
-    for _ in range(draw(st.integers(0, 3))):
-        more.append(draw(_oddities(base, method, sweep)))
+    for _ in range(draw(st.sampled_from((0, 1, 1, 1, 1, 2, 2, 3)))):
+        more.append(draw(_oddities(tuple(args), sweep)))
     if draw(st.integers(0, 9)):  # the short run keeps what it is short by, unless that is given
         given = {word.lstrip("+~").partition("=")[0] for word in more}
         args = [word for word in args if word.partition("=")[0] not in given]
@@ -128,15 +144,14 @@ def command_lines(draw: st.DrawFn) -> list[str]:
     return args
 
 
-def _oddities(base: str, method: str, sweep: bool) -> st.SearchStrategy[str]:
-    names = st.sampled_from(options(base, method))
+def _oddities(args: tuple[str, ...], sweep: bool) -> st.SearchStrategy[str]:
+    names = st.sampled_from(options(args))
     group = st.sampled_from(groups())
     choice = group.flatmap(
         lambda g: st.sampled_from([f"{g}={m}" for m in (*members(g), "nope", "''", "null", "../x")])
     )
     kinds = [
-        st.builds("{}={}".format, names, values),
-        st.builds("{}={}".format, names, values),
+        *[st.builds("{}={}".format, names, values)] * 5,
         choice,
         st.builds("{}={}".format, names, st.sampled_from(BROKEN)),
         st.builds("{}{}={}".format, st.sampled_from(("+", "++", "~")), names, values),
