@@ -66,7 +66,7 @@ def _choices(override: Override) -> int:
     if isinstance(sweep, ChoiceSweep):
         return len(sweep.list)
     if isinstance(sweep, RangeSweep):
-        start, stop, step = (float(n or 0) for n in (sweep.start, sweep.stop, sweep.step))
+        start, stop, step = float(sweep.start or 0), float(sweep.stop or 0), float(sweep.step)
         return int(max(0.0, min((stop - start) / step, LARGEST + 1.0))) if step else LARGEST + 1
     return 1
 

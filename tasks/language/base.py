@@ -98,8 +98,12 @@ class TransformerTask(FineTunable):
             tokenizer.padding_side = "right"
         self._tokenizer = tokenizer
 
+    def _is_finetuned(self, checkpoint: str | None) -> bool:
+        """Return whether the network is what fine-tuning has left."""
+        return checkpoint == FINETUNED or (checkpoint is None and self.always_finetuned)
+
     def _source(self, model: LanguageModel, checkpoint: str | None) -> str:
-        if checkpoint == FINETUNED or (checkpoint is None and self.always_finetuned):
+        if self._is_finetuned(checkpoint):
             checkpoint = str(self._finetuned(model))
         return checkpoint or model.source
 
@@ -111,7 +115,7 @@ class TransformerTask(FineTunable):
 
     def describe(self, model: LanguageModel, checkpoint: str | None, folder: Path) -> bool:
         """Write the configuration and the tokenizer of a tiny network that is still to be made."""
-        if checkpoint == FINETUNED or (checkpoint is None and self.always_finetuned):
+        if self._is_finetuned(checkpoint):
             return False
         source = checkpoint or model.source
         if not source.startswith(tiny_models.PREFIX):
@@ -125,8 +129,8 @@ class TransformerTask(FineTunable):
         """Return the network that the hub describes, without its weights."""
         import transformers
 
-        source = self._source(model, checkpoint) if checkpoint != FINETUNED else BARE
-        if source.startswith((BARE, tiny_models.PREFIX)):
+        source = checkpoint or model.source
+        if self._is_finetuned(checkpoint) or source.startswith((BARE, tiny_models.PREFIX)):
             return None
         return pretrained.hollow(getattr(transformers, self.auto), source)
 

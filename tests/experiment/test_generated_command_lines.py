@@ -122,6 +122,7 @@ def test_every_command_line_ends_in_a_record_or_one_line(server, tmp_path):
         except (AssertionError, ValueError) as error:
             kind = "FAULT"
             faults.append(f"{error}\n  {args}\n  {answer['err'][-1500:]}")
+            print(faults[-1], flush=True)  # as it comes: thousands take an hour
         counts[kind] += 1
         shutil.rmtree(folder)
 

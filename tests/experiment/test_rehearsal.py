@@ -93,3 +93,10 @@ def test_a_network_that_can_not_be_described_is_left_to_its_loading(monkeypatch)
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", absent)
     assert pretrained.hollow(transformers.AutoModelForCausalLM, "org/small") is None
+
+
+@pytest.mark.parametrize("model", ["tiny_bert", "tiny_llama"])
+def test_a_sound_run_passes_its_rehearsal(cli, tmp_path, model):
+    short = ["num_samples=8", "recon.iters=1", "recon.batch_size=4"]
+    outcome = cli(f"model={model}", *short, f"cache_dir={tmp_path}/empty")
+    assert outcome.status == 0, outcome.err
