@@ -52,6 +52,8 @@ def check_value(name: str, value: Any) -> None:
     Raises:
         ValueError: when it is out of its bounds.
     """
+    if name.endswith("._partial_") and value is not True:  # how a class is built is no choice
+        raise ValueError(f"{name}={value}: there is no such option; leave it out")
     if isinstance(value, str):
         _check_text(name, value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
