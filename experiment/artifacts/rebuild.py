@@ -77,7 +77,7 @@ def rebuild(path: str | Path, overrides: Sequence[str] = ()) -> Rebuilt:
         raise ValueError(f"artifact {file}: {error}") from error
     cfg = composed([*stated, *overrides])
     check_plugins(cfg.plugins, overrides)
-    if "source" in cfg.model:
+    if "source" in list(cfg.model):  # also where it is missing, as in model=hf
         cfg.model.source = str(file.parent)  # nothing is read by the name that the run had for it
     validate(cfg)
     task, model = build(cfg.task, cfg.plugins), build(cfg.model, cfg.plugins)

@@ -71,7 +71,9 @@ def load(auto: Any, source: str, head: dict[str, Any] | None = None) -> tuple[nn
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity_error()  # it would warn of the very head that is to be made
+    hf_logging.set_verbosity(
+        hf_logging.CRITICAL
+    )  # it would warn of the very head that is to be made
     where, gguf, revision = locate(source)
     options: dict[str, Any] = {"revision": revision} if revision else {}
     options |= {"gguf_file": gguf} if gguf else {}
@@ -177,7 +179,7 @@ def bare(auto: Any, folder: Path) -> tuple[nn.Module, Any]:
     from transformers import AutoTokenizer
     from transformers.utils import logging as hf_logging
 
-    hf_logging.set_verbosity_error()
+    hf_logging.set_verbosity(hf_logging.CRITICAL)
     with told(str(folder)):
         config = config_of(str(folder))
         check_size(auto, config, folder)

@@ -289,3 +289,17 @@ def test_wandb_takes_the_artifact_along(cli, results_dir, tmp_path, monkeypatch)
     staged = [p for p in (tmp_path / "staging").rglob("*") if p.is_file()]
     sizes = {p.stat().st_size for p in staged}
     assert (folder / FILE).stat().st_size in sizes
+
+
+def test_a_network_of_any_source_is_that_of_its_own_artifact(cli, tool, results_dir, cache_dir):
+    """What model.source names is not looked for: the artifact says no path, and has the network."""
+    assert cli(*LLAMA).status == 0  # which makes the network
+    (network,) = [p for p in (cache_dir / "checkpoints").glob("tiny-llama-*") if p.is_dir()]
+    task = ("task=python_docs", "quant=rtn", "bits=4", "num_samples=8", "save=true")
+    made = cli("model=hf", f"model.source={network}", *task)
+    assert made.status == 0, made.err
+    (folder,) = (results_dir / "artifacts").iterdir()
+    assert str(network.parent) not in (folder / FILE).read_bytes().decode(errors="replace")
+    status, out, err = tool("eval", folder)
+    assert status == 0, err
+    assert folder.name in out
