@@ -97,13 +97,14 @@ def _block(index: int, bits: int, draws: random.Random) -> dict[str, object]:
     }  # fmt: skip
 
 
-def measured(view: Sequence[str], folder: str) -> tuple[float, float, str]:
-    """Return the seconds of a view, its peak memory in MB, and the last line of its complaint."""
+def measured(view: Sequence[str], folder: str) -> tuple[float, float, float, str]:
+    """Return a view's seconds, those of the processor, peak memory in MB, and last complaint."""
     command = [sys.executable, "-m", "results", *view, "--results-dir", folder]
-    # The peak is that of a process's largest child: a process of its own has only this one.
+    # The usage is that of all of a process's children: a process of its own has only this one.
     child = (
         "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:], capture_output=True,"
-        " text=True); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss);"
+        " text=True); used = resource.getrusage(resource.RUSAGE_CHILDREN);"
+        " print(used.ru_utime + used.ru_stime, used.ru_maxrss);"
         " print(done.stderr.strip().rpartition('\\n')[2][:100])"
     )
     start = time.perf_counter()
@@ -115,8 +116,9 @@ def measured(view: Sequence[str], folder: str) -> tuple[float, float, str]:
         text=True,
     )
     seconds = time.perf_counter() - start
-    peak, complaint = done.stdout.splitlines()
-    return seconds, int(peak) * 1024 / 1e6, complaint
+    numbers, complaint = done.stdout.splitlines()
+    processor, peak = numbers.split()
+    return seconds, float(processor), int(peak) * 1024 / 1e6, complaint
 
 
 def main() -> None:
@@ -133,11 +135,16 @@ def main() -> None:
             Path(folder, f"{record.run_id}.json").write_text(text)
         print(f"{args.number} records of {size / args.number:.0f} bytes\n")
         time.sleep(SETTLED)
-        print("| python -m results | s | MB |\n|---|---|---|")
+        print("| python -m results | s | s of the processor | MB |\n|---|---|---|---|")
         for view in VIEWS:
-            seconds, peak, complaint = measured([p.format(out=out) for p in view], folder)
+            seconds, processor, peak, complaint = measured(
+                [p.format(out=out) for p in view], folder
+            )
             told = f" ({complaint})" if complaint else ""
-            print(f"| {' '.join(view)}{told} | {seconds:.1f} | {peak:.0f} |", flush=True)
+            print(
+                f"| {' '.join(view)}{told} | {seconds:.1f} | {processor:.1f} | {peak:.0f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
