@@ -54,7 +54,7 @@ def open_run(mode: Mode, dir: str, **options: Any) -> Any:
         ) from error
     for handler in logging.getLogger("wandb").handlers:
         # Its own log of debugging would print a traceback for every line that finds no room.
-        handler.handleError = lambda _: None  # type: ignore[method-assign, assignment]
+        handler.handleError = lambda record: None  # type: ignore[method-assign]
     return run
 
 

@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from experiment.__main__ import main as experiment
 from experiment.errors import PLACES
+from flexround.utils.processes import start_of
 from results.__main__ import main as results
-from results.records.claim import Claim
+from results.records.claim import Claim, me
 from results.records.store import Store
 from tests.conftest import TINY
 
@@ -337,3 +338,46 @@ def test_a_killed_runs_claim_is_taken_over(cli, results_dir):
     assert cli(*QUICK).status == 0
     assert record_of(results_dir).status == "ok"
     assert Claim(held.path).owner() is None
+
+
+def test_a_sweep_in_anothers_folder_does_not_see_its_jobs(cli, tmp_path, capsys):
+    assert cli("-m", *QUICK, "checkpoint=/nowhere.safetensors,null", "bits=4,5").status == 1
+    second = cli("-m", *QUICK, "bits=3,4")
+    assert second.status == 0, second.err
+    sweep = tmp_path / "sweep"
+    assert "error" not in json.loads((sweep / "0" / "outcome.json").read_text())
+    assert status(capsys, sweep) == (0, f"{sweep}: 2 runs, 2 done\n")
+
+
+def test_two_sweeps_are_not_launched_in_one_folder(cli, tmp_path):
+    claim = tmp_path / "sweep" / "launcher.json"
+    claim.parent.mkdir()
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        owner = replace(me(), pid=other.pid, started=start_of(other.pid), token="other")
+        claim.write_text(json.dumps(asdict(owner)))
+        outcome = cli("-m", *QUICK)
+        assert outcome.status == 1
+        assert f"process {other.pid}" in outcome.err
+        assert "is launching another sweep there" in outcome.err
+    finally:
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.parametrize("option", ["hydra.run.dir", "results_dir"])
+def test_a_folder_that_can_not_be_made_is_one_line(cli, tmp_path, option):
+    (tmp_path / "file").write_text("")
+    outcome = cli(*QUICK, f"{option}={tmp_path}/file/in")
+    assert outcome.status == 1
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+    assert f"{tmp_path}/file" in outcome.err
+    assert f"{option}=" in outcome.err
+
+
+def test_a_cache_that_can_not_be_made_costs_time_alone(cli, tmp_path, results_dir):
+    (tmp_path / "file").write_text("")
+    outcome = cli(*QUICK, f"cache_dir={tmp_path}/file/in")
+    assert outcome.status == 0, outcome.err
+    assert outcome.err.count("is not kept") == 1
+    assert outcome.err.count("no cache") == 1
