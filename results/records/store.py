@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A file that says that the folder has no records of an older version.
-MARK = ".schema"
+MARK = ".schema"  # a file: the folder has no records of an older version
 
 
 class Store:
@@ -229,11 +228,11 @@ class Store:
         """
         try:
             return parse(read_bytes(path))
-        except OldSchema:
-            raise
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
+            if isinstance(error, OldSchema):
+                raise
             log.warning("record %s passed over: %s", path, error)
             return None
 

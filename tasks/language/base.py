@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flexround.models.checkpoint_shards import Shards
 from flexround.models.language import LanguageModel
 from flexround.models.language_adapter import Tokens
-from tasks.base import FineTunable, Row
+from tasks.base import FineTunable
 from tasks.bounds import NotNegative
 from tasks.language import pretrained, tiny_models
+from tasks.language.rows import files_of
 from tasks.package_files import BARE
 
 FINETUNED = "finetuned"
@@ -237,31 +237,3 @@ def check_positions(network: nn.Module, source: str, length: int, options: str) 
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and length > positions:
         raise ValueError(f"{source} has {positions} positions; lower {options} ({length}) to that")
-
-
-def files_of(tokenizer: Any) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, bytes) of the files that a tokenizer is saved as, in order of their names."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        for path in sorted(Path(folder).iterdir()):
-            yield path.name, path.read_bytes()
-
-
-def pad(tokenizer: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
-    """Return rows as one batch [rows, longest], padded on the tokenizer's side, with its mask."""
-    batch: dict[str, Tensor] = dict(tokenizer.pad(list(rows), return_tensors="pt"))
-    return batch
-
-
-def draw(rows: Sequence[Any], num_samples: int, seed: int) -> list[Any]:
-    """Return num_samples rows in an order drawn by seed.
-
-    Raises:
-        ValueError: when there are fewer.
-    """
-    if num_samples > len(rows):
-        raise ValueError(
-            f"num_samples={num_samples}: the train split has {len(rows)}; lower num_samples"
-        )
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-    return [rows[i] for i in order[:num_samples].tolist()]

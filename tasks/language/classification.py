@@ -15,10 +15,11 @@ from flexround.models.language_adapter import Tokens
 from tasks.base import Collator, Row
 from tasks.bounds import Count, NotNegative
 from tasks.finite import check_outputs
-from tasks.language.base import TransformerTask, check_positions, draw, pad
+from tasks.language.base import TransformerTask, check_positions
 from tasks.language.chance import check_classes, check_scores
 from tasks.language.glue_data import Example, Sentences
 from tasks.language.label_names import class_order
+from tasks.language.rows import draw, pad
 
 
 def accuracy(predicted: Tensor, truth: Tensor) -> float:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from flexround.utils.memory import is_shortage
 
@@ -98,3 +99,18 @@ def _entries(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def check_vocabulary(network: nn.Module, tokenizer: Any, source: str) -> None:
+    """Check that every token has an embedding.
+
+    Raises:
+        ValueError: when the tokenizer is another model's.
+    """
+    embeddings: Any = network.get_input_embeddings()  # type: ignore[operator]
+    rows = embeddings.weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"{source}: the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings; "
+            "they do not belong together"
+        )

@@ -18,7 +18,7 @@ from flexround.utils.atomic_files import written_folder
 from flexround.utils.file_errors import number_of
 from tasks.first_use import first_use, not_kept
 from tasks.language.hub import split_revision
-from tasks.language.network_files import check_size, config_of, told
+from tasks.language.network_files import check_size, check_vocabulary, config_of, told
 from tasks.package_files import PACKAGE, path_of
 
 log = logging.getLogger(__name__)
@@ -71,9 +71,7 @@ def load(auto: Any, source: str, head: dict[str, Any] | None = None) -> tuple[nn
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity(
-        hf_logging.CRITICAL
-    )  # it would warn of the very head that is to be made
+    hf_logging.set_verbosity(logging.CRITICAL)  # it would warn of the head that is to be made
     where, gguf, revision = locate(source)
     options: dict[str, Any] = {"revision": revision} if revision else {}
     options |= {"gguf_file": gguf} if gguf else {}
@@ -179,7 +177,7 @@ def bare(auto: Any, folder: Path) -> tuple[nn.Module, Any]:
     from transformers import AutoTokenizer
     from transformers.utils import logging as hf_logging
 
-    hf_logging.set_verbosity(hf_logging.CRITICAL)
+    hf_logging.set_verbosity(logging.CRITICAL)
     with told(str(folder)):
         config = config_of(str(folder))
         check_size(auto, config, folder)
@@ -248,18 +246,3 @@ def is_sound(folder: Path) -> bool:
     except ValueError:
         return False
     return True
-
-
-def check_vocabulary(network: nn.Module, tokenizer: Any, source: str) -> None:
-    """Check that every token has an embedding.
-
-    Raises:
-        ValueError: when the tokenizer is another model's.
-    """
-    embeddings: Any = network.get_input_embeddings()  # type: ignore[operator]
-    rows = embeddings.weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ValueError(
-            f"{source}: the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings; "
-            "they do not belong together"
-        )

@@ -17,7 +17,8 @@ from flexround.models.language_adapter import Tokens
 from tasks.base import Collator, Row
 from tasks.bounds import Count, NotNegative
 from tasks.finite import check_outputs
-from tasks.language.base import TransformerTask, check_at_least, check_positions, draw, pad
+from tasks.language.base import TransformerTask, check_at_least, check_positions
+from tasks.language.rows import draw, pad
 from tasks.language.squad_answers import (
     Question,
     Spans,

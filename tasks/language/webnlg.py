@@ -19,7 +19,8 @@ from flexround.models.language_adapter import Tokens
 from tasks.base import Collator, Row
 from tasks.bounds import Count, NotNegative, WholeNotNegative
 from tasks.finite import check_outputs
-from tasks.language.base import TransformerTask, check_at_least, check_positions, draw
+from tasks.language.base import TransformerTask, check_at_least, check_positions
+from tasks.language.rows import draw
 from tasks.language.webnlg_data import IGNORED, LAYOUT, read, scorer, scores, stack
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import difflib
 import json
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -16,8 +16,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from flexround.models.base import ModelAdapter
 from flexround.models.language import LanguageModel
@@ -27,10 +26,10 @@ from tasks.bounds import Count, NotNegative
 from tasks.finite import check_outputs
 from tasks.language.base import TransformerTask, check_at_least, check_positions
 from tasks.language.calibration_data import Calibration
+from tasks.language.harness_scores import METRICS, likelihoods, percent, right
 
 log = logging.getLogger(__name__)
 
-METRICS = ("acc_norm", "acc")  # the first that a task has; the paper's tables fit this choice
 SEED = 0
 
 
@@ -203,29 +202,6 @@ class ZeroShot(TransformerTask):
                     "which lm-eval keeps; leave it out of task.tasks or remove it there"
                 )
         return tasks
-
-
-def percent(scores: Mapping[str, Any]) -> float:
-    """Return the first of METRICS that the harness's scores "METRIC,FILTER" hold, in percent."""
-    by_metric = {key.partition(",")[0]: value for key, value in scores.items()}
-    return 100 * float(next(by_metric[metric] for metric in METRICS if metric in by_metric))
-
-
-def right(samples: Sequence[Mapping[str, Any]]) -> Tensor | None:
-    """Return [items] of the harness's log of a task, by the first of METRICS, in the data's order.
-
-    None where an item counts other than as 0 or 1.
-    """
-    metric = next(metric for metric in METRICS if metric in samples[0]["metrics"])
-    own = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
-    scores = [sample[metric] for sample in sorted(own, key=lambda sample: sample["doc_id"])]
-    return torch.tensor(scores).bool() if set(scores) <= {0, 1} else None
-
-
-def likelihoods(samples: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Return every number among the answers in the harness's log of a task."""
-    leaves = tree_leaves([sample["filtered_resps"] for sample in samples])
-    return torch.tensor([leaf for leaf in leaves if isinstance(leaf, float)])
 
 
 def _no_training(name: str) -> ValueError:

@@ -14,7 +14,7 @@ from experiment.__main__ import main as experiment
 from experiment.checks import check_values
 from experiment.config import composed
 from experiment.overrides import LARGEST, check_overrides, check_size
-from experiment.sweeps.jobs import facts_of
+from experiment.sweeps.jobs import OUTCOME, facts_in
 from experiment.values import BOUNDS, INTEGER, check_every_value, check_value
 from flexround.utils.arguments import ArgumentParser, check_words
 from results.__main__ import main as results
@@ -154,10 +154,11 @@ def test_a_damaged_sweep_is_told_in_one_line(tmp_path, capsys, text):
 
 
 @pytest.mark.parametrize("data", [[], 1, {"a": 1}, {"run_id": "../../x"}, {"run_id": ""}])
-def test_an_outcome_that_no_job_has_left_is_refused(data):
-    with pytest.raises(ValueError, match=r"outcome|run's name"):
-        facts_of(json.loads(json.dumps(data)))
-    assert facts_of({"run_id": "0123456789abcdef", "error": "x"})["error"] == "x"
+def test_an_outcome_that_no_job_has_left_is_none(data, tmp_path):
+    (tmp_path / OUTCOME).write_text(json.dumps(data))
+    assert facts_in(tmp_path) == {}
+    (tmp_path / OUTCOME).write_text(json.dumps({"run_id": "0123456789abcdef", "error": "x"}))
+    assert facts_in(tmp_path)["error"] == "x"
 
 
 @pytest.mark.parametrize("door", [experiment, results])

@@ -83,7 +83,7 @@ def test_nan_makes_no_sentence(tmp_path, cache_dir):
 
 def test_nan_is_no_choice_of_the_harness(tmp_path, cache_dir):
     pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
-    from tasks.language.zero_shot import likelihoods
+    from tasks.language.harness_scores import likelihoods
     from tests.tasks.language.test_zero_shot import folder, loaded
 
     tasks = folder.__wrapped__(tmp_path)

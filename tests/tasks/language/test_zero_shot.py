@@ -14,7 +14,8 @@ from flexround.models.language_adapter import LanguageAdapter
 from results.records.store import Store
 from tasks.language.calibration_data import Stream
 from tasks.language.corpora import PythonDocs
-from tasks.language.zero_shot import ZeroShot, percent
+from tasks.language.harness_scores import percent
+from tasks.language.zero_shot import ZeroShot
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
 

@@ -1,0 +1,41 @@
+"""Rows of a task: drawn, padded to a batch; and the tokenizer that has made them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tasks.base import Row
+
+
+def files_of(tokenizer: Any) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, bytes) of the files that a tokenizer is saved as, in order of their names."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).iterdir()):
+            yield path.name, path.read_bytes()
+
+
+def pad(tokenizer: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Return rows as one batch [rows, longest], padded on the tokenizer's side, with its mask."""
+    batch: dict[str, Tensor] = dict(tokenizer.pad(list(rows), return_tensors="pt"))
+    return batch
+
+
+def draw(rows: Sequence[Any], num_samples: int, seed: int) -> list[Any]:
+    """Return num_samples rows in an order drawn by seed.
+
+    Raises:
+        ValueError: when there are fewer.
+    """
+    if num_samples > len(rows):
+        raise ValueError(
+            f"num_samples={num_samples}: the train split has {len(rows)}; lower num_samples"
+        )
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return [rows[i] for i in order[:num_samples].tolist()]
