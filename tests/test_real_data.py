@@ -116,12 +116,13 @@ def test_smollm2_at_4_bit_has_our_perplexity_through_transformers(cli, results_d
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     (record,) = Store(results_dir).load()
-    rebuilt = rebuild.rebuild(Store(results_dir).artifact(record.run_id))
+    data = [f"data_dir={DATA / 'wikitext-2'}"]  # an artifact names no place
+    rebuilt = rebuild.rebuild(Store(results_dir).artifact(record.run_id), data)
     assert rebuilt.task.evaluate(rebuilt.adapter)["perplexity"] == record.value
     sizes = [size_of(layer) for layer in rebuilt.artifact.layers.values()]
     assert sum(s.bytes for s in sizes) <= 0.26 * sum(2 * s.weights for s in sizes)
     rebuild.export(
-        str(Store(results_dir).artifact(record.run_id)), "compressed-tensors", tmp_path / "it", []
+        str(Store(results_dir).artifact(record.run_id)), "compressed-tensors", tmp_path / "it", data
     )
     rebuilt.adapter.model = AutoModelForCausalLM.from_pretrained(tmp_path / "it").eval()
     found = rebuilt.task.evaluate(rebuilt.adapter)["perplexity"]
