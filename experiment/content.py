@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from flexround.utils.atomic_files import write_whole
+from flexround.utils.atomic_files import sweep, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +133,7 @@ class Contents:
     def _write(self, path: Path, entry: Mapping[str, Any]) -> None:
         try:
             self._kept.mkdir(parents=True, exist_ok=True)
+            sweep(self._entry(path))
             write_whole(self._entry(path), json.dumps(entry).encode())
         except OSError as error:  # a cache that can't be written costs time, not the run
             log.debug("the digest of %s is not kept: %s", path, error.strerror)

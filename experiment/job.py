@@ -65,7 +65,7 @@ class Job:
             return None
         if record.status == "ok":
             log.info("already recorded as %s", record.run_id)
-            self._clear_checkpoints()
+            self._sweep_finished()
             if self.cfg.save and not is_of(self.store.artifact(self.run_id), record):
                 log.warning("it has no artifact of its own; rerun=true makes one, and a new record")
             if self.cfg.threads not in (None, record.threads):
@@ -82,12 +82,16 @@ class Job:
             return None
         raise ValueError(f"failed before: {record.error}; give retry_failed=true to try it again")
 
-    def _clear_checkpoints(self) -> None:
-        """Remove those of an attempt that was killed once its record was there."""
+    def _sweep_finished(self) -> None:
+        """Remove what an attempt has left that was killed once its record was there."""
         claim = self.store.claim(self.run_id)
-        if is_stale(self.store, self.run_id) and claim.take() is None:
+        stale = is_stale(self.store, self.run_id)
+        if not (stale or claim.is_of_dead()) or claim.take() is not None:
+            return
+        sweep(self.store, self.run_id)
+        if stale:
             shutil.rmtree(self.store.unfinished(self.run_id), ignore_errors=True)
-            claim.release()
+        claim.release()
 
     @cached_property
     def conditions(self) -> dict[str, str]:

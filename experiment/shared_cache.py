@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from flexround.utils.atomic_files import write_whole
+from flexround.utils.atomic_files import sweep, write_whole
 from flexround.utils.exclusive_files import set_aside
 from flexround.utils.file_errors import read_bytes
 from flexround.utils.leaving import undoing
@@ -46,12 +46,15 @@ class Cache:
         """
         try:
             found = self._read(key, sound)
-            if found is not None:
-                return found
         except OSError as error:
             self._tell("no cache", error)
             return make()
         claim = Claim(self._root / f"{key}.claim")
+        if found is not None:
+            if claim.path.exists() and claim.is_of_dead():  # which left it with the entry there
+                with suppress(OSError):
+                    claim.free()
+            return found
         with undoing(claim.release):
             return self._claimed(key, claim, make, sound)
 
@@ -116,6 +119,7 @@ class Cache:
         if len(data) > self.limit:
             return
         try:
+            sweep(self._path(key))
             write_whole(self._path(key), hashlib.sha256(data).digest() + data)
         except OSError as error:
             self._tell(f"cache entry {self._path(key)} not kept", error)

@@ -16,9 +16,10 @@ if __name__ == "__main__":
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flexround.utils.arguments import ArgumentParser, check_words
@@ -31,7 +32,6 @@ from results.tables.leaderboard import FORMATS, leaderboard, render
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUTS = ROOT / "outputs"
 DEFAULT = OUTPUTS / "results"
-CACHE = OUTPUTS / "cache"
 MOVED = ("plan", "rekey", "status")  # commands of python -m experiment
 TEXTS = ("markdown", "csv", "latex")
 
@@ -84,7 +84,26 @@ def _by_experiment(command: str, argv: Sequence[str]) -> int:
         print(f"`python -m experiment {command}` is the new name of this command", file=sys.stderr)
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     whole = [sys.executable, "-m", "experiment", command, *argv]
-    return subprocess.run(whole, env=os.environ | {"PYTHONPATH": paths}).returncode
+    return _in_place(whole, os.environ | {"PYTHONPATH": paths})
+
+
+def _in_place(command: Sequence[str], env: Mapping[str, str]) -> int:
+    """Run another command in the place of this one, which signals are passed on to.
+
+    Returns its exit status as a shell has it.
+    """
+    child = subprocess.Popen(command, env=env)
+    before = {
+        number: signal.signal(number, lambda number, _: child.send_signal(number))
+        for number in leaving.WORDS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        status = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
 
 
 def _wandb(argv: Sequence[str]) -> str:
@@ -155,26 +174,9 @@ def _plot(argv: Sequence[str]) -> str:
 
 
 def _clean(argv: Sequence[str]) -> str:
-    from results.clean import clean
+    from results.clean import command
 
-    parser = argparse.ArgumentParser(
-        prog="python -m results clean",
-        description="List what killed runs have left: parts of files, claims of the dead, "
-        "checkpoints of finished runs. Nothing of a run at work, or of one that can go on.",
-    )
-    parser.add_argument("--results-dir", type=Path, default=DEFAULT, help="folder of the records")
-    parser.add_argument("--cache-dir", type=Path, default=CACHE, help="the runs' cache")
-    parser.add_argument("--yes", action="store_true", help="remove it")
-    parser.add_argument(
-        "--damaged", action="store_true", help="damaged files that were set aside as well"
-    )
-    args = parser.parse_args(argv)
-    for option, folder, default in (
-        ("--results-dir", args.results_dir, DEFAULT), ("--cache-dir", args.cache_dir, CACHE),
-    ):  # fmt: skip
-        if folder != default and not folder.is_dir():
-            raise ValueError(f"{option} {folder} is no folder; give the one that run.py was given")
-    return clean(args.results_dir, args.cache_dir, args.yes, args.damaged)
+    return command(argv, DEFAULT, OUTPUTS / "cache")
 
 
 def _table(argv: Sequence[str]) -> str:

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from results.records.leftovers import Leftover, leftovers
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def command(argv: Sequence[str], results: Path, cache: Path) -> str:
+    """Do what `python -m results clean` says; results and cache are the folders by default.
+
+    Raises:
+        ValueError: for a folder that is none, or what can't be removed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m results clean",
+        description="List what killed runs have left: parts of files, claims of the dead, "
+        "checkpoints of finished runs. Nothing of a run at work, or of one that can go on.",
+    )
+    parser.add_argument("--results-dir", type=Path, default=results, help="folder of the records")
+    parser.add_argument("--cache-dir", type=Path, default=cache, help="the runs' cache")
+    parser.add_argument("--yes", action="store_true", help="remove it")
+    parser.add_argument(
+        "--damaged", action="store_true", help="damaged files that were set aside as well"
+    )
+    args = parser.parse_args(argv)
+    for option, folder, default in (
+        ("--results-dir", args.results_dir, results), ("--cache-dir", args.cache_dir, cache),
+    ):  # fmt: skip
+        if folder != default and not folder.is_dir():
+            raise ValueError(f"{option} {folder} is no folder; give the one that run.py was given")
+    return clean(args.results_dir, args.cache_dir, args.yes, args.damaged)
 
 
 def clean(results: Path, cache: Path, yes: bool, damaged: bool) -> str:

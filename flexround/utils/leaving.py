@@ -155,7 +155,7 @@ def _hold() -> dict[int, Any]:
     """Make signals raise; return what they did before."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    before = {}
+    before: dict[int, object] = {}
     for number in WORDS:
         handler = signal.getsignal(number)
         if handler is not signal.SIG_IGN and handler is not None:

@@ -124,6 +124,20 @@ class Claim:
             return False
         return held.in_table if held.here else self._age() < MISSED * self._beat
 
+    def is_of_dead(self) -> bool:
+        """Return whether its owner was a process of this machine that is no more."""
+        held = self.owner()
+        return held is not None and held.here and not held.in_table
+
+    def free(self) -> None:
+        """Give back the claim of a dead owner; leave that of a living one.
+
+        Raises:
+            OSError: when the folder can't be written.
+        """
+        if self.take() is None:
+            self.release()
+
     def _lives(self, held: Owner) -> bool:
         if held.here:
             return held.in_table

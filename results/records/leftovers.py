@@ -99,11 +99,13 @@ def leftovers(results: Path | None, cache: Path | None) -> list[Leftover]:
 def sweep(store: Store, run_id: str) -> None:
     """Remove what earlier attempts at a run have left, by whoever holds its claim."""
     places = (store.path(run_id), store.outcomes_path(run_id), store.artifact(run_id))
-    for place in places:
-        for path in place.parent.glob(f".{place.name}.*.part"):
+    patterns = [(place.parent, f".{place.name}.*.part") for place in places]
+    for folder, pattern in (
+        *patterns, (store.root, ".probe-*"), (store.root / "running", ".now.*"),
+        (store.unfinished(run_id), ".*.part"),
+    ):  # fmt: skip
+        for path in folder.glob(pattern):
             _remove_dead(path)
-    for path in store.unfinished(run_id).glob(".*.part"):
-        _remove_dead(path)
 
 
 def is_stale(store: Store, run_id: str) -> bool:
@@ -164,9 +166,11 @@ def _claims(folder: Path, pattern: str) -> Iterator[Leftover]:
     for path in sorted(folder.glob(pattern)):
         claim = Claim(path)
         owner = claim.owner()
-        if owner is None or claim.seems_alive() or not (owner.here or _age(path) > QUIET):
-            continue
-        yield Leftover(path, f"claim of {owner}, which is gone", size_of(path), claim)
+        gone = owner is not None and (
+            claim.is_of_dead() if owner.here else _age(path) > QUIET  # it would have beaten since
+        )
+        if gone:
+            yield Leftover(path, f"claim of {owner}, which is gone", size_of(path), claim)
 
 
 def _is_part(path: Path) -> bool:

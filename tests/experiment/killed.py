@@ -230,10 +230,10 @@ def points(command, first, step, number, seconds):
     with log.open("wb") as file:
         assert command.finish(log=file.fileno())[0] == 0
     seen = log.read_text().splitlines()
-    counts, bad = Counter(points=len(seen)), []
+    counts, bad, left = Counter(points=len(seen)), [], {}
     for at in range(first, len(seen) + 1, step):
         if time.monotonic() - began > seconds:
-            return {"counts": counts, "bad": bad, "next": at}
+            return {"counts": counts, "bad": bad, "left": left, "next": at}
         command.reset()
         status, said = command.finish(at=at, signal=number)
         counts[f"status {status}"] += 1
@@ -242,10 +242,11 @@ def points(command, first, step, number, seconds):
         same = command.made() == expected
         counts["identical"] += same
         known, odd = command.left()
+        left |= {f"{p.parent.name}/{p.name[:10]}...{p.suffix}": at for p in known}
         counts["left for clean"] += len(known)
         if wrong or again or not same or odd:
             bad.append([at, seen[at - 1], wrong, again, same, [str(p) for p in odd], said[-600:]])
-    return {"counts": counts, "bad": bad}
+    return {"counts": counts, "bad": bad, "left": left}
 
 
 def _wrong_at_death(command, status, said, number):
