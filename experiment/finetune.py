@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +19,7 @@ from experiment.device import device_of, processor
 from experiment.environment import check_environment
 from experiment.errors import PLACES
 from experiment.identity import network_digest, pin
+from experiment.sweeps.jobs import as_typed
 from flexround.utils.atomic_files import check_writable
 from flexround.utils.file_errors import storage_errors
 
@@ -40,7 +40,7 @@ def check_used(cfg: DictConfig) -> None:
     """
     check_keys(cfg)
     check_values(cfg)
-    given = cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
+    given = as_typed(HydraConfig.get().overrides.task)
     check_plugins(cfg.plugins, given)
     check_environment(cfg)
     for text in given:

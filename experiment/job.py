@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,7 +24,7 @@ from experiment.environment import check_environment
 from experiment.identity import identity, places, run_id
 from experiment.outcome import _in_sweep, write_outcome
 from experiment.recorder import Draft, recording
-from experiment.sweeps.jobs import names_of, sweep_overrides
+from experiment.sweeps.jobs import as_typed, names_of, sweep_overrides
 from flexround.utils.leaving import undoing
 from results.records.leftovers import is_stale, sweep
 from results.records.record import Record
@@ -191,8 +191,8 @@ def portable_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def _typed() -> list[str]:
-    """Return this job's overrides as they were typed: what they interpolate stays as it is."""
-    return cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
+    """Return this job's overrides."""
+    return as_typed(HydraConfig.get().overrides.task)
 
 
 def _sweep_overrides() -> Sequence[str]:

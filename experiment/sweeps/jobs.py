@@ -33,11 +33,18 @@ RUN_ID = re.compile(r"[0-9a-zA-Z_-]+")
 LAUNCHER = "launcher.json"
 
 
+def as_typed(overrides: Sequence[str]) -> list[str]:
+    """Return overrides that Hydra keeps as they were typed, which are resolved where they are read.
+
+    A value of the environment stays where it is.
+    """
+    return cast(list[str], OmegaConf.to_container(overrides, resolve=False))
+
+
 def sweep_overrides(hydra: DictConfig) -> list[str]:
     """Return the overrides that a sweep was asked for, an experiment's own parameters first."""
     params = hydra.sweeper.get("params") or {}
-    typed = cast(list[str], OmegaConf.to_container(hydra.overrides.task, resolve=False))
-    return [*(f"{key}={value}" for key, value in params.items()), *typed]
+    return [*(f"{key}={value}" for key, value in params.items()), *as_typed(hydra.overrides.task)]
 
 
 def jobs_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[list[str]]:

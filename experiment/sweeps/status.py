@@ -16,7 +16,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from experiment.sweeps import slurm_queue
-from experiment.sweeps.jobs import LAUNCHER, facts_in, job_folders, jobs_of, sweep_overrides
+from experiment.sweeps.jobs import (
+    LAUNCHER,
+    as_typed,
+    facts_in,
+    job_folders,
+    jobs_of,
+    sweep_overrides,
+)
 from results.records.claim import Claim, Owner
 from results.records.store import Store
 
@@ -84,8 +91,13 @@ class Sweep:
         """Return the command that does what is not done yet, and what has failed."""
         door = "finetune.py" if self._config.hydra.job.config_name == "finetune" else "run.py"
         hydra = self._config.hydra.overrides
-        own = [o for o in hydra.hydra if not o.startswith(("hydra.mode=", "hydra.sweep.dir="))]
-        task = [o for o in hydra.task if o.partition("=")[0] not in ("retry_failed", "rerun")]
+        own = [
+            o
+            for o in as_typed(hydra.hydra)
+            if not o.startswith(("hydra.mode=", "hydra.sweep.dir="))
+        ]
+        typed = as_typed(hydra.task)
+        task = [o for o in typed if o.partition("=")[0] not in ("retry_failed", "rerun")]
         again = ["retry_failed=true"] if failed else []
         return shlex.join(["python", door, "-m", *task, *again, *own])
 

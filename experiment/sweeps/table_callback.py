@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from experiment.errors import PLACES
 from experiment.sweeps.jobs import (
     LAUNCHER,
+    as_typed,
     facts_in,
     forget_jobs,
     job_folders,
@@ -111,7 +112,7 @@ def _remarks(outcomes: Sequence[dict[str, str]]) -> Iterator[str]:
 
 def _by(config: DictConfig) -> list[str]:
     """Return the swept settings that the table has no axis for."""
-    parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    parsed = OverridesParser.create().parse_overrides(as_typed(config.hydra.overrides.task))
     swept = [o.key_or_group for o in parsed if o.is_sweep_override()]
     swept += list(config.hydra.sweeper.get("params") or {})
     groups = [key for key in swept if key in config.hydra.runtime.choices]
