@@ -153,16 +153,14 @@ def hollow(auto: Any, source: str) -> nn.Module | None:
 
     None where source is no hub id, or its configuration can't be had: `load` tells why.
     """
-    from transformers import AutoConfig
-
     where, gguf, revision = locate(source)
     if gguf is not None or Path(where).exists():
         return None
     try:
-        config = AutoConfig.from_pretrained(where, **({"revision": revision} if revision else {}))
-        with torch.random.fork_rng(devices=[]), _Hollow():
-            network: nn.Module = auto.from_config(config)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        with told(source), torch.random.fork_rng(devices=[]), _Hollow():
+            config = config_of(where, **({"revision": revision} if revision else {}))
+            network: nn.Module = auto.from_config(config, trust_remote_code=False)
+    except ValueError as error:
         log.debug("%s is not looked at before it is fetched: %s", source, error)
         return None
     return network

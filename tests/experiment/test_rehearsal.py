@@ -71,7 +71,7 @@ def test_a_network_is_not_trained_for_a_run_that_it_can_not_do(cli, tmp_path, ar
 def test_a_network_of_the_hub_is_not_fetched_for_what_its_shapes_forbid(
     cli, monkeypatch, tmp_path, args, words
 ):
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: SMALL)
+    monkeypatch.setattr(pretrained, "config_of", lambda *_, **__: SMALL)
     args = ["model=hf", "model.source=org/small", "task=python_docs", *args]
     outcome = cli(*args, f"cache_dir={tmp_path}/empty")
     assert outcome.status == 1
@@ -79,7 +79,7 @@ def test_a_network_of_the_hub_is_not_fetched_for_what_its_shapes_forbid(
 
 
 def test_a_described_network_is_hollow(monkeypatch):
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: SMALL)
+    monkeypatch.setattr(pretrained, "config_of", lambda *_, **__: SMALL)
     network = pretrained.hollow(transformers.AutoModelForCausalLM, "org/small")
     assert network is not None
     layers = [m for m in network.modules() if type(m).__name__ == "Linear"]
@@ -91,7 +91,7 @@ def test_a_network_that_can_not_be_described_is_left_to_its_loading(monkeypatch)
     def absent(*_: object, **__: object) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", absent)
+    monkeypatch.setattr(pretrained, "config_of", absent)
     assert pretrained.hollow(transformers.AutoModelForCausalLM, "org/small") is None
 
 
