@@ -26,6 +26,7 @@ WORDS = {
 # Seconds: until a process that has not ended by itself is ended, and from which a second signal
 # means what it says rather than being the same key pressed twice.
 GRACE, INSISTS = 10.0, 1.0
+NUDGE = 0.05  # seconds that the main thread has to take a signal up before it is told again
 
 
 class Left(KeyboardInterrupt):
@@ -208,7 +209,14 @@ def _watch(read: int) -> None:
         number = os.read(read, 1)[0]
         if number not in WORDS:
             continue
-        time.sleep(GRACE)
+        deadline = time.monotonic() + GRACE
+        for pause in (NUDGE, 10 * NUDGE):
+            time.sleep(pause)
+            if _state.number is None and signal.getsignal(number) is _raise:
+                # Of two signals at once the system may hand the first to another thread as well;
+                # the main one then goes on sleeping.
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
+        time.sleep(max(0.0, deadline - time.monotonic()))
         if _state.number is not None or signal.getsignal(number) is _raise:
             _state.number = _state.number or number
             _end()

@@ -7,6 +7,7 @@ and waits for the others.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -79,10 +80,7 @@ def at_work(site: Site) -> Iterator[None]:
     if me == site.launcher:  # one at a time needs no other process
         yield
         return
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # its first job
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        leaving.listen(quiet=True)
-        _follow(site.launcher)
+    _prepare(site.launcher)
     try:
         with leaving.door(), leaving.undoing(lambda: _say_done(site)):
             yield
@@ -90,6 +88,13 @@ def at_work(site: Site) -> Iterator[None]:
         if leaving.requested():
             os._exit(int(end.code or 0))  # the pool would take it for the job's own
         raise
+
+
+@functools.cache  # at a process's first job
+def _prepare(launcher: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leaving.listen(quiet=True)
+    _follow(launcher)
 
 
 def _follow(parent: int) -> None:

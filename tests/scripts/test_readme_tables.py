@@ -22,8 +22,8 @@ def kept(command: str = COMMAND) -> dict[str, Record]:
     found = {}
     for run in plan(shlex.split(command)):
         own = record(
-            run.run_id, 90.0 + run.cfg.bits, quant="rtn", bits=run.cfg.bits,
-            settings={"bits": run.cfg.bits}, started=f"{-run.cfg.bits}",
+            run.run_id, 90.0 + run.options["bits"], quant="rtn", bits=run.options["bits"],
+            settings={"bits": run.options["bits"]}, started=f"{-run.options['bits']}",
         )  # fmt: skip
         found[run.run_id] = own
     return found
