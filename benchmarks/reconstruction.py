@@ -25,12 +25,14 @@ from benchmarks.blocks import CASES, CPU, Case, reached
 from benchmarks.plain import Plain
 from flexround.attach import attach, freeze
 from flexround.grid import Grid, PerChannel
+from flexround.models.base import ModelAdapter
 from flexround.quantizers.adaround import AdaRound
 from flexround.quantizers.base import QuantizerFactory
 from flexround.quantizers.flexround import FlexRound
 from flexround.quantizers.lrq import LRQ
 from flexround.quantizers.signround import SignRound
 from flexround.ranges import MinMax
+from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.checkpoints import NoCheckpoints
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.learning import learn
@@ -121,15 +123,27 @@ def loop(iters: int, batch_size: int, precision: Precision, compile_: bool) -> R
     )  # fmt: skip
 
 
+def job_of(
+    recon: Reconstruction,
+    adapter: ModelAdapter,
+    method: QuantizerFactory,
+    grid: Grid,
+    callback: Callback,
+) -> UnitJob:
+    """Return the fixed parts of a loop over adapter's blocks without activations and padding."""
+    return UnitJob(
+        settings=recon, adapter=adapter, quantizer=method, grid=grid, ranges=MinMax(),
+        generator=torch.Generator().manual_seed(0), callbacks=[callback], mask=None,
+        activations=None, drop_generator=torch.Generator(adapter.device).manual_seed(0),
+        learns=True, checkpoints=NoCheckpoints(),
+    )  # fmt: skip
+
+
 def ours(case: Case, method: QuantizerFactory, precision: Precision, compile_: bool) -> Run:
     """Return what times the loop's iterations."""
     adapter, unit, calls = reached(case)
-    recon = loop(STEPS + 1, case.batch_size, precision, compile_)
-    clock, draws = Clock(), torch.Generator().manual_seed(0)
-    job = UnitJob(
-        recon, adapter, method, GRID, MinMax(), draws, [clock], None, None, draws, True,
-        NoCheckpoints(),
-    )  # fmt: skip
+    recon, clock = loop(STEPS + 1, case.batch_size, precision, compile_), Clock()
+    job = job_of(recon, adapter, method, GRID, clock)
     targets = unit.output(calls.replay_all(unit.module, case.batch_size, CPU))
     quantizers = attach(unit.layers, method, GRID, MinMax())
 

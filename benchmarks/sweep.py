@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.blocks import CASES, Case
+from benchmarks.blocks import CASES, CPU, Case
 from benchmarks.reconstruction import GRID, METHODS, floor, loop, summary
 from flexround.ranges import LpSearch
 from flexround.reconstruction.report import BlockReport
@@ -43,7 +43,7 @@ class Iterations:
 
 def run(case: Case, iters: int) -> tuple[float, float]:
     """Quantize the case's whole network by FlexRound; return the seconds, and the iterations'."""
-    adapter, calibration = case.make()
+    adapter, calibration = case.make(CPU)
     iterations = Iterations()
     start = time.perf_counter()
     loop(iters, case.batch_size, "float32", False)(
@@ -56,7 +56,7 @@ def run(case: Case, iters: int) -> tuple[float, float]:
 
 def table(case: Case, iters: int, rounds: int) -> None:
     """Print the row of the case's network."""
-    adapter, _ = case.make()
+    adapter, _ = case.make(CPU)
     blocks = [floor(replace(case, block=index)) for index in range(len(adapter.blocks()))]
     turns = [
         (sum(block() for block in blocks) * iters, *run(case, iters)) for _ in range(rounds + 1)
