@@ -133,7 +133,8 @@ def every_case(tiny: bool) -> list[TinyCase]:
         TinyCase("mixtral", "flexround"),
     ]
     if tiny:
-        return [*plain, *around]
+        few = ("flexround", "adaround", "gptq")
+        return [*(c for c in plain if c.network == "llama" or c.quant in few), *around]
     return [
         *plain, *around,
         TinyCase("vision", "flexround", "static"),

@@ -1,4 +1,4 @@
-"""Codes on the device against the CPU's: the same integers, outputs, reports, and the same resume.
+"""Codes on the device against the CPU's: the same integers, outputs, reports, records, and the same resume.
 
 A learned method takes the last bits of every sum through its iterations, so that a few codes may
 differ; round-to-nearest and the solvers have next to none. Convolutions compute in float32 here:
@@ -7,25 +7,28 @@ torch's own setting for a GPU, TF32, is a row of its own.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.gpu.cases import Quantized, TinyCase, every_case, quantized
 from benchmarks.gpu.context import Context, Row
 from benchmarks.gpu.store import ROOT
+from benchmarks.gpu.timing import float32_as
 from flexround.grid import QuantizedTensor
 from flexround.reconstruction.checkpoints import FileCheckpoints
 from flexround.reconstruction.report import BlockReport
 
 CPU = torch.device("cpu")
+NEEDED = ("hydra", "omegaconf", "pydantic", "timm", "sklearn")  # of run.py
 RESUMED = (
     TinyCase("vision", "flexround"), TinyCase("llama", "adaround"), TinyCase("llama", "gptq"),
     TinyCase("vision", "flexround", "static, fp", "qdrop"),
@@ -41,7 +44,8 @@ MEASURED = (
 def rows(context: Context) -> Iterator[Row]:
     """Yield a row a case; every one takes a second or two."""
     iters = 2 if context.tiny else 20
-    with _float32_convolutions():
+    cudnn: Any = torch.backends.cudnn
+    with float32_as("ieee", cudnn.conv, cudnn.rnn):
         for case in every_case(context.tiny):
             if case.precision == "tf32" and not context.cuda:
                 continue
@@ -60,18 +64,11 @@ def rows(context: Context) -> Iterator[Row]:
         case = TinyCase("vision", "flexround")
         facts: Row = {"check": "codes, convolutions as torch has them"}
         yield context.row(facts | case.facts, 5, lambda: _compared(case, context, iters))
-    if not context.tiny:
-        yield context.row({"check": "record"}, 40, lambda: _records(context))
-
-
-@contextmanager
-def _float32_convolutions() -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        yield context.refused({"check": "record"}, f"{', '.join(missing)} not installed here")
+    elif not context.tiny:
+        yield context.row({"check": "record"}, 40, lambda: records(str(context.device)))
 
 
 def _compared(case: TinyCase, context: Context, iters: int) -> Row:
@@ -167,10 +164,10 @@ def _resumed(case: TinyCase, context: Context, iters: int) -> Row:
     }  # fmt: skip
 
 
-def _records(context: Context) -> Row:
-    """Return in what the records of run.py on the device and on the CPU differ."""
+def records(device: str) -> Row:
+    """Return in what the records of run.py on device and on the CPU differ."""
     with tempfile.TemporaryDirectory() as folder:
-        own, other = (_record(Path(folder), device) for device in (str(context.device), "cpu"))
+        own, other = _record(Path(folder, "own"), device), _record(Path(folder, "cpu"), "cpu")
     differing = sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
     return {
         "record differs in": ", ".join(key for key in differing if key not in MEASURED),
@@ -180,11 +177,11 @@ def _records(context: Context) -> Row:
 
 
 def _record(folder: Path, device: str) -> Row:
-    results = folder / device.replace(":", "")
+    results = folder / "results"
     command = [
         sys.executable, str(ROOT / "run.py"), "model=efficientnet_lite0",
         "model.name=test_efficientnet", "quant=flexround", "recon.iters=20", "num_samples=64",
-        f"device={device}", f"results_dir={results}", f"cache_dir={folder / 'cache'}",
+        f"device={device}", f"results_dir={results}", f"cache_dir={folder.parent / 'cache'}",
         f"hydra.run.dir={folder / 'run'}", "progress=false",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

@@ -86,6 +86,10 @@ class Context:
         finally:
             self.tidy()
 
+    def refused(self, facts: Row, why: str) -> Row:
+        """Return a row that says why it is left out."""
+        return facts | {SKIPPED: why}
+
     def tidy(self) -> None:
         """Let go of what the last row held."""
         gc.collect()

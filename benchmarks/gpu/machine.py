@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
@@ -79,8 +80,9 @@ def _facts(context: Context) -> Iterator[tuple[str, Value]]:
         yield "CUDA of torch", torch.version.cuda
         yield "cuDNN", torch.backends.cudnn.version()
         yield "driver", _driver()
-        yield "TF32 in products by default", torch.backends.cuda.matmul.allow_tf32
-        yield "TF32 in convolutions by default", torch.backends.cudnn.allow_tf32
+        cudnn: Any = torch.backends.cudnn
+        yield "float32 in products by default", torch.backends.cuda.matmul.fp32_precision
+        yield "float32 in convolutions by default", cudnn.conv.fp32_precision
 
 
 def _compiler(context: Context) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from benchmarks.gpu.child import PartCut, PartFailed, rows_of
-from benchmarks.gpu.context import ERROR, SKIPPED, Context, Row
+from benchmarks.gpu.context import ERROR, SKIPPED, Context, Row, Rows
 from benchmarks.gpu.parts import MINUTES, Part
 from benchmarks.gpu.store import Found, Store, code, commit
 
@@ -75,7 +75,7 @@ def _run(
         store.keep(name, replace(found, rows=found.rows + rest))
 
     hang = min(most + GRACE, max(1.0, end - start))
-    with closing(rows_of(partial(part.rows, context), hang)) as rows:
+    with closing(rows_of(partial(_begun, part.rows, context), hang)) as rows:
         try:
             for row in rows:
                 found.rows.append(row)
@@ -87,6 +87,15 @@ def _run(
             found.note = f"its time was over after {len(found.rows)} rows"
     keep()
     return found
+
+
+def _begun(rows: Rows, context: Context) -> Iterator[Row]:
+    """Yield what rows yields, once the card is in use: its memory can be asked for from then on."""
+    if context.cuda:
+        if context.device.index is not None:
+            torch.cuda.set_device(context.device)
+        torch.zeros(1, device=context.device)
+    yield from rows(context)
 
 
 def _ended(rows: Sequence[Row]) -> tuple[str, str]:
