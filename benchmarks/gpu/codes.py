@@ -1,8 +1,9 @@
-"""Codes on the device against the CPU's: the same integers, outputs, reports, records, and the same resume.
+"""Codes on the device against the CPU's, and the outputs, reports and records that go with them.
 
 A learned method takes the last bits of every sum through its iterations, so that a few codes may
-differ; round-to-nearest and the solvers have next to none. Convolutions compute in float32 here:
-torch's own setting for a GPU, TF32, is a row of its own.
+differ; round-to-nearest and the solvers have next to none. A run that is cut off and goes on finds
+what an undisturbed one does. Convolutions compute in float32 here: torch's own setting for a GPU,
+TF32, is a row of its own.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.gpu.cases import Quantized, TinyCase, every_case, quantized
 from benchmarks.gpu.context import Context, Row
 from benchmarks.gpu.store import ROOT
-from benchmarks.gpu.timing import float32_as
 from flexround.grid import QuantizedTensor
 from flexround.reconstruction.checkpoints import FileCheckpoints
 from flexround.reconstruction.report import BlockReport
@@ -44,8 +44,7 @@ MEASURED = (
 def rows(context: Context) -> Iterator[Row]:
     """Yield a row a case; every one takes a second or two."""
     iters = 2 if context.tiny else 20
-    cudnn: Any = torch.backends.cudnn
-    with float32_as("ieee", cudnn.conv, cudnn.rnn):
+    with _float32_convolutions():
         for case in every_case(context.tiny):
             if case.precision == "tf32" and not context.cuda:
                 continue
@@ -69,6 +68,17 @@ def rows(context: Context) -> Iterator[Row]:
         yield context.refused({"check": "record"}, f"{', '.join(missing)} not installed here")
     elif not context.tiny:
         yield context.row({"check": "record"}, 40, lambda: records(str(context.device)))
+
+
+@contextmanager
+def _float32_convolutions() -> Iterator[None]:
+    """Have convolutions compute in float32; TF32, torch's own setting, comes back."""
+    # Written and never read: torch refuses to read it once a place of its own has another setting.
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = True
 
 
 def _compared(case: TinyCase, context: Context, iters: int) -> Row:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
-Precisions = Any  # the places of torch that have a precision of float32 of their own
+from flexround.reconstruction.precision import products
 
 
 class Marks:
@@ -66,29 +64,13 @@ def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.median(values), third - first
 
 
-@contextmanager
-def float32_as(name: str, *places: Precisions) -> Iterator[None]:
-    """Have float32 be name, ieee or tf32, in places of torch.backends; its new names alone.
-
-    torch refuses to read the old ones (allow_tf32) where the new ones differ.
-    """
-    before = [place.fp32_precision for place in places]
-    for place in places:
-        place.fp32_precision = name
-    try:
-        yield
-    finally:
-        for place, own in zip(places, before, strict=True):
-            place.fp32_precision = own
-
-
 def throughput(device: torch.device, dtype: torch.dtype, tf32: bool, size: int) -> float:
     """Return the floating-point operations a second of a product of two [size, size] matrices."""
     draws = torch.Generator(device).manual_seed(0)
     left, right = (
         torch.randn(size, size, generator=draws, device=device).to(dtype) for _ in range(2)
     )
-    with float32_as("tf32" if tf32 else "ieee", torch.backends.cuda.matmul):
+    with products("tf32" if tf32 else "float32", device):
         times = rounds_of(lambda: left @ right, device, 5, 3)
     return 2 * size**3 / (median_and_spread(times)[0] / 1e3)
 
