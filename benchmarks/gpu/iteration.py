@@ -7,7 +7,7 @@ operations counted are those of the block's own products: three times its forwar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, get_args
@@ -27,7 +27,7 @@ from flexround.attach import attach
 from flexround.calibration.activation_cache import rows as picked
 from flexround.calibration.arguments import PerSample
 from flexround.calibration.calls import RecordedCalls
-from flexround.quantizers.base import QuantizerFactory
+from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import MinMax
 from flexround.reconstruction.learning import learn
 from flexround.reconstruction.precision import Precision, check_precision, products
@@ -126,23 +126,24 @@ class Bench:
         """Return what the loop's iterations take."""
         adapter, unit, calls, targets = self._made
         clock = DeviceClock(adapter.device)
-        quantizers = attach(unit.layers, method, GRID, MinMax())
 
-        def iterate(iters: int) -> Timed:
+        def iterate(quantizers: Sequence[WeightQuantizer], iters: int) -> Timed:
             recon = loop(iters, self.case.batch_size, precision, compile_)
             job = job_of(recon, adapter, method, GRID, clock)
             learn(job, unit, quantizers, [], (calls, calls), targets)
             return [time_ / STEPS for time_ in clock.marks.milliseconds()]
 
         try:
-            first = iterate(2 * STEPS + 1)  # kernels are made, memory is taken
-            times = iterate((1 + self._number(first[-1])) * STEPS + 1)
+            made = attach(unit.layers, method, GRID, MinMax())
+            first = iterate(made, 2 * STEPS + 1)  # kernels are made, memory is taken
+            times = iterate(made, (1 + self._number(first[-1])) * STEPS + 1)
             return times[1:]  # the first has made the optimizer's state
         finally:
             for layer in unit.layers:
-                parametrize.remove_parametrizations(
-                    layer.module, "weight", leave_parametrized=False
-                )
+                if parametrize.is_parametrized(layer.module, "weight"):
+                    parametrize.remove_parametrizations(
+                        layer.module, "weight", leave_parametrized=False
+                    )
 
 
 @dataclass(frozen=True)
