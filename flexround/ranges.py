@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flexround.grid import Grid
 from flexround.kernels.chunking import CHUNK
+from flexround.kernels.range_search import PART, Roots, best_scale, can_search, power
 
 # BatchNorm folding leaves channels at zero (nine in MobileNetV2); a scale of 0 would give NaN.
 SCALE_FLOOR = 1e-8
@@ -87,18 +88,42 @@ class LpSearch:
         low, high = MinMax().ends(values, grid)
         return share * low, share * high
 
-    def __call__(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Return (scale, zero_point), both [groups, 1], for values [groups, elements]."""
+    def reference(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Return (scale, zero_point), both [groups, 1], by way of every candidate."""
         widest, zero_point = MinMax()(values, grid)
         best_scale = widest
         best_error = torch.full_like(widest, torch.inf)
-        for index in range(self.candidates):
-            scale = (widest * (1 - self.step * index)).clamp(min=SCALE_FLOOR)
+        for scale in self._scales(widest):
             error = lp_error(values, scale, zero_point, grid, self.p)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
             best_scale = torch.where(better, scale, best_scale)
         return best_scale, zero_point
+
+    def __call__(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Return (scale, zero_point), both [groups, 1], for values [groups, elements]."""
+        if self.candidates == 1 or not can_search(values, self.p):
+            return self.reference(values, grid)
+        rows, width = max(1, PART // values.shape[1]), _width(values)
+        found = [self._best_of(part, grid, width) for part in values.split(rows)]
+        return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
+
+    def _best_of(self, values: Tensor, grid: Grid, width: int) -> tuple[Tensor, Tensor]:
+        """Return the same for some of the groups, by way of the candidates that may be best."""
+        widest, zero_point = MinMax()(values, grid)
+        scales = torch.cat(self._scales(widest), dim=1).T.contiguous()
+
+        def error(rows: Tensor, scale: Tensor) -> Tensor:
+            picked, zeros = values.index_select(0, rows), zero_point.index_select(0, rows)
+            return lp_error(picked, scale, zeros, grid, self.p, width)
+
+        roots = Roots(values, zero_point, grid.bounds, self.p)
+        return best_scale(roots, scales, error)[:, None], zero_point
+
+    def _scales(self, widest: Tensor) -> list[Tensor]:
+        """Return the candidates, each [groups, 1]."""
+        shares = (1 - self.step * index for index in range(self.candidates))
+        return [(widest * share).clamp(min=SCALE_FLOOR) for share in shares]
 
 
 @dataclass(frozen=True)
@@ -165,30 +190,38 @@ class _Clipping:
     def __init__(self, steps: Tensor, scale: Tensor, p: float) -> None:
         self._steps, self._p, self._unit = steps, p, scale.pow(p)
         self._nearest = torch.round(steps)
-        self._own = _power(steps - self._nearest, p)
+        self._own = power(steps - self._nearest, p)
         self.rounding = self._unit * self._own.sum(dim=1, keepdim=True)
 
     def __call__(self, zero_point: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Return what is lost more, (below, above) the range of zero_point, both [rows, 1]."""
         low, high = grid.qmin - zero_point, grid.qmax - zero_point
         level = torch.minimum(torch.maximum(self._nearest, low), high)
-        more = _power(self._steps - level, self._p).sub_(self._own)
+        more = power(self._steps - level, self._p).sub_(self._own)
         above = more.where(self._nearest > high, 0).sum(dim=1, keepdim=True)
         below = more.where(self._nearest < low, 0).sum(dim=1, keepdim=True)
         return below * self._unit, above * self._unit
 
 
-def _power(distance: Tensor, p: float) -> Tensor:
-    """Return |distance|^p, worked out in the memory of distance."""
-    # Three times as fast as pow; 0 goes through -inf back to 0.
-    return distance.abs_().log2_().mul_(p).exp2_()
+def lp_error(
+    values: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    grid: Grid,
+    p: float,
+    width: int | None = None,
+) -> Tensor:
+    """Return sum |values - fake-quantized values|^p of each row, [groups, 1].
 
-
-def lp_error(values: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, p: float) -> Tensor:
-    """Return sum |values - fake-quantized values|^p of each row, [groups, 1]."""
+    width elements of a row are summed at once: the last digit of the sum depends on it.
+    """
     error = torch.zeros_like(scale)
-    width = max(1, CHUNK // values.shape[0])
-    for chunk in values.split(width, dim=1):
+    for chunk in values.split(width or _width(values), dim=1):
         levels = grid.encode(chunk, scale, zero_point).sub_(zero_point)
-        error += _power(levels.mul_(scale).sub_(chunk), p).sum(dim=1, keepdim=True)
+        error += power(levels.mul_(scale).sub_(chunk), p).sum(dim=1, keepdim=True)
     return error
+
+
+def _width(values: Tensor) -> int:
+    """Return how many elements of every row of values are worked on at a time."""
+    return max(1, CHUNK // values.shape[0])

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexround.grid import Grid, PerChannel, PerTensor
+from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
+from flexround.kernels.range_search import Roots
 from flexround.ranges import SCALE_FLOOR, LpSearch, LpSearch2D, MinMax
 from tests.flexround.quantizers.methods import all_ranges, symmetries
 
@@ -177,3 +178,93 @@ def test_chunks_do_not_change_the_search(monkeypatch):
     whole = LpSearch(2.4, 80, 0.01)(values, grid)
     monkeypatch.setattr("flexround.ranges.CHUNK", 64)
     assert torch.equal(whole[0], LpSearch(2.4, 80, 0.01)(values, grid)[0])
+
+
+def weights(kind, rows, elements, seed):
+    """Return float32 weights [rows, elements] of a kind that is hard to tell candidates apart on."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(rows, elements, generator=generator)
+    if kind == "on a grid":  # errors of 0 and ties
+        values = torch.round(values * 2) / 4
+    elif kind == "heavy":
+        values = values.pow(5)
+    elif kind == "signs":  # all candidates lose the same of every value
+        values = values.sign()
+    elif kind == "tiny":  # p-th powers beyond what float32 holds
+        values = values * 1e-14
+    elif kind == "huge":
+        values = values * 1e17
+    values[:: max(2, rows // 3)] = 0
+    return values
+
+
+KINDS = ("gaussian", "on a grid", "heavy", "signs", "tiny", "huge")
+
+
+@symmetries
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("p", [0.7, 1.0, 2.0, 2.4, 9.0])
+def test_the_search_with_fewer_tries_finds_the_same_bits(symmetric, kind, p):
+    for shape, granularity in (
+        ((40, 64), PerGroup(16)), ((7, 300), PerChannel()), ((3, 70_000), PerTensor())
+    ):  # fmt: skip
+        for bits, search in ((2, LpSearch(p, 80, 0.01)), (4, LpSearch(p, 7, 0.1))):
+            grid = Grid(bits, symmetric, granularity)
+            values = granularity.group(weights(kind, *shape, seed=bits))
+            for found, plain in zip(
+                search(values, grid), search.reference(values, grid), strict=True
+            ):
+                assert torch.equal(found, plain)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    kind=st.sampled_from(KINDS),
+    bits=st.integers(2, 8),
+    symmetric=st.booleans(),
+    rows=st.integers(1, 60),
+    elements=st.integers(1, 130),
+    candidates=st.integers(1, 90),
+)
+def test_whatever_the_weights_the_search_finds_the_same_bits(
+    seed, kind, bits, symmetric, rows, elements, candidates
+):
+    values, grid = weights(kind, rows, elements, seed), Grid(bits, symmetric, PerChannel())
+    search = LpSearch(2.4, candidates, 0.01)
+    for found, plain in zip(search(values, grid), search.reference(values, grid), strict=True):
+        assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_values_that_are_not_finite_end_as_with_every_candidate(bad):
+    values, grid = values_of().float(), Grid(4, False, PerChannel())
+    values[1, 3] = bad
+    search = LpSearch(2.4, 80, 0.01)
+    for found, plain in zip(search(values, grid), search.reference(values, grid), strict=True):
+        torch.testing.assert_close(found, plain, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_bound_holds_and_leaves_most_candidates_out(monkeypatch):
+    """root(t) >= (root(b) - k |w|) / (1 + k), k = |b - t| / t, between any two candidates."""
+    values, grid = weights("gaussian", 8, 64, 0).double(), Grid(3, False, PerChannel())
+    widest, zero_point = MinMax()(values, grid)
+    scales = (widest * (1 - 0.01 * torch.arange(80, dtype=torch.double))).clamp(min=SCALE_FLOOR)
+    roots = torch.stack(
+        [error(values, scales[:, i : i + 1], zero_point, grid, 2.4) for i in range(80)], dim=1
+    ).pow(1 / 2.4)
+    norms = values.abs().pow(2.4).sum(1).pow(1 / 2.4)[:, None, None]
+    change = (scales[:, None] / scales[..., None] - 1).abs()  # [rows, t, b]
+    bound = (roots[:, None] - change * norms) / (1 + change)
+    assert (bound <= roots[..., None] + 1e-12).all()
+
+    tries = []
+    own = Roots.__call__
+    monkeypatch.setattr(
+        Roots,
+        "__call__",
+        lambda self, rows, scale: tries.append(len(rows)) or own(self, rows, scale),
+    )
+    values = weights("gaussian", 600, 64, 1)
+    LpSearch(2.4, 80, 0.01)(values, grid)
+    assert sum(tries) < 0.5 * 80 * len(values)
