@@ -22,6 +22,11 @@ from flexround.calibration.finite import check_finite, first_not_finite
 from flexround.models.base import ModelAdapter
 from flexround.structure import Block
 
+NOT_FINITE = (
+    "{name} makes values that are not finite of inputs that are, first of calibration sample "
+    "{{sample}}"
+)
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -57,11 +62,7 @@ class Walk:
             ValueError: when they are not finite.
         """
         parts = calls.replay_each(module, self.batch_size, self.adapter.device)
-        finite = check_finite(
-            parts,
-            f"{name} makes values that are not finite of inputs that are, first of calibration "
-            "sample {sample}",
-        )
+        finite = check_finite(parts, NOT_FINITE.format(name=name))
         return calls.cache.store(part.to(calls.inputs.device) for part in finite)
 
     def advance(self, index: int, calls: RecordedCalls, outputs: Tensor) -> RecordedCalls:
@@ -79,6 +80,8 @@ class BlockAtWork:
         quantized: its calls on the quantized stream.
         outputs: the full-precision block's on the plain stream, [samples, ...]; None where the
             walk has no full precision.
+        goes_on: whether the walk needs what the block as it is left gives on the quantized stream.
+        passed: that, [samples, ...], where whoever works on the block has made it already.
     """
 
     block: Block
@@ -86,6 +89,8 @@ class BlockAtWork:
     plain: RecordedCalls
     quantized: RecordedCalls
     outputs: Tensor | None
+    goes_on: bool = False
+    passed: Tensor | None = None
 
 
 @dataclass
@@ -130,20 +135,21 @@ def _at_work(walk: Walk, streams: _Streams, index: int, block: Block) -> Iterato
             del compute
         if not walk.needs_plain:
             streams.plain = streams.quantized  # not held while the block learns
-        work = BlockAtWork(block, teacher, streams.plain, streams.quantized, outputs)
+        goes_on = not last and walk.full_precision is not None
+        work = BlockAtWork(block, teacher, streams.plain, streams.quantized, outputs, goes_on)
         del outputs
         yield work
         work.outputs = None
         if not last:
-            _advance(walk, streams, index, block, ahead)
+            _advance(walk, streams, index, work, ahead)
         work.plain, work.quantized = streams.plain, streams.quantized  # those behind are let go
 
 
 def _advance(
-    walk: Walk, streams: _Streams, index: int, block: Block, ahead: RecordedCalls | None
+    walk: Walk, streams: _Streams, index: int, work: BlockAtWork, ahead: RecordedCalls | None
 ) -> None:
     """Have both streams pass the block; ahead is the plain one where it has passed already."""
-    name = f"block {block.name}, as it is quantized so far,"
+    block, name = work.block, f"block {work.block.name}, as it is quantized so far,"
     if ahead is None:
         outputs = walk.replay_all(block.module, streams.plain, name)
         ahead = walk.advance(index, streams.plain, outputs)
@@ -152,6 +158,10 @@ def _advance(
             streams.plain = streams.quantized = ahead
             return
     with nullcontext() if walk.activations_on is None else walk.activations_on():
-        passed = walk.replay_all(block.module, streams.quantized, name)
+        if work.passed is None:
+            passed = walk.replay_all(block.module, streams.quantized, name)
+        else:
+            (passed,) = check_finite([work.passed], NOT_FINITE.format(name=name))
+            work.passed = None
         streams.quantized = walk.advance(index, streams.quantized, passed)
     streams.plain = ahead

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from flexround.activations.hooks import Activations
 from flexround.activations.quantizers import ActivationQuantizer
@@ -18,6 +19,7 @@ from flexround.kernels.qdrop import mix
 from flexround.models.base import ModelAdapter
 from flexround.quantizers.base import QuantizerFactory
 from flexround.ranges import Ranges
+from flexround.reconstruction.block_walk import BlockAtWork
 from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.checkpoints import Checkpoints
 from flexround.reconstruction.precision import products
@@ -26,6 +28,22 @@ from flexround.reconstruction.settings import Settings
 from flexround.reconstruction.snapshots import pack, unpack
 from flexround.reconstruction.unit import Unit, reconstruction_loss
 from flexround.structure import Layer
+
+
+@dataclass
+class _Mean:
+    """Mean of losses that are themselves means over positions."""
+
+    total: float = 0.0
+    positions: int = 0
+
+    def add(self, loss: float, positions: int) -> None:
+        self.total += loss * positions
+        self.positions += positions
+
+    @property
+    def value(self) -> float:
+        return self.total / self.positions
 
 
 @dataclass(frozen=True)
@@ -89,19 +107,43 @@ class UnitJob:
         mask = None if self.mask is None else self.mask[batch].to(device)
         return reconstruction_loss(output, rows(targets, batch, device), dim, mask, power)
 
-    @torch.no_grad()
     def error(self, unit: Unit, inputs: RecordedCalls, targets: Tensor) -> float:
         """Return the reconstruction loss over the whole calibration set, batch by batch."""
-        total, positions = 0.0, 0
-        for batch in torch.arange(len(inputs)).split(self.settings.batch_size):
-            output = unit.output(inputs.replay(unit.module, batch, self.adapter.device))
-            if self.mask is None:
-                count = output.numel() // output.shape[unit.channel_dim]
-            else:
-                count = int(self.mask[batch].sum())
-            total += self.loss(unit, output, targets, batch).item() * count
-            positions += count
-        return total / positions
+        mean = _Mean()
+        for _ in self._pass(unit, inputs, targets, mean):
+            pass
+        return mean.value
+
+    def error_in_the_end(
+        self, unit: Unit, inputs: RecordedCalls, targets: Tensor, work: BlockAtWork
+    ) -> float:
+        """Return the same of a unit as it is left; what it gives is the block's, where it is.
+
+        The walk over the blocks then does not pass the calibration set once more.
+        """
+        if not (work.goes_on and unit.module is work.block.module and inputs is work.quantized):
+            return self.error(unit, inputs, targets)
+        mean, home = _Mean(), inputs.inputs.device
+        outputs = self._pass(unit, inputs, targets, mean)
+        work.passed = inputs.cache.store(output.to(home) for output in outputs)
+        return mean.value
+
+    @torch.no_grad()
+    def _pass(
+        self, unit: Unit, inputs: RecordedCalls, targets: Tensor, mean: _Mean
+    ) -> Iterator[Tensor]:
+        """Yield the outputs of unit's module batch by batch, and add their losses to mean."""
+        # A quantizer makes the same weight for every batch.
+        with parametrize.cached():
+            for batch in torch.arange(len(inputs)).split(self.settings.batch_size):
+                raw = inputs.replay(unit.module, batch, self.adapter.device)
+                output = unit.output(raw)
+                if self.mask is None:
+                    count = output.numel() // output.shape[unit.channel_dim]
+                else:
+                    count = int(self.mask[batch].sum())
+                mean.add(self.loss(unit, output, targets, batch).item(), count)
+                yield raw
 
     def init_activation_ranges(
         self, unit: Unit, inputs: RecordedCalls

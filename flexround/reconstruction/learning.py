@@ -39,7 +39,7 @@ def quantize_unit(job: UnitJob, unit: Unit, work: BlockAtWork) -> dict[str, Quan
         assert job.activations is not None, "learns_activations says so"
         activations = job.activations.of(unit.name)
     found = job.restore(unit.name, unit.layers, activations)
-    return found if found is not None else _reconstruct(job, unit, *_inside(job, unit, work))
+    return found if found is not None else _reconstruct(job, unit, work)
 
 
 def _inside(
@@ -73,26 +73,27 @@ def _calls_inside(
     return inside
 
 
-def _reconstruct(
-    job: UnitJob, unit: Unit, plain: RecordedCalls, quantized: RecordedCalls, targets: Tensor
-) -> dict[str, QuantizedTensor]:
+def _reconstruct(job: UnitJob, unit: Unit, work: BlockAtWork) -> dict[str, QuantizedTensor]:
     """Optimise the unit's quantizers, bake the weights in, and report."""
+    plain, quantized, targets = _inside(job, unit, work)
     watch = Stopwatch(job.adapter.device)
     quantizers = attach(unit.layers, job.quantizer, job.grid, job.ranges)
     for quantizer in quantizers:
         quantizer.hard = True
     activations = job.init_activation_ranges(unit, quantized) if job.learns_activations else []
     inputs = plain if job.settings.inputs == "fp" else quantized
-    with job.quantized_activations():
-        error_before = job.error(unit, inputs, targets)
-    for quantizer in quantizers:
-        quantizer.hard = False
-    cost, curve = Cost(), Curve()
-    if job.settings.iters and job.learns:
+    learns, error_before, cost, curve = job.settings.iters and job.learns, None, Cost(), Curve()
+    if learns:
+        with job.quantized_activations():
+            error_before = job.error(unit, inputs, targets)
+        for quantizer in quantizers:
+            quantizer.hard = False
         cost, curve = learn(job, unit, quantizers, activations, (plain, quantized), targets)
     integers = freeze(unit.layers)
     with job.quantized_activations():
-        error_after = job.error(unit, inputs, targets)
+        error_after = job.error_in_the_end(unit, inputs, targets, work)
+    if error_before is None:  # the hard quantizers are what freeze has baked in
+        error_before = error_after
     if not math.isfinite(error_after):
         raise ValueError(f"block {unit.name}: its error is {error_after} once quantized")
     bits = {layer.name: layer.grid(job.grid).bits for layer in unit.layers}

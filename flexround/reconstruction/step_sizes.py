@@ -74,7 +74,7 @@ def _learn_block(job: UnitJob, work: BlockAtWork, iters: int) -> None:
     if iters:
         cost, curve = _learn(job, unit, activations, inputs, targets)
     with job.activations.on():
-        after = job.error(unit, inputs, targets)
+        after = job.error_in_the_end(unit, inputs, targets, work)
     bits = {activation.name: activation.bits for activation in activations}
     report = watch.report(name, bits, before, after, cost, curve=curve)
     job.save(name, report, {}, activations)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from flexround.attach import attach
 from flexround.grid import Grid, PerTensor
 from flexround.models.vision import VisionAdapter
 from flexround.quantizers.rtn import RTN
 from flexround.ranges import LpSearch
 from flexround.reconstruction.callbacks import ReportLog
+from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.reconstruction import Reconstruction
 from flexround.reconstruction.unit import reconstruction_loss
 from tests.flexround.quantizers.methods import METHODS
@@ -207,3 +210,65 @@ def test_groups_that_fit_no_stem_leave_it_per_channel():
     _, codes = quantize(grid=Grid(3, True, PerGroup(18)))
     assert codes["0"].grid.granularity == PerChannel()
     assert codes["2.conv1"].grid.granularity == PerGroup(18)
+
+
+def plain_pass(job, unit, inputs, targets, work):
+    """Return the error by a pass of its own: the walk over the blocks makes its pass again."""
+    return job.error(unit, inputs, targets)
+
+
+@pytest.mark.parametrize("method", ["flexround", "adaround", "rtn"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"unit": "layer"}, {"inputs": "fp"}, {"inputs": "mixed"}],
+    ids=["block", "layer", "fp", "mixed"],
+)
+def test_one_pass_for_the_error_and_the_stream_changes_no_bit(monkeypatch, method, changes):
+    found = []
+    for shares in (True, False):
+        if not shares:
+            monkeypatch.setattr(UnitJob, "error_in_the_end", plain_pass)
+        reports = ReportLog()
+        _, codes = quantize(replace(SETTING, iters=5, **changes), method, callbacks=[reports])
+        found.append((codes, reports.blocks))
+    (codes, blocks), (plain_codes, plain_blocks) = found
+    for name, integers in codes.items():
+        assert torch.equal(integers.codes, plain_codes[name].codes)
+        assert torch.equal(integers.scale, plain_codes[name].scale)
+    for block, plain in zip(blocks, plain_blocks, strict=True):
+        assert (block.error_before, block.error_after) == (plain.error_before, plain.error_after)
+        assert block.curve == plain.curve
+
+
+@pytest.mark.parametrize(("method", "passes"), [("rtn", 2), ("flexround", 3)])
+def test_each_block_sees_the_calibration_set_as_seldom_as_can_be(method, passes):
+    """For the targets, the error once quantized (and the stream), and the error before."""
+    target, seen = adapter(), Counter()
+
+    def count(module, args):
+        seen[module] += not torch.is_grad_enabled() and len(args[0]) == 32
+
+    inside = [target.model[2].conv1, target.model[3].conv1]  # called where nothing stands in
+    for layer in inside:
+        layer.register_forward_pre_hook(count)
+    replace(SETTING, iters=1, batch_size=32)(
+        target, calibration(), quantizer=METHODS[method], grid=GRID, ranges=RANGES,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert [seen[layer] for layer in inside] == [passes, passes]
+
+
+def test_round_to_nearest_starts_where_it_ends():
+    """The error before is that of its quantizers, which are what is baked in."""
+    reports = ReportLog()
+    quantize(replace(SETTING, iters=0), "rtn", callbacks=[reports])
+    target = adapter()
+    teacher = copy.deepcopy(target.model)
+    first = target.blocks()[0]
+    (quantizer,) = attach(first.layers, METHODS["rtn"], GRID, RANGES)
+    (images,) = calibration()
+    error = first.module(images).relu() - teacher[0](images).relu()
+    assert quantizer.grid.bits == 8
+    expected = error.square().sum(1).mean().item()
+    assert reports.blocks[0].error_before == pytest.approx(expected, rel=1e-5)
+    assert all(block.error_before == block.error_after for block in reports.blocks)
