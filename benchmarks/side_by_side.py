@@ -87,7 +87,7 @@ def descend(
         batch = torch.randperm(len(x), generator=draws)[:BATCH]
         loss = (x[batch] @ forward().T - target[batch]).square().sum(-1).mean()
         if kept is not None:
-            kept.see(loss.item())
+            kept.see(loss.detach())
         for optimizer in optimizers:
             optimizer.zero_grad()
         (loss + penalty(iteration)).backward()

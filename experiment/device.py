@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,9 +28,12 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device={name}: {str(error).splitlines()[0]}; give auto, cpu or cuda:N"
-        ) from error
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        why = str(error).splitlines()[0]
+        if name.startswith("cuda") and seen is not None:
+            count = torch.cuda.device_count()
+            why = f"CUDA_VISIBLE_DEVICES={seen} lets this process see {count or 'no'} GPUs ({why})"
+        raise ValueError(f"device={name}: {why}; give auto, cpu or cuda:N") from error
     return device
 
 

@@ -18,7 +18,7 @@ class JoblibConfig:
     """Several runs at a time on this machine."""
 
     _target_: str = f"{PLUGINS}.joblib.JoblibLauncher"
-    n_jobs: int = MISSING
+    n_jobs: int | None = MISSING
 
 
 @dataclass

@@ -80,14 +80,23 @@ def _emptied(parts: list[Tensor]) -> Iterable[Tensor]:
 
 def rows(values: Tensor, indices: Tensor, device: torch.device) -> Tensor:
     """Return values [samples, ...] at indices [batch] on device, half precision as float32."""
-    if device.type == "cuda" and values.device.type == "cpu":
+    if device.type != "cpu" and values.device.type == "cpu":
         # From page-locked memory the copy runs beside what the GPU is at.
         staged = page_locked((len(indices), *values.shape[1:]), values.dtype)
         picked = torch.index_select(values, 0, indices.cpu(), out=staged)
         picked = picked.to(device, non_blocking=True)
     else:
-        picked = values[indices].to(device)
+        picked = values[moved(indices, values.device)].to(device)
     return picked.float() if picked.dtype in HALF else picked
+
+
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """Return values on device; from the CPU they get to a GPU beside what it is at."""
+    if device.type == "cpu" or values.device.type != "cpu":
+        return values.to(device)
+    return (
+        page_locked(tuple(values.shape), values.dtype).copy_(values).to(device, non_blocking=True)
+    )
 
 
 def page_locked(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -86,6 +86,15 @@ class RecordedCalls:
         own, *later = self.later
         return RecordedCalls(inputs, *own, self.cache, tuple(later))
 
+    def arguments_on(self, device: torch.device) -> RecordedCalls:
+        """Return the same calls, the arguments that all samples share on device."""
+
+        def place(leaf: Any) -> Any:
+            return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+        args, kwargs = tree_map(place, (self.args, dict(self.kwargs)))
+        return replace(self, args=args, kwargs=kwargs)
+
     def replay(
         self,
         module: nn.Module,

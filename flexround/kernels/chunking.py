@@ -21,6 +21,8 @@ from torch import Tensor
 # Elements worked on at a time, so that the many passes over them stay in the processor's cache.
 CHUNK = 1 << 18
 
+HOST = ("clang", "gcc", "cc")  # C compilers as triton looks for them where CC is not set
+
 # Not a context variable: autograd runs backward passes on a GPU in threads of its own.
 _compiling = False
 
@@ -45,11 +47,17 @@ def check_compiler(device: torch.device) -> None:
     """Check that torch.compile has what it needs for device.
 
     Raises:
-        ValueError: where there is no C++ compiler for a CPU, or no Triton for a GPU.
+        ValueError: where there is no C++ compiler for a CPU, or no Triton for a GPU, which builds
+            what starts its kernels by a C compiler.
     """
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             raise ValueError("compile=true needs triton on a GPU; install it, or leave compile out")
+        if not any(map(shutil.which, [os.environ["CC"]] if "CC" in os.environ else HOST)):
+            raise ValueError(
+                f"compile=true needs a C compiler beside triton, and there is none of "
+                f"{', '.join(HOST)}; install one, set CC, or leave compile out"
+            )
         return
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:

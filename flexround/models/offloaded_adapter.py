@@ -184,9 +184,5 @@ class OffloadedAdapter(LanguageAdapter):
         """Send all but the blocks to device."""
         blocks = {id(sub) for module in self._chain.values() for sub in module.modules()}
         for module in self.model.modules():
-            if id(module) in blocks:
-                continue
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(device)
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(device))
+            if id(module) not in blocks:
+                module._apply(lambda tensor: tensor.to(device), recurse=False)

@@ -104,7 +104,7 @@ class UnitJob:
     ) -> Tensor:
         """Return the reconstruction loss of unit's output on the samples at batch, [batch]."""
         device, dim = self.adapter.device, unit.channel_dim
-        mask = None if self.mask is None else self.mask[batch].to(device)
+        mask = None if self.mask is None else self.mask[batch]
         return reconstruction_loss(output, rows(targets, batch, device), dim, mask, power)
 
     def error(self, unit: Unit, inputs: RecordedCalls, targets: Tensor) -> float:

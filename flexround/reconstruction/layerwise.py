@@ -25,6 +25,7 @@ from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.checkpoints import Checkpoints, NoCheckpoints
 from flexround.reconstruction.checks import Checked, check_finite_samples, check_model, check_sites
 from flexround.reconstruction.report import BlockReport, Stopwatch, thin
+from flexround.reconstruction.room import SOLVED, check_room
 from flexround.reconstruction.snapshots import pack, unpack
 from flexround.solvers.base import Solution, Solver, solve_layer
 from flexround.solvers.hessian import Hessians
@@ -130,6 +131,7 @@ class Solve:
         quantizer.check_grid(grid)
         check_finite_samples(adapter, calibration)
         checked = check_model(adapter, grid, RTN)
+        check_room(adapter, SOLVED)
         if activation is not None:
             check_sites(activation, adapter)
         return checked

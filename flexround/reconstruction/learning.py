@@ -134,6 +134,7 @@ def learn(
         ValueError: when the loss is not finite; names the unit.
     """
     settings, (plain, quantized) = job.settings, streams
+    quantized = quantized.arguments_on(job.adapter.device)
     optimizers, learned = _optimizers(job, quantizers, activations)
     if not optimizers:
         return Cost(), Curve()

@@ -40,17 +40,23 @@ class BestParameters:
     """Holds the parameters of the lowest error so far."""
 
     def __init__(self, params: Sequence[torch.nn.Parameter]) -> None:
-        self._params, self._error = params, math.inf
-        self._held: list[Tensor] = []
+        self._params = params
+        self._held = [torch.empty_like(param) for param in params]
+        self._error: Tensor | None = None
 
-    def see(self, error: float) -> None:
-        """Keep the parameters as they are now when error is lower than any before."""
-        if error < self._error:
-            self._error = error
-            if not self._held:
-                self._held = [torch.empty_like(p) for p in self._params]
-            for held, param in zip(self._held, self._params, strict=True):
-                held.copy_(param.detach())
+    @torch.no_grad()
+    def see(self, error: Tensor) -> None:
+        """Keep the parameters as they are now when error [] is lower than any before."""
+        lowest = torch.full_like(error, math.inf) if self._error is None else self._error
+        better = error < lowest
+        self._error = torch.where(better, error, lowest)
+        if error.device.type == "cpu" and not better:
+            return
+        for held, param in zip(self._held, self._params, strict=True):
+            if error.device.type == "cpu":
+                held.copy_(param)
+            else:  # a branch would wait for the GPU
+                torch.where(better, param, held, out=held)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -94,7 +100,7 @@ class UnitOptimizer:
             with counter.first(iteration):
                 error, loss = losses(batch, iteration / self.iters)
                 if best is not None:
-                    best.see(error.item())
+                    best.see(error.detach())
                 loss.backward()
             for optimizer, scheduler in optimizers:
                 optimizer.step()

@@ -25,7 +25,8 @@ def check_precision(precision: str, device: torch.device) -> None:
             "float32"
         )
     if device.type == "cuda" and precision != "float32":
-        name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability()
+        name = torch.cuda.get_device_name(device)
+        capability = torch.cuda.get_device_capability(device)
         if capability < (8, 0):
             raise ValueError(
                 f"recon.precision={precision}: {name} has none, its compute capability is "

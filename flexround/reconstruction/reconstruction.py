@@ -36,6 +36,7 @@ from flexround.reconstruction.checks import (
 )
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.learning import quantize_unit
+from flexround.reconstruction.room import LEARNED, SOLVED, check_room
 from flexround.reconstruction.settings import Settings
 from flexround.reconstruction.step_sizes import feeds_plain, learn_step_sizes
 from flexround.reconstruction.unit import units_of
@@ -128,6 +129,8 @@ class Reconstruction(Settings):
             )
         check_finite_samples(adapter, calibration)
         checked = check_model(adapter, grid, quantizer)
+        at_once = checked.learns and self.iters and self.unit == "block"
+        check_room(adapter, LEARNED if at_once else SOLVED)
         if checked.learns and self.iters:
             check_samples(adapter, calibration, self.batch_size)
         return checked

@@ -92,7 +92,7 @@ def _learn(
     if not sizes:
         return Cost(), Curve()
     assert job.activations is not None, "there are activations to quantize"
-    on = job.activations.on
+    on, inputs = job.activations.on, inputs.arguments_on(job.adapter.device)
 
     def losses(batch: Tensor, _: float) -> tuple[Tensor, Tensor]:
         with on(), job.products():

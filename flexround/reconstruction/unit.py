@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from flexround.calibration.activation_cache import ActivationCache
+from flexround.calibration.activation_cache import ActivationCache, moved
 from flexround.structure import Block, Layer
 
 PART = 64  # samples that pass an activation function at once
@@ -24,11 +24,15 @@ def reconstruction_loss(
     """Return |error|^power summed over channels, averaged over everything else.
 
     mask has the shape that is left without the channels and tells which positions count, none of
-    the padding. AdaRound's lambda = 0.01 is tied to this reduction and the power 2.
+    the padding; on the CPU, so that no GPU is asked how many they are. AdaRound's lambda = 0.01 is
+    tied to this reduction and the power 2.
     """
     error = output - target
     error = (error.square() if power == 2 else error.abs().pow(power)).sum(dim=channel_dim)
-    return error.mean() if mask is None else error[mask].mean()
+    if mask is None:
+        return error.mean()
+    places = mask.flatten().nonzero().squeeze(1)
+    return error.flatten().index_select(0, moved(places, error.device)).mean()
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,15 @@ def explained(where: str, device: torch.device) -> Iterator[None]:
         raise ValueError(shortage(where, device)) from error
 
 
+def free_on(device: torch.device) -> int | None:
+    """Return the bytes that are free on a GPU; None for another device."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+
+
 def shortage(where: str, device: torch.device) -> str:
     """Return the line about a shortage of memory at where."""
-    if device.type == "cuda":
-        free: int | None = torch.cuda.mem_get_info(device)[0]
-    else:
+    free = free_on(device)
+    if free is None:
         free = free_bytes()
     left = "" if free is None else f" ({free / 2**30:.2f} GiB were free on {device.type})"
     return f"{where}: out of memory{left}; {ADVICE}"

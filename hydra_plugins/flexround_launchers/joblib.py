@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
@@ -16,6 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from experiment.config import register
+from hydra_plugins.flexround_launchers import gpus
 from hydra_plugins.flexround_launchers.dead_job import folder_of, record_dead_job
 from hydra_plugins.flexround_launchers.workers import (
     Site,
@@ -26,12 +29,15 @@ from hydra_plugins.flexround_launchers.workers import (
 
 log = logging.getLogger(__name__)
 
+NO_GPU = 2  # runs at a time where no GPU is
+
 
 class JoblibLauncher(Launcher):
     """Runs the sweep in n_jobs processes, and outlives those that die."""
 
-    def __init__(self, n_jobs: int) -> None:
-        self.n_jobs = n_jobs
+    def __init__(self, n_jobs: int | None) -> None:
+        """Take the number of processes; None is one for each GPU, or two where there is none."""
+        self._asked, self.gpus = n_jobs, list[str]()
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -41,10 +47,11 @@ class JoblibLauncher(Launcher):
         Raises:
             ValueError: for a number of processes that is none.
         """
-        if self.n_jobs == 0 or self.n_jobs < -1:
-            raise ValueError(
-                f"hydra.launcher.n_jobs={self.n_jobs}: give 1 or more, or -1 for all cores"
-            )
+        asked = self._asked
+        if asked is not None and (asked == 0 or asked < -1):
+            raise ValueError(f"hydra.launcher.n_jobs={asked}: give 1 or more, or -1 for all cores")
+        self.gpus = [] if config.get("device") == "cpu" else gpus.visible()
+        self.n_jobs = (len(self.gpus) or NO_GPU) if asked is None else asked
         self.start = (hydra_context.config_loader, config, task_function)
         self.config = config
 
@@ -56,13 +63,27 @@ class JoblibLauncher(Launcher):
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         todo = dict(enumerate(job_overrides, initial_job_idx))
+        self._check_devices(todo)
         at_a_time = min(effective_n_jobs(self.n_jobs), len(todo))
         log.info("runs: %d, %d at a time, in %s", len(todo), at_a_time, self.config.hydra.sweep.dir)
+        if self.gpus and at_a_time > 1:
+            log.info("%s", gpus.shares(self.gpus, at_a_time))
         for number, overrides in todo.items():
             log.info("#%d %s", number, " ".join(filter_overrides(overrides)))
         returns: dict[int, JobReturn] = {}
         self._run_all(todo, returns)
         return [returns[number] for number in todo]
+
+    def _check_devices(self, todo: dict[int, Sequence[str]]) -> None:
+        """Refuse a GPU by its number, which a run that has its own does not see."""
+        given = {text for overrides in todo.values() for text in overrides}
+        given.add(f"device={self.config.get('device')}")
+        for text in sorted(given):
+            if self.gpus and self.n_jobs != 1 and re.fullmatch(r"device=cuda:0*[1-9]\d*", text):
+                raise ValueError(
+                    f"{text}: hydra/launcher=joblib gives each run a GPU of its own, which it sees "
+                    f"as cuda:0; leave device= out ({gpus.VISIBLE} says which GPUs are used)"
+                )
 
     def _run_all(self, todo: dict[int, Sequence[str]], returns: dict[int, JobReturn]) -> None:
         """Add the returns of all jobs."""
@@ -110,7 +131,9 @@ class JoblibLauncher(Launcher):
         state = Singleton.get_state()
         with Workers(pool, self.config.hydra.sweep.dir) as workers:
             jobs = (
-                delayed(_job)(*self.start, list(todo[number]), number, state, workers.site)
+                delayed(_job)(
+                    *self.start, list(todo[number]), number, state, workers.site, self.gpus
+                )
                 for number in numbers
             )
             with hidden_from_interrupts():
@@ -126,9 +149,12 @@ def _job(
     number: int,
     state: Any,
     site: Site,
+    own: Sequence[str],
 ) -> tuple[int, JobReturn]:
-    """Run one job in a process of the pool."""
+    """Run one job in a process of the pool, on one of the GPUs called own."""
     with at_work(site):
+        if os.getpid() != site.launcher:
+            gpus.take(own, Path(site.folder))
         return _run_job(loader, config, task_function, overrides, number, state)
 
 

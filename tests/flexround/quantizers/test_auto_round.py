@@ -26,7 +26,7 @@ def ours(case):
     target = x @ weight.T
     for batch in batches(case.iters):
         loss = reconstruction_loss(x[batch] @ quantizer(weight).T, target[batch], -1)
-        best.see(loss.item())
+        best.see(loss.detach())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

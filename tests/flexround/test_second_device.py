@@ -1,0 +1,233 @@
+"""Everything on a second device: a tensor that is left on the CPU fails here, GPU or not.
+
+The device is tests/stand_in.py's. Every file of conf/quant, conf/activation, conf/recon and
+conf/ranges runs on a network of convolutions and on one of tokens, and every family of language
+models once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+if "STAND_IN" not in os.environ:
+    pytest.skip("tests/test_second_device.py runs it", allow_module_level=True)
+
+import torch
+from torch import nn
+
+from experiment import ROOT
+from experiment.build import build
+from experiment.config import composed
+from flexround.calibration.calls import RecordedCalls
+from flexround.grid import Grid
+from flexround.models.language_adapter import LanguageAdapter
+from flexround.models.vision import VisionAdapter
+from flexround.reconstruction import optimize
+from tasks.language.tiny_families import FAMILIES, config_of
+from tests import stand_in
+from tests.flexround.reconstruction.test_reconstruction import BasicBlock
+
+transformers = pytest.importorskip("transformers", reason="the extra language is not installed")
+
+CPU = torch.device("cpu")
+TOKENS = {"input_ids": torch.arange(8).view(2, 4)}
+MIXTURES = ("mixtral", "qwen3_moe", "olmoe")
+LEARNED = ("adaquant", "adaquant_flexround", "adaround", "flexround", "lrq", "signround")
+SHORT = {"recon.iters": 3, "recon.act_iters": 3, "recon.batch_size": 2, "quant.rank": 3}
+
+
+def members(group):
+    return sorted(path.stem for path in Path(ROOT, "conf", group).glob("*.yaml"))
+
+
+@pytest.fixture
+def device(monkeypatch):
+    with (  # the CPU has a kernel for attention that other devices lack: both take the plain one
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        stand_in.used(monkeypatch) as made,
+    ):
+        yield made
+
+
+def convolutions(device):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU6(), BasicBlock(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+        )  # fmt: skip
+        adapter = VisionAdapter(net, torch.randn(2, 3, 8, 8), 8, device)
+        return adapter, [torch.randn(3, 3, 8, 8), torch.randn(3, 3, 8, 8)]
+
+
+def _small(family):
+    config = config_of(family)
+    config.vocab_size, config.pad_token_id = 128, None
+    return config
+
+
+def language(device, family="llama", padded=False):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        auto = transformers.AutoModelForCausalLM
+        if family == "bert":
+            auto = transformers.AutoModelForSequenceClassification
+        network = auto.from_config(_small(family)).eval()
+        batches = [{"input_ids": torch.randint(5, 120, (3, 20))} for _ in range(2)]
+    if padded:
+        for batch in batches:
+            mask = torch.ones(3, 20, dtype=torch.long)
+            mask[1, 15:] = 0
+            batch["attention_mask"] = mask
+    router = ["mlp.gate"] if family in MIXTURES else []
+    return LanguageAdapter(network, TOKENS, device, router), batches
+
+
+@functools.cache
+def configuration(*overrides):
+    cfg = composed(overrides)
+    for name, value in SHORT.items():
+        group, _, key = name.partition(".")
+        if key in cfg[group] and cfg[group][key]:
+            cfg[group][key] = value
+    return cfg
+
+
+def quantized(adapter, batches, *overrides):
+    """Return (integers by layer, the network's outputs) of a run with overrides."""
+    cfg = configuration(*overrides)
+    grid = Grid(cfg.bits, cfg.symmetric, build(cfg.granularity))
+    integers = build(cfg.recon)(
+        adapter, batches, quantizer=build(cfg.quant), grid=grid, ranges=build(cfg.ranges),
+        generator=torch.Generator().manual_seed(0), activation=build(cfg.activation),
+    )  # fmt: skip
+    with torch.no_grad():
+        return integers, [adapter.forward(batch) for batch in batches]
+
+
+def check_same(made, device, *overrides):
+    """Look that a run on device gives the CPU's integers and outputs."""
+    expected, outputs = quantized(*made(CPU), *overrides)
+    found, own = quantized(*made(device), *overrides)
+    assert found.keys() == expected.keys()
+    for name, integers in found.items():
+        assert integers.codes.device.type == device.type
+        moved = (integers.codes.cpu() != expected[name].codes).float().mean()
+        assert moved <= 2e-3, f"{name}: {moved:.1%} of the codes are others"
+    for output, wanted in zip(own, outputs, strict=True):
+        assert output.device.type == device.type
+        assert (output.cpu() - wanted).norm() <= 1e-2 * wanted.norm()
+
+
+LANGUAGE = ("model=tiny_llama", "granularity=per_group", "group_size=16", "ranges=min_max")
+
+
+@pytest.mark.parametrize("quant", members("quant"))
+def test_methods(device, quant):
+    if quant != "lrq":
+        check_same(convolutions, device, f"quant={quant}", "ranges=min_max")
+    if quant != "cdquant":  # whose many small steps take a stand-in long
+        check_same(partial(language, padded=True), device, f"quant={quant}", *LANGUAGE)
+
+
+@pytest.mark.parametrize("recon", ["block", "brecq", "qdrop", "layer"])
+@pytest.mark.parametrize("activation", members("activation"))
+def test_activations_in_every_setting(device, activation, recon):
+    own = (f"recon={recon}", f"activation={activation}")
+    if activation == "static_per_tensor":
+        check_same(convolutions, device, *own, "ranges=min_max")
+        check_same(language, device, *own, *LANGUAGE)
+    elif recon in ("block", "layer"):
+        kv = ["kv_bits=8"] if activation == "dynamic_per_token" else []
+        check_same(language, device, *own, *kv, *LANGUAGE)
+
+
+@pytest.mark.parametrize("ranges", members("ranges"))
+def test_ranges(device, ranges):
+    own = (f"ranges={ranges}", "activation=static_per_tensor", "quant=rtn", "symmetric=false")
+    check_same(convolutions, device, *own)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_families(device, family):
+    padded = family in ("bert", "mixtral")
+    quant = "quant=gptq" if family == "mixtral" else "quant=rtn"
+    check_same(partial(language, family=family, padded=padded), device, quant, *LANGUAGE)
+
+
+SETTINGS = {
+    "plain": (),
+    "keep_best": ("recon.keep_best=true",),
+    "layer": ("recon=layer",),
+    "qdrop": ("recon=qdrop", "activation=static_per_tensor"),
+    "brecq": ("recon=brecq", "activation=static_per_tensor"),
+    "per_token": ("activation=dynamic_per_token", "kv_bits=8"),
+}
+
+
+def waited(monkeypatch, made, *overrides):
+    """Return where the iterations of a run wait for the device, besides for the losses' curve."""
+    monkeypatch.setattr(optimize.UnitOptimizer, "_read", lambda *_: 0.0)
+    with stand_in.counting("run") as waits:
+        quantized(*made, *overrides)
+    return waits
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_an_iteration_waits_for_nothing(device, setting, monkeypatch):
+    made = language(device, padded=True)
+    assert not waited(monkeypatch, made, *SETTINGS[setting], *LANGUAGE)
+    if setting != "per_token":
+        assert not waited(monkeypatch, convolutions(device), *SETTINGS[setting], "ranges=min_max")
+
+
+@pytest.mark.parametrize("quant", LEARNED)
+def test_no_method_waits(device, quant, monkeypatch):
+    assert not waited(monkeypatch, language(device), f"quant={quant}", *LANGUAGE)
+
+
+def test_of_a_mixture_the_tokens_of_each_expert_are_waited_for(device, monkeypatch):
+    waits = waited(monkeypatch, language(device, "mixtral"), *LANGUAGE)
+    assert {place.partition(":")[0] for place in waits} == {"flexround/models/experts.py"}
+
+
+def test_what_is_waited_for_is_seen(device):
+    """The count itself: .item(), a branch, a copy home, the CPU's indices, a mask."""
+    x = torch.arange(6.0).to(device)
+
+    def operations():
+        yield lambda: x.sum().item()
+        yield lambda: bool((x > 0).all())
+        yield lambda: x.cpu()
+        yield lambda: x[torch.tensor([0, 1])]
+        yield lambda: x[x > 2]
+        yield lambda: torch.ones(6).to(device)
+
+    for operation in operations():
+        with stand_in.counting("replay") as waits:
+            module = partial(lambda run, _: (run(), x)[1], operation)
+            RecordedCalls(x).replay(module, torch.zeros(1), device, x)
+        assert sum(waits.values()) == 1
+
+
+def test_a_tensor_left_behind_is_refused(device):
+    x = torch.arange(6.0).to(device)
+    draws, own = torch.Generator(), torch.Generator(device)
+    for operation in (
+        lambda: x + torch.ones(6),
+        lambda: torch.ones(6).add_(x),
+        lambda: torch.ones(6)[x.long()],
+        lambda: x.view(2, 3) @ torch.ones(3, 1),
+        lambda: torch.stack([x.sum(), torch.tensor(1.0)]),
+        lambda: torch.where(x > 2, x, torch.ones(6)),
+        lambda: x.clone().random_(generator=draws),
+        lambda: torch.ones(6).random_(generator=own),
+    ):
+        with pytest.raises(RuntimeError, match="expected"):
+            operation()
+    assert torch.equal((x * torch.tensor(2.0)).cpu(), torch.arange(6.0) * 2), "a scalar may stay"

@@ -1,0 +1,122 @@
+"""One GPU for each run at a time: which there are, and who has which. No GPU is needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hydra_plugins.flexround_launchers import gpus
+
+ROOT = Path(__file__).resolve().parents[2]
+TWO = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-11111111-aaaa-0000-0000-000000000000)
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-22222222-aaaa-0000-0000-000000000000)
+"""
+CUT = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-11111111-aaaa-0000-0000-000000000000)
+  MIG 3g.20gb     Device  0: (UUID: MIG-33333333-aaaa-0000-0000-000000000000)
+  MIG 3g.20gb     Device  1: (UUID: MIG-44444444-aaaa-0000-0000-000000000000)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-22222222-aaaa-0000-0000-000000000000)
+"""
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Return a function that pretends what nvidia-smi -L prints, and what CUDA may see."""
+    monkeypatch.setattr(gpus, "PROC", tmp_path / "none")
+
+    def pretend(listed, visible=None, status=0):
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        (folder / "list").write_text(listed)
+        path = folder / "nvidia-smi"
+        path.write_text(f"#!/bin/sh\n[ $1 = -L ] && cat {folder}/list\nexit {status}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        if visible is None:
+            monkeypatch.delenv(gpus.VISIBLE, raising=False)
+        else:
+            monkeypatch.setenv(gpus.VISIBLE, visible)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [("", []), (TWO, ["GPU-1", "GPU-2"]), (CUT, ["MIG-3", "MIG-4", "GPU-2"])],
+)
+def test_the_machines_gpus_are_counted_a_cut_card_by_its_parts(machine, listed, expected):
+    machine(listed)
+    assert [name[:5] for name in gpus.visible()] == expected
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        ("", []), ("-1", []), ("none", []), ("NoDevFiles", []), ("1", ["1"]), ("1, 0", ["1", "0"]),
+        ("0,-1,1", ["0"]),  # CUDA stops at the first that is none
+        ("GPU-22222222", ["GPU-22222222"]),
+        ("MIG-GPU-11111111-aaaa/1/0,MIG-3333", ["MIG-GPU-11111111-aaaa/1/0", "MIG-3333"]),
+    ],
+)  # fmt: skip
+def test_what_cuda_is_told_to_see_counts(machine, visible, expected):
+    machine(TWO, visible)
+    assert gpus.visible() == expected
+
+
+def test_without_nvidia_smi_the_drivers_folders_are_counted(machine, tmp_path, monkeypatch):
+    machine("", status=9)
+    for name in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / "proc" / name).mkdir(parents=True)
+    assert gpus.visible() == []
+    monkeypatch.setattr(gpus, "PROC", tmp_path / "proc")
+    assert gpus.visible() == ["0", "1"]
+
+
+def test_more_runs_than_gpus_are_told_of():
+    assert gpus.shares(["0", "1"], 2) == "GPUs: 2, each run has one of its own"
+    assert "shared by 5 runs at a time, up to 3 on one" in gpus.shares(["0", "1"], 5)
+
+
+TAKE = """
+import os, sys
+from pathlib import Path
+from hydra_plugins.flexround_launchers import gpus
+gpus.take(["GPU-a", "GPU-b"], Path(sys.argv[1]))
+gpus.take(["GPU-a", "GPU-b"], Path(sys.argv[1]))
+print(os.environ["CUDA_VISIBLE_DEVICES"], "torch" in sys.modules, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_each_process_has_its_own_and_a_dead_ones_is_taken_again(tmp_path):
+    command = [sys.executable, "-c", TAKE, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def start():
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        return process, process.stdout.readline().split()
+
+    processes, seen = zip(*[start() for _ in range(3)], strict=True)
+    assert seen == (["GPU-a", "False"], ["GPU-b", "False"], ["GPU-a", "False"])
+    processes[1].kill()
+    processes[1].wait()
+    last, own = start()
+    assert own == ["GPU-b", "False"]
+    for process in (processes[0], processes[2], last):
+        process.communicate("")
+
+
+def test_a_sweeps_runs_see_one_gpu_each(machine, cli, tmp_path):
+    """Pretended ones: the runs themselves compute on the CPU."""
+    machine(TWO)
+    outcome = cli(
+        "-m", "model=efficientnet_lite0", "model.name=test_efficientnet", "quant=rtn",
+        "bits=3,2", "hydra/launcher=joblib", "device=cuda:1",
+    )  # fmt: skip
+    assert outcome.status == 1
+    assert "device=cuda:1: hydra/launcher=joblib gives each run a GPU of its own" in outcome.err
