@@ -3,8 +3,8 @@
 `python -m results html` writes it as a page with the runs behind it, `table02` sets ours beside the
 paper's Table 2, and `wandb` logs the leaderboard as a wandb table; `plot KIND` draws the records.
 `compare FIRST SECOND` sets two methods against each other on the same seeds and samples, `ablation
-SETTING` the values of one setting side by side. `rekey` names the records of an older version anew,
-`clean` lists what killed runs have left, and removes it when told to.
+SETTING` the values of one setting side by side. `rekey` renames records of an older version, and
+`clean` lists what killed runs have left.
 """
 
 from __future__ import annotations

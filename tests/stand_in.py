@@ -35,6 +35,7 @@ from flexround.calibration import activation_cache
 
 _PlainGenerator, _plain_tensor = torch.Generator, torch.tensor
 ROOT = Path(__file__).parents[1]
+OTHERS = ("tests", ".venv")  # whose lines are not the program's
 NAME = "standin"
 DEVICE_INDEX = 0
 aten = torch.ops.aten
@@ -338,7 +339,7 @@ def _count(packet: Any) -> None:
     place, names = None, set()
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and ROOT / "tests" not in path.parents:
+        if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] not in OTHERS:
             names.add(frame.f_code.co_name)
             place = place or f"{path.relative_to(ROOT)}:{frame.f_lineno}"
         frame = frame.f_back

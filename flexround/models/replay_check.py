@@ -32,10 +32,10 @@ def check_replay(adapter: LanguageAdapter, calls: RecordedCalls, first: Tokens) 
         with adapter.on_device(block):
             own = adapter.output_of(index, first, before, widen=True)
             output = own[0] if isinstance(own, tuple) else own
-            hidden = hidden.to(block.dtype)
+            rounding, hidden = _rounding(hidden, block.dtype), hidden.to(block.dtype)
             try:
                 replayed = calls.replay(block.module, torch.arange(1), adapter.device, hidden)
-                error = _error(replayed, output, hidden, counts)
+                error = _error(replayed, output, hidden, counts, rounding)
             except (RuntimeError, IndexError) as refused:
                 raise ValueError(_refusal(block.name, str(refused).splitlines()[0])) from refused
         if not torch.isfinite(output[counts]).all():
@@ -47,10 +47,19 @@ def check_replay(adapter: LanguageAdapter, calls: RecordedCalls, first: Tokens) 
         calls = calls.with_inputs(calls.inputs)
 
 
-def _error(replayed: Tensor, output: Tensor, hidden: Tensor, counts: Tensor) -> float:
+def _rounding(hidden: Tensor, dtype: torch.dtype) -> float:
+    """Return how far the first inputs, which are held in half precision, are from the model's."""
+    eps = torch.finfo(hidden.dtype).eps
+    return eps if eps > torch.finfo(dtype).eps else 0.0
+
+
+def _error(
+    replayed: Tensor, output: Tensor, hidden: Tensor, counts: Tensor, rounding: float
+) -> float:
     """Return the replayed output's error as a share of what is allowed."""
     change = output - hidden if output.shape == hidden.shape else output
-    allowed = OF_CHANGE * change[counts].norm() + OF_OUTPUT * output[counts].norm()
+    of_output = OF_OUTPUT + rounding
+    allowed = OF_CHANGE * change[counts].norm() + of_output * output[counts].norm()
     error = (replayed - output)[counts].norm() / allowed.clamp(min=1e-30)
     return float(error)
 

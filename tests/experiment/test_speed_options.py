@@ -83,3 +83,12 @@ def test_no_compiler_is_told(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match=r"compile=true needs a C\+\+ compiler, and no-such"):
         check_compiler(CPU)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_bert"])
+def test_streams_in_half_precision_are_no_other_architecture(cli, model, dtype):
+    pytest.importorskip("transformers", reason="the extra language is not installed")
+    short = ("recon.iters=1", "num_samples=8", "recon.batch_size=4")
+    outcome = cli(f"model={model}", "quant=flexround", *short, f"stream_dtype={dtype}")
+    assert outcome.status == 0, outcome.err
