@@ -16,6 +16,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiment import ROOT
+from flexround.utils.arguments import shown
 from flexround.utils.file_errors import number_of, told
 
 FULL = "HYDRA_FULL_ERROR"
@@ -47,11 +48,11 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        sys.exit(f"error: {one_line(error)}")
+        sys.exit(f"error: {shown(one_line(error))}")
     except OSError as error:  # of Hydra's own folder, before there is a run
-        if number_of(error) is None:
-            raise
-        sys.exit(f"error: {told(error)} ({PLACES})")
+        known = number_of(error) is not None
+        what = told(error) if known else f"{error.filename}: {error.strerror or error}"
+        sys.exit(f"error: {shown(what)} ({PLACES})")
     finally:
         del os.environ[FULL]
 

@@ -13,6 +13,7 @@ from hydra.types import RunMode
 
 from experiment.errors import PLACES
 from experiment.sweeps.jobs import OUTCOME, facts_in, write_facts
+from flexround.utils.arguments import shown
 from flexround.utils.file_errors import number_of, told
 from flexround.utils.leaving import faults
 from flexround.utils.packages import missing_package
@@ -58,7 +59,7 @@ def _is_shortage(error: Exception) -> bool:
 
 
 def _end(error: str) -> None:
-    error = " ".join(error.split())
+    error = shown(" ".join(error.split()))
     if not _in_sweep():
         sys.exit(f"error: {error}")
     log.error("error: %s", error)

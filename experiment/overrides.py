@@ -13,6 +13,7 @@ from experiment import ROOT
 from experiment.config import RunConfig
 from experiment.errors import members
 from experiment.values import check_value
+from flexround.utils.arguments import shown
 
 # Runs of one sweep: more than anyone waits for, and what lists of them still fit into memory.
 LARGEST = 100_000
@@ -28,6 +29,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
             too large.
         HydraException: when Hydra can't read one of them.
     """
+    for text in overrides:
+        if shown(text) != text:
+            raise ValueError(f"{text} holds a character that can't be printed; give it without")
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     given: dict[str, str] = {}
     for override in parsed:

@@ -7,12 +7,13 @@ finite and of a size that torch and numpy take, a text is one that can name a fi
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from flexround.utils.arguments import shown
 
 INTEGER = 2**31 - 1  # a C int's largest: sizes and counts are handed to code that has no larger one
 FLOAT = 3.4028234663852886e38  # float32's largest
@@ -72,11 +73,11 @@ def _check_number(name: str, value: float) -> None:
 
 
 def _check_text(name: str, value: str) -> None:
-    shown = f"{name}={value!r}"
+    told = f"{name}={value!r}"
     if not value.strip():
-        raise ValueError(f"{shown}: there is nothing in it; leave it out, or give it a value")
-    if any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
-        raise ValueError(f"{shown} holds a character that can't be printed; give it without")
+        raise ValueError(f"{told}: there is nothing in it; leave it out, or give it a value")
+    if shown(value) != value:
+        raise ValueError(f"{told} holds a character that can't be printed; give it without")
     parts = [len(part) for part in value.encode().split(b"/")]
     if max(parts) > PART or len(value.encode()) > PATH:
         raise ValueError(
@@ -87,9 +88,9 @@ def _check_text(name: str, value: str) -> None:
         try:
             whole = Path(value).expanduser()
         except RuntimeError as error:
-            raise ValueError(f"{shown}: there is no such home; give the whole path") from error
+            raise ValueError(f"{told}: there is no such home; give the whole path") from error
         if name in FOLDERS:
-            raise ValueError(f"{shown}: ~ is not expanded here; give the whole path, {whole}")
+            raise ValueError(f"{told}: ~ is not expanded here; give the whole path, {whole}")
 
 
 def _plain(node: Any) -> Any:

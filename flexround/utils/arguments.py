@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import NoReturn
+
+# Categories of characters: control, half of a pair, separators of lines and paragraphs.
+STEERING = ("Cc", "Cs", "Zl", "Zp")
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -13,8 +17,16 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print message with the way to the usage, and exit."""
-        print(f"error: {' '.join(message.split())}; {self.prog} --help tells more", file=sys.stderr)
+        print(
+            f"error: {shown(' '.join(message.split()))}; {self.prog} --help tells more",
+            file=sys.stderr,
+        )
         sys.exit(2)
+
+
+def shown(text: str) -> str:
+    """Return text with what steers a terminal, or is no character, written as an escape."""
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in STEERING else c for c in text)
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -28,5 +40,5 @@ def check_words(words: Sequence[str]) -> None:
         value = word.partition("=")[2] if word.startswith("--") and "=" in word else word
         if not value.strip():
             raise ValueError(f"{word!r}{after} is empty; give it a value, or leave it out")
-        if not word.isprintable():
+        if shown(word) != word:
             raise ValueError(f"{word!r}{after} holds a character that can't be printed")
