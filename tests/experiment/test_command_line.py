@@ -176,3 +176,12 @@ def test_overrides_of_an_artifact_stand_on_both_sides_of_an_option(monkeypatch):
         artifact.main(["inspect", "PATH", "a=1"])
     with pytest.raises(SystemExit):
         artifact.main(["eval", "PATH", "a=1", "-x"])
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "/dev/null/x", "/proc/self/mem/x"])
+def test_a_folder_of_hydras_that_can_not_be_made_is_one_line(cli, place):
+    outcome = cli(*TINY, "quant=rtn", f"hydra.run.dir={place}")
+    assert outcome.status == 1
+    (line,) = outcome.err.splitlines()
+    assert line.startswith(f"error: {place}")
+    assert "hydra.run.dir=" in line
