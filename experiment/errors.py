@@ -25,6 +25,8 @@ PLACES = (
     "hydra.run.dir=, of a sweep hydra.sweep.dir=, results_dir=, cache_dir=, checkpoints_dir= and "
     "logger.dir= say where a command writes"
 )
+# What OmegaConf raises where it takes a slip of ours for one of its own.
+ASSERTED = (AssertionError, AttributeError, TypeError, KeyError, IndexError)
 # By what OmegaConf says of a value of another type: what a user gives instead.
 WANTED = {
     "to Integer": "a whole number",
@@ -49,6 +51,10 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         sys.exit(f"error: {shown(one_line(error))}")
+    except ASSERTED as error:
+        if not _is_of_hydra(error):
+            raise
+        sys.exit(f"error: {shown(_not_composed(error))}")
     except OSError as error:  # of Hydra's own folder, before there is a run
         known = number_of(error) is not None
         what = told(error) if known else f"{error.filename}: {error.strerror or error}"
@@ -64,6 +70,26 @@ def value_errors() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(one_line(error)) from error
+    except ASSERTED as error:
+        if not _is_of_hydra(error):
+            raise
+        raise ValueError(_not_composed(error)) from error
+
+
+def _is_of_hydra(error: Exception) -> bool:
+    """Return whether Hydra or OmegaConf has raised error itself."""
+    found = error.__traceback__
+    while found is not None and found.tb_next is not None:
+        found = found.tb_next
+    module = "" if found is None else str(found.tb_frame.f_globals.get("__name__"))
+    return module.partition(".")[0] in ("hydra", "omegaconf")
+
+
+def _not_composed(error: Exception) -> str:
+    return (
+        f"the options do not compose ({' '.join(str(error).split())}); is one of them below "
+        "another that is a value, such as preprocessing.mean.x=1?"
+    )
 
 
 def one_line(error: Exception) -> str:

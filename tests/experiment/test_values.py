@@ -18,6 +18,7 @@ from experiment.sweeps.jobs import OUTCOME, facts_in
 from experiment.values import BOUNDS, INTEGER, check_every_value, check_value
 from flexround.utils.arguments import ArgumentParser, check_words
 from results.__main__ import main as results
+from tests.conftest import TINY
 
 
 @given(st.sampled_from(sorted(BOUNDS)), st.integers(-(2**70), 2**70))
@@ -186,3 +187,13 @@ def test_arguments_hold_something():
         check_words(["html", "--out="])
     with pytest.raises(SystemExit, match="2"):
         ArgumentParser(prog="p").parse_args(["x"])
+
+
+@pytest.mark.parametrize("text", ["preprocessing.std.x=/nowhere", "preprocessing.mean.a.b=1"])
+def test_an_option_below_a_value_is_one_line(cli, text):
+    outcome = cli(*TINY, "quant=rtn", text)
+    assert outcome.status == 1
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: ")
+    with pytest.raises(ValueError, match=r"compose|preprocessing"):
+        composed([text])
