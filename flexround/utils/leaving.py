@@ -43,6 +43,7 @@ class _State:
         self.listens = self.quiet = False
         self.first: list[Callable[[], None]] = []
         self.undo: list[Callable[[], None]] = []
+        self.doors = 0  # opened and closed: a signal is that of the door that was open
         self.wakes: int | None = None  # the file that the system writes signals to
 
 
@@ -90,6 +91,7 @@ def door(way_on: str = "") -> Iterator[None]:
         SystemExit: with 128 + the signal's number.
     """
     _state.number, _state.way_on = None, way_on
+    _state.doors += 1
     _state.first.clear()
     _state.undo.clear()
     before = _hold()
@@ -102,6 +104,7 @@ def door(way_on: str = "") -> Iterator[None]:
             raise
     finally:
         if _state.number is None:
+            _state.doors += 1
             _release(before)
     if _state.number is None:
         return
@@ -110,7 +113,8 @@ def door(way_on: str = "") -> Iterator[None]:
         logging.disable()  # what libraries say at their own end
         for number in WORDS:  # the key pressed twice; `_watch` sees to it that there is an end
             signal.signal(number, signal.SIG_IGN)
-    else:
+    else:  # a caller that goes on
+        _state.doors += 1
         _release(before)
     if not _state.quiet:
         print(_line(), file=sys.stderr)
@@ -209,17 +213,21 @@ def _watch(read: int) -> None:
         number = os.read(read, 1)[0]
         if number not in WORDS:
             continue
-        deadline = time.monotonic() + GRACE
+        deadline, door = time.monotonic() + GRACE, _state.doors
         for pause in (NUDGE, 10 * NUDGE):
             time.sleep(pause)
-            if _state.number is None and signal.getsignal(number) is _raise:
+            if _state.doors == door and _state.number is None and _raises(number):
                 # Of two signals at once the system may hand the first to another thread as well;
                 # the main one then goes on sleeping.
                 signal.pthread_kill(threading.main_thread().ident or 0, number)
         time.sleep(max(0.0, deadline - time.monotonic()))
-        if _state.number is not None or signal.getsignal(number) is _raise:
+        if _state.doors == door and (_state.number is not None or _raises(number)):
             _state.number = _state.number or number
             _end()
+
+
+def _raises(number: int) -> bool:
+    return signal.getsignal(number) is _raise
 
 
 def _end() -> None:

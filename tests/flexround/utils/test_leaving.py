@@ -159,3 +159,16 @@ def test_a_mark_tells_whether_its_process_lives():
     assert processes.lives(reused) is False
     assert processes.lives(own.replace(own[:8], "0" * 8)) is None
     assert processes.lives("of another version") is None
+
+
+def test_a_signal_that_a_door_has_told_of_ends_no_later_one(monkeypatch, capsys):
+    """Neither when the main thread is told again, nor when what goes on is ended."""
+    monkeypatch.setattr(leaving, "GRACE", 0.3)
+    with pytest.raises(SystemExit), leaving.door("go on with it"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    deadline = time.monotonic() + 1.5
+    while time.monotonic() < deadline:
+        with leaving.door():
+            time.sleep(0.1)
+    assert capsys.readouterr().err == "ended by SIGTERM; go on with it\n"
