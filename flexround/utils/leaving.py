@@ -9,6 +9,7 @@ the process ends at once, and only what was told to `undoing` is given back.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -44,6 +45,7 @@ class _State:
         self.first: list[Callable[[], None]] = []
         self.undo: list[Callable[[], None]] = []
         self.doors = 0  # opened and closed: a signal is that of the door that was open
+        self.heard: dict[int, float] = {}  # when the main thread has last heard of each signal
         self.wakes: int | None = None  # the file that the system writes signals to
 
 
@@ -181,6 +183,7 @@ def _release(before: dict[int, Any]) -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
+    _state.heard[number] = time.monotonic()
     if _state.number is not None:
         if time.monotonic() - _state.since > INSISTS:
             _end()
@@ -213,21 +216,24 @@ def _watch(read: int) -> None:
         number = os.read(read, 1)[0]
         if number not in WORDS:
             continue
-        deadline, door = time.monotonic() + GRACE, _state.doors
+        came, door = time.monotonic(), _state.doors
         for pause in (NUDGE, 10 * NUDGE):
             time.sleep(pause)
-            if _state.doors == door and _state.number is None and _raises(number):
+            if _state.doors == door and _is_lost(number, came):
                 # Of two signals at once the system may hand the first to another thread as well;
                 # the main one then goes on sleeping.
                 signal.pthread_kill(threading.main_thread().ident or 0, number)
-        time.sleep(max(0.0, deadline - time.monotonic()))
-        if _state.doors == door and (_state.number is not None or _raises(number)):
+        time.sleep(max(0.0, came + GRACE - time.monotonic()))
+        if _state.doors == door and (_state.number is not None or _is_lost(number, came)):
             _state.number = _state.number or number
             _end()
 
 
-def _raises(number: int) -> bool:
-    return signal.getsignal(number) is _raise
+def _is_lost(number: int, came: float) -> bool:
+    """Return whether the main thread is to raise for a signal and has not heard of it."""
+    # This thread may come to it long after the main one.
+    heard = _state.heard.get(number, -math.inf) > came - INSISTS
+    return signal.getsignal(number) is _raise and not heard
 
 
 def _end() -> None:

@@ -164,9 +164,14 @@ def test_a_mark_tells_whether_its_process_lives():
 def test_a_signal_that_a_door_has_told_of_ends_no_later_one(monkeypatch, capsys):
     """Neither when the main thread is told again, nor when what goes on is ended."""
     monkeypatch.setattr(leaving, "GRACE", 0.3)
-    with pytest.raises(SystemExit), leaving.door("go on with it"):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+
+    def told():
+        with leaving.door("go on with it"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(SystemExit):
+        told()
     deadline = time.monotonic() + 1.5
     while time.monotonic() < deadline:
         with leaving.door():
