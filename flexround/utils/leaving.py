@@ -120,7 +120,10 @@ def door(way_on: str = "") -> Iterator[None]:
         _release(before)
     if not _state.quiet:
         print(_line(), file=sys.stderr)
-    raise SystemExit(128 + _state.number)
+    number = _state.number
+    if not _state.listens:
+        _state.number = None
+    raise SystemExit(128 + number)
 
 
 @contextmanager

@@ -172,6 +172,8 @@ def test_a_signal_that_a_door_has_told_of_ends_no_later_one(monkeypatch, capsys)
 
     with pytest.raises(SystemExit):
         told()
+    with pytest.raises(ZeroDivisionError), leaving.faults():
+        raise ZeroDivisionError  # not the signal's
     deadline = time.monotonic() + 1.5
     while time.monotonic() < deadline:
         with leaving.door():
