@@ -27,6 +27,7 @@ PLACES = (
 )
 # What OmegaConf raises where it takes a slip of ours for one of its own.
 ASSERTED = (AssertionError, AttributeError, TypeError, KeyError, IndexError)
+REFUSED = (HydraException, OmegaConfBaseException, *ASSERTED)
 # By what OmegaConf says of a value of another type: what a user gives instead.
 WANTED = {
     "to Integer": "a whole number",
@@ -49,12 +50,10 @@ def one_line_errors() -> Iterator[None]:
     os.environ[FULL] = "1"  # so that Hydra raises instead of printing its own several lines
     try:
         yield
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        sys.exit(f"error: {shown(one_line(error))}")
-    except ASSERTED as error:
-        if not _is_of_hydra(error):
+    except (*REFUSED, ValueError) as error:
+        if not isinstance(error, ValueError) and not _is_refusal(error):
             raise
-        sys.exit(f"error: {shown(_not_composed(error))}")
+        sys.exit(f"error: {shown(one_line(error))}")
     except OSError as error:  # of Hydra's own folder, before there is a run
         known = number_of(error) is not None
         what = told(error) if known else f"{error.filename}: {error.strerror or error}"
@@ -68,16 +67,16 @@ def value_errors() -> Iterator[None]:
     """Turn what Hydra refuses into a ValueError of one line."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(one_line(error)) from error
-    except ASSERTED as error:
-        if not _is_of_hydra(error):
+    except REFUSED as error:
+        if not _is_refusal(error):
             raise
-        raise ValueError(_not_composed(error)) from error
+        raise ValueError(one_line(error)) from error
 
 
-def _is_of_hydra(error: Exception) -> bool:
-    """Return whether Hydra or OmegaConf has raised error itself."""
+def _is_refusal(error: Exception) -> bool:
+    """Return whether error is one of REFUSED that Hydra or OmegaConf has raised itself."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return True
     found = error.__traceback__
     while found is not None and found.tb_next is not None:
         found = found.tb_next
@@ -85,17 +84,15 @@ def _is_of_hydra(error: Exception) -> bool:
     return module.partition(".")[0] in ("hydra", "omegaconf")
 
 
-def _not_composed(error: Exception) -> str:
-    return (
-        f"the options do not compose ({' '.join(str(error).split())}); is one of them below "
-        "another that is a value, such as preprocessing.mean.x=1?"
-    )
-
-
 def one_line(error: Exception) -> str:
     """Return what Hydra or OmegaConf refuses on one line, with the way out."""
     if isinstance(error, OverrideParseException):
         return _unparsed(error)
+    if isinstance(error, ASSERTED) and not isinstance(error, OmegaConfBaseException):
+        return (
+            f"the options do not compose ({' '.join(str(error).split())}); is one of them below "
+            "another that is a value, such as preprocessing.mean.x=1?"
+        )
     text = _sentences(str(error))
     if "INTERVAL_SWEEP" in text:
         return "interval() names no values that a sweep could run; give range(a,b,step) or a list"

@@ -55,7 +55,7 @@ def _execute(job: Job, threads: int) -> Record:
         draft.watch(task, log, logger)
         draft.threads, draft.processor = threads, processor()
         rehearse(cfg, task, model, device, checks)
-        own = Resources.of(job)
+        own = Resources.of(job, device)
         draft.device = device_name(own.device)
 
         offload = own.activations if cfg.offload else None

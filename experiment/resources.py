@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from experiment.device import device_of, kind_of
+from experiment.device import kind_of
 from experiment.identity import FULL_STREAMS
 from experiment.job import Job
 from experiment.shared_cache import Cache
@@ -34,14 +34,12 @@ class Resources:
     shared: Cache
 
     @classmethod
-    def of(cls, job: Job) -> Resources:
-        """Return the resources of job.
+    def of(cls, job: Job, device: torch.device) -> Resources:
+        """Return the resources of job on device.
 
         Raises:
-            ValueError: when the machine lacks the device, or activations are to be spilled to a
-                folder that can't be written.
+            ValueError: when activations are to be spilled to a folder that can't be written.
         """
-        device = device_of(job.cfg.device)
         shared = Cache(Path(job.cfg.cache_dir, "shared"), job.cfg.cache_gib)
         return cls(device, _activations(job), _checkpoints(job, device), shared)
 

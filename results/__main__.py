@@ -25,7 +25,7 @@ from pathlib import Path
 from flexround.utils.arguments import ArgumentParser, check_words
 from flexround.utils.file_errors import storage_errors
 from results.records.record import Record
-from results.records.selection import facts, nearest, select
+from results.records.selection import select, why_none
 from results.records.store import Store
 from results.tables.leaderboard import FORMATS, leaderboard, render
 
@@ -223,7 +223,7 @@ def _chosen(args: argparse.Namespace) -> list[Record]:
         raise ValueError(f"no records in {args.results_dir}; python run.py writes them")
     chosen = select(records, where)
     if not chosen:
-        raise ValueError(_none(records, where))
+        raise ValueError(why_none(records, where))
     return chosen
 
 
@@ -234,17 +234,6 @@ def _whole(folder: Path, rows: Sequence[Record]) -> list[Record]:
     if len(found) < len(rows):  # a file is called otherwise than its run
         found = [record for record in Store(folder).load() if record.run_id in names]
     return found
-
-
-def _none(records: Sequence[Record], where: dict[str, str]) -> str:
-    """Return which part of where no record has, with the values most like it."""
-    for name, value in where.items():
-        if not select(records, {name: value}):
-            values = {str(facts(r)[name]) for r in records if name in facts(r)}
-            told = f"{name}={value}{nearest(value, values)}"
-            return f"none of the {len(records)} records has {told}"
-    told = " and ".join(f"{name}={value}" for name, value in where.items())
-    return f"none of the {len(records)} records has {told} together"
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from flexround.utils.arguments import ArgumentParser
 from results.records.leftovers import Leftover, leftovers
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -17,7 +17,7 @@ def command(argv: Sequence[str], results: Path, cache: Path) -> str:
     Raises:
         ValueError: for a folder that is none, or what can't be removed.
     """
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m results clean",
         description="List what killed runs have left: parts of files, claims of the dead, "
         "checkpoints of finished runs. Nothing of a run at work, or of one that can go on.",

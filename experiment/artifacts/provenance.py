@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiment.values import MOST_THREADS
 from flexround.artifact.header import locate, read_header
 from results.records.record import Record
-
-MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)

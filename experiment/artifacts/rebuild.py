@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from experiment.artifacts.model_card import words
 from experiment.artifacts.provenance import provenance_of
@@ -18,6 +17,7 @@ from experiment.artifacts.stated_overrides import composable
 from experiment.build import build, check_plugins, validate
 from experiment.config import composed
 from experiment.device import device_of
+from experiment.threads import running_on
 from flexround.artifact.artifact import Artifact, size_of
 from flexround.artifact.file_format import read
 from flexround.artifact.header import locate
@@ -93,13 +93,8 @@ def evaluate(path: str, overrides: Sequence[str]) -> str:
         ValueError: when the main metric is another one.
     """
     made = provenance_of(path)
-    before = torch.get_num_threads()
-    torch.set_num_threads(made.threads)  # they decide the last bits of a sum
-    try:
-        rebuilt = rebuild(path, overrides)
-        metrics = _measured(rebuilt, path)
-    finally:
-        torch.set_num_threads(before)
+    with running_on(made.threads):  # they decide the last bits of a sum
+        metrics = _measured(rebuild(path, overrides), path)
     name, value = made.metric, metrics.get(made.metric)
     if value != made.value:
         raise ValueError(

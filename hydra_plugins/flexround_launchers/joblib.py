@@ -132,7 +132,7 @@ class JoblibLauncher(Launcher):
         with Workers(pool, self.config.hydra.sweep.dir) as workers:
             jobs = (
                 delayed(_job)(
-                    *self.start, list(todo[number]), number, state, workers.site, self.gpus
+                    workers.site, self.gpus, *self.start, list(todo[number]), number, state
                 )
                 for number in numbers
             )
@@ -141,21 +141,12 @@ class JoblibLauncher(Launcher):
             yield from results
 
 
-def _job(
-    loader: ConfigLoader,
-    config: DictConfig,
-    task_function: TaskFunction,
-    overrides: list[str],
-    number: int,
-    state: Any,
-    site: Site,
-    own: Sequence[str],
-) -> tuple[int, JobReturn]:
+def _job(site: Site, own: Sequence[str], *job: Any) -> tuple[int, JobReturn]:
     """Run one job in a process of the pool, on one of the GPUs called own."""
     with at_work(site):
         if os.getpid() != site.launcher:
             gpus.take(own, Path(site.folder))
-        return _run_job(loader, config, task_function, overrides, number, state)
+        return _run_job(*job)
 
 
 def _run_job(

@@ -37,6 +37,17 @@ def select(records: Sequence[Record], where: dict[str, str]) -> list[Record]:
     return chosen
 
 
+def why_none(records: Sequence[Record], where: dict[str, str]) -> str:
+    """Return which part of where no record has, with the values most like it."""
+    for name, value in where.items():
+        if not select(records, {name: value}):
+            values = {str(facts(r)[name]) for r in records if name in facts(r)}
+            told = f"{name}={value}{nearest(value, values)}"
+            return f"none of the {len(records)} records has {told}"
+    told = " and ".join(f"{name}={value}" for name, value in where.items())
+    return f"none of the {len(records)} records has {told} together"
+
+
 def check_known(records: Sequence[Record], key: str, option: str) -> None:
     """Check that some record has key among its facts.
 
