@@ -27,9 +27,11 @@ class Outcome:
     err: str
 
 
-# What a shell starts in the background ignores Ctrl-C, and so would the commands of the tests.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What a shell starts in the background ignores Ctrl-C, under nohup a hangup too, and so would the
+# commands of the tests; a handler goes on ignoring it here and is none of theirs.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 # A busy machine is no failure.
 settings.register_profile("default", deadline=None)

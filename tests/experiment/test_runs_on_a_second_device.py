@@ -11,7 +11,7 @@ if "STAND_IN" not in os.environ:
 
 import torch
 
-from experiment import device, execute, resources
+from experiment import device, execute
 from results.records.store import Store
 from tests import stand_in
 from tests.conftest import TINY
@@ -36,7 +36,7 @@ def test_a_run_is_the_cpus(cli, tmp_path, monkeypatch, name):
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         expected = record_of(cli(*args, f"results_dir={tmp_path}/cpu"), tmp_path / "cpu")
         with stand_in.used(monkeypatch) as made:
-            for module in (device, execute, resources):
+            for module in (device, execute):
                 monkeypatch.setattr(module, "device_of", lambda _: made)
             found = record_of(cli(*args, f"results_dir={tmp_path}/gpu"), tmp_path / "gpu")
     assert found.device == str(made)
