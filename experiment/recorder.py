@@ -90,7 +90,7 @@ def recording(
     """
     replaces = store.replaced(base["run_id"])
     draft = Draft(base, "" if replaces is None else f"-after-{_digits(replaces)}")
-    started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
     clock = time.perf_counter()
 
     def record(error: str | None) -> Record:
@@ -143,7 +143,7 @@ def recording(
 
 
 def _digits(moment: str) -> str:
-    return "".join(c for c in moment if c.isdigit())[:14]
+    return "".join(c for c in moment.partition("+")[0] if c.isdigit())
 
 
 def _check(draft: Draft) -> None:
