@@ -1,11 +1,12 @@
 """Our methods against their authors' code: the share of identical codes on the same inputs.
 
 `python -m benchmarks.authors --repositories DIR` prints it for every repository that DIR holds a
-clone of: BRECQ, CalibTIP, FlexRound_LRQ, QDrop, auto-round, gptq. With --data-dir, WikiText2's
-files, the layers are real ones (SmolLM2-135M), else random ones. Weights, first ranges, batches,
-rates and iterations are the same on both sides; theirs run with the gradient of torch.clamp that
-they were written for. Methods whose optimizer is Adam are compared in float64: it divides each
-gradient by its own size, and in float32 the order of sums decides many that are nearly zero.
+clone of: BRECQ, CalibTIP, FlexRound_LRQ, GPTAQ, QDrop, auto-round, gptq. With --data-dir,
+WikiText2's files, the layers are real ones (SmolLM2-135M), else random ones. Weights, first ranges,
+batches, rates and iterations are the same on both sides; theirs run with the gradient of
+torch.clamp that they were written for. Methods whose optimizer is Adam are compared in float64: it
+divides each gradient by its own size, and in float32 the order of sums decides many that are nearly
+zero.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.authors_of_solvers import gptaq, gptq
 from benchmarks.layer_set import RealLayer, layer_set
 from benchmarks.side_by_side import Theirs, importing, same, trained
 from flexround.activations.quantizers import TensorQuantizer
@@ -29,7 +31,6 @@ from flexround.quantizers.flexround import FlexRound
 from flexround.quantizers.lrq import LRQ
 from flexround.quantizers.signround import SignRound
 from flexround.ranges import LpSearch, MinMax
-from flexround.solvers.gptq import GPTQ
 
 Adam = partial(torch.optim.Adam, fused=True)
 RANK = 16
@@ -165,26 +166,6 @@ def lsq(layer: RealLayer, bits: int) -> float:
     return (levels[0] == levels[1]).float().mean().item()
 
 
-def gptq(layer: RealLayer, bits: int, act_order: bool) -> float:
-    """GPTQ: IST-DASLab's fasterquant."""
-    from gptq import GPTQ as Official
-    from gptq import Quantizer
-
-    module = nn.Linear(*reversed(layer.weight.shape), bias=False).requires_grad_(False)
-    module.weight.copy_(layer.weight)
-    theirs = Official(module)
-    theirs.quantizer = Quantizer()
-    theirs.quantizer.configure(bits, perchannel=True, sym=False, mse=False)
-    for sequence in layer.inputs:
-        theirs.add_batch(sequence[None], None)
-    hessian = theirs.H.double()[None]
-    torch.cuda.synchronize = lambda *_: None
-    theirs.fasterquant(actorder=act_order)
-    ours = GPTQ(128, 0.01, act_order, False, False, "ranges")
-    found = ours.quantize(layer.weight, hessian, Grid(bits, False, PerChannel()), MinMax())
-    return same(found, module.weight)
-
-
 PEERS: dict[str, tuple[str, Callable[[RealLayer, int], float]]] = {
     "FlexRound": ("FlexRound_LRQ", partial(division, low_rank=False)),
     "LRQ": ("FlexRound_LRQ", partial(division, low_rank=True)),
@@ -195,6 +176,8 @@ PEERS: dict[str, tuple[str, Callable[[RealLayer, int], float]]] = {
     "SignRound, symmetric": ("auto-round", partial(signround, symmetric=True)),
     "GPTQ": ("gptq", partial(gptq, act_order=False)),
     "GPTQ, act-order": ("gptq", partial(gptq, act_order=True)),
+    "GPTAQ, one block": ("GPTAQ/fake_quant", partial(gptaq, block_size=1 << 20)),
+    "GPTAQ": ("GPTAQ/fake_quant", partial(gptaq, block_size=32)),
 }
 ADAM = ("FlexRound_LRQ", "BRECQ", "CalibTIP", "QDrop")
 

@@ -24,10 +24,11 @@ from flexround.reconstruction.block_walk import BlockAtWork, Walk, block_walk
 from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.checkpoints import Checkpoints, NoCheckpoints
 from flexround.reconstruction.checks import Checked, check_finite_samples, check_model, check_sites
+from flexround.reconstruction.drift import ExactBlock, check_no_experts
 from flexround.reconstruction.report import BlockReport, Stopwatch, thin
 from flexround.reconstruction.room import SOLVED, check_room
 from flexround.reconstruction.snapshots import pack, unpack
-from flexround.solvers.base import Solution, Solver, solve_layer
+from flexround.solvers.base import DriftSolver, Solution, Solver, solve_layer
 from flexround.solvers.hessian import Hessians
 from flexround.structure import Block, Layer
 
@@ -67,10 +68,10 @@ class Solve:
     ) -> dict[str, QuantizedTensor]:
         """Quantize adapter's model in place and return each layer's integers by name.
 
-        Nothing is drawn, and full-precision outputs are no targets: generator and full_precision
-        have no part. Blocks that checkpoints has are taken from there. cache says how the
-        activations of the calibration set are held, checked what `check` has found where it was
-        called before.
+        Nothing is drawn: generator has no part, and full_precision only under a solver that looks
+        at the drift of a layer's inputs. Blocks that checkpoints has are taken from there. cache
+        says how the activations of the calibration set are held, checked what `check` has found
+        where it was called before.
 
         Raises:
             ValueError: when a layer can't be solved; names it.
@@ -83,10 +84,13 @@ class Solve:
         activations = None
         if activation is not None:
             activations = Activations(blocks, activation, ranges, generator)
-        mask = adapter.loss_mask(calibration)
+        mask, given = adapter.loss_mask(calibration), None
+        if isinstance(quantizer, DriftSolver):
+            given = full_precision or FullPrecisionOutputs()
         job = _LayerJob(self, adapter, quantizer, grid, ranges, activations, mask)
         walk = Walk(
             adapter, calibration, cache or ActivationCache(), self.batch_size,
+            full_precision=given,
             activations_on=None if activations is None else activations.on,
         )  # fmt: skip
         if activations is not None and activations.ranges_from == "fp":
@@ -129,6 +133,8 @@ class Solve:
                 be quantized.
         """
         quantizer.check_grid(grid)
+        if isinstance(quantizer, DriftSolver):
+            check_no_experts(quantizer, adapter)
         check_finite_samples(adapter, calibration)
         checked = check_model(adapter, grid, RTN)
         check_room(adapter, SOLVED)
@@ -157,8 +163,9 @@ class _LayerJob:
         """Return the integers of a block's layers, solved on its plain calls, and the report."""
         watch = Stopwatch(self.adapter.device)
         block, found = work.block, list[Solution]()
+        exact = ExactBlock(work) if isinstance(self.solver, DriftSolver) else None
         for layers in self._solved_at_once(block, work.plain):
-            hessians = self._hessians(layers, work)
+            hessians = self._hessians(layers, work, exact)
             found += [
                 solve_layer(layer, hessians, self.solver, self.grid, self.ranges)
                 for layer in layers
@@ -196,13 +203,21 @@ class _LayerJob:
             sets.setdefault(_place(layer, first_calls[module]), []).append(layer)
         return list(sets.values())
 
-    def _hessians(self, layers: Sequence[Layer], work: BlockAtWork) -> Hessians:
-        """Return the Hessians of layers on the plain calls of the block at work."""
+    def _hessians(
+        self, layers: Sequence[Layer], work: BlockAtWork, exact: ExactBlock | None
+    ) -> Hessians:
+        """Return the Hessians of layers on the plain calls of the block at work.
+
+        With exact, the block as it came, they are those of the quantized calls, and the plain ones
+        tell how far the inputs have drifted.
+        """
         hessians, device = Hessians(layers), self.adapter.device
-        for batch in torch.arange(len(work.plain)).split(self.settings.batch_size):
+        calls = work.plain if exact is None else work.quantized
+        for batch in torch.arange(len(calls)).split(self.settings.batch_size):
             mask = None if self.mask is None else self.mask[batch]
-            with hessians.collecting(mask), torch.no_grad():
-                work.plain.replay(work.block.module, batch, device)
+            taken = None if exact is None else exact.inputs(layers, batch, device)
+            with hessians.collecting(mask, taken), torch.no_grad():
+                calls.replay(work.block.module, batch, device)
         return hessians
 
     def _init_activation_ranges(self, work: BlockAtWork) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from flexround.attach import bake
 from flexround.cost import Cost
 from flexround.grid import Grid, QuantizedTensor
 from flexround.ranges import Ranges
-from flexround.solvers.hessian import Hessians, objective
+from flexround.solvers.hessian import Drift, Hessians, objective
 from flexround.structure import Layer, output_first
 
 
@@ -40,6 +40,17 @@ class Solver(Protocol):
 
         watch is told the objective where the search starts and after each of its steps.
         """
+        ...
+
+
+@runtime_checkable
+class DriftSolver(Solver, Protocol):
+    """Rounds one weight so that it meets the full-precision network's output on its own inputs."""
+
+    def quantize_on_drift(
+        self, weight: Tensor, hessian: Tensor, drift: Drift, grid: Grid, ranges: Ranges
+    ) -> QuantizedTensor:
+        """Return the integers of weight [out, in] for hessian [groups, in, in] and the drift."""
         ...
 
 
@@ -83,12 +94,16 @@ def solve_layer(
             "block's inputs are"
         )
     steps: list[float] = []
+    drift = hessians.drift(layer) if isinstance(solver, DriftSolver) else None
     try:
-        found = solver.quantize(flat, hessian, own, ranges, steps.append)
+        if isinstance(solver, DriftSolver) and drift is not None:
+            found = solver.quantize_on_drift(flat, hessian, drift, own, ranges)
+        else:
+            found = solver.quantize(flat, hessian, own, ranges, steps.append)
     except ValueError as error:
         raise ValueError(f"layer {layer.name}: {error}") from error
     nearest = _nearest(flat, found.scale, found.zero_point, own)
-    ends = [objective(flat, q.dequantize(), hessian).sum().item() for q in (nearest, found)]
+    ends = [objective(flat, q.dequantize(), hessian, drift).sum().item() for q in (nearest, found)]
     integers = QuantizedTensor(found.codes.view(weight.shape), found.scale, found.zero_point, own)
     bake(layer, integers)
     cost = solver.cost(len(flat), flat.shape[1], len(steps))

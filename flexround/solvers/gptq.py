@@ -12,23 +12,25 @@ from torch import Tensor
 from flexround.cost import Cost
 from flexround.grid import Grid, PerGroup, QuantizedTensor
 from flexround.ranges import Ranges
+from flexround.solvers.hessian import Drift
 from flexround.solvers.weight_clipping import Scales, scales_of
 
 DAMPINGS = 3  # tries, each with ten times the damping of the one before
 
 
-def inverse_factor(hessian: Tensor, damp: float) -> Tensor:
+def inverse_factor(hessian: Tensor, damp: float, of: Tensor | None = None) -> Tensor:
     """Return the upper U [in, in] with (H + damping)^-1 = U^T U.
 
-    damp is a share of the mean diagonal; it grows tenfold where H is not positive definite.
+    damp is a share of the mean diagonal, or of what of says; it grows tenfold where H is not
+    positive definite.
 
     Raises:
         ValueError: when the largest damping does not help.
     """
     identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    mean = hessian.diagonal().mean()
+    whole = hessian.diagonal().mean() if of is None else of
     for attempt in range(DAMPINGS):
-        damped = hessian + damp * 10**attempt * mean * identity
+        damped = hessian + damp * 10**attempt * whole * identity
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             inverse = torch.cholesky_inverse(lower)
@@ -37,9 +39,24 @@ def inverse_factor(hessian: Tensor, damp: float) -> Tensor:
             if not failed:
                 return upper
     raise ValueError(
-        f"its Hessian is not positive definite even with damping {damp * 10 ** (DAMPINGS - 1)} of "
-        "its mean diagonal; raise quant.damp or num_samples"
+        "its Hessian is not positive definite even with damping "
+        f"{damp * 10 ** (DAMPINGS - 1) * whole.item():.3g}; raise quant.damp or num_samples"
     )
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What the drift of a layer's inputs adds to GPTQ, columns in the order of their rounding.
+
+    Attributes:
+        pull: U' [in, in], strictly upper: rounding column j adds w_j U'_j to the columns behind.
+        shift: [out, in], added to the weight before the first column is rounded.
+        aim: [out], what the first column is rounded from in place of its weight.
+    """
+
+    pull: Tensor | None = None
+    shift: Tensor | None = None
+    aim: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +124,11 @@ class GPTQ:
         Raises:
             ValueError: when a Hessian can't be inverted.
         """
+        return self._quantize(weight, hessian, None, grid, ranges)
+
+    def _quantize(
+        self, weight: Tensor, hessian: Tensor, drift: Drift | None, grid: Grid, ranges: Ranges
+    ) -> QuantizedTensor:
         dead = hessian.diagonal(dim1=1, dim2=2) == 0  # [groups, in]
         parts = weight.reshape(len(hessian), -1, weight.shape[1]).clone()
         parts.masked_fill_(dead[:, None], 0)  # before the scales, which they would inflate
@@ -116,35 +138,73 @@ class GPTQ:
         for index, (part, own) in enumerate(zip(parts, hessian, strict=True)):
             own = own + torch.diag(dead[index].to(own.dtype))
             rows = slice(index * len(part), (index + 1) * len(part))
-            codes[rows] = self._solve(part, own, wide.rows(rows), ranges)
+            across = None if drift is None else drift.across[index]
+            codes[rows] = self._solve(part, own, across, wide.rows(rows), ranges)
         return wide.quantized(codes, weight)
 
-    def _solve(self, weight: Tensor, hessian: Tensor, columns: _Columns, ranges: Ranges) -> Tensor:
+    def _factor(self, hessian: Tensor) -> Tensor:
+        return inverse_factor(hessian, self.damp)
+
+    def _correct(
+        self, weight: Tensor, hessian: Tensor, across: Tensor, factor: Tensor
+    ) -> Correction:
+        """Return what across, the drift's, adds; columns are in the order of their rounding."""
+        return Correction()
+
+    def _solve(
+        self,
+        weight: Tensor,
+        hessian: Tensor,
+        across: Tensor | None,
+        columns: _Columns,
+        ranges: Ranges,
+    ) -> Tensor:
         into = weight.shape[1]
         order = torch.arange(into, device=weight.device)
         if self.act_order:
             order = hessian.diagonal().argsort(descending=True)
-        factor = inverse_factor(hessian[order][:, order], self.damp).to(weight.dtype)
+        ordered = hessian[order][:, order]
+        exact_factor = self._factor(ordered)
+        factor = exact_factor.to(weight.dtype)
         rest, codes = weight[:, order].clone(), torch.empty_like(weight)
+        correction = Correction()
+        if across is not None:
+            across = across[order][:, order]
+            correction = self._correct(rest.double(), ordered, across, exact_factor)
+        if correction.shift is not None:
+            rest += correction.shift.to(rest.dtype)
+        pull = None if correction.pull is None else correction.pull.to(weight.dtype)
         for start in range(0, into, self.block_size):
             end = min(start + self.block_size, into)
             block, errors = rest[:, start:end].clone(), torch.empty_like(rest[:, start:end])
+            put_off = [(errors, factor)]
+            if pull is not None:
+                put_off.append((torch.empty_like(errors), -pull))
             for j in range(start, end):
                 if columns.starts_group(j) and not self.static_groups:
                     now = rest
                     if not self.stale_scales:
                         # What this block of columns has put off, for a group that reaches beyond.
-                        pending = errors[:, : j - start] @ factor[start:j, end:]
+                        pending = _sum(put_off, start, j, end)
                         now = torch.cat([rest[:, :start], block, rest[:, end:] - pending], dim=1)
                     columns.rescale(j, now, hessian, ranges, self.scales)
                 column = block[:, j - start]
-                code, value = columns.round(int(order[j]), column)
+                aim = correction.aim if j == 0 else None
+                code, value = columns.round(int(order[j]), column if aim is None else aim)
                 codes[:, order[j]] = code
-                error = (column - value) / factor[j, j]
-                block[:, j - start :] -= error[:, None] * factor[j, j:end]
-                errors[:, j - start] = error
-            rest[:, end:] -= errors @ factor[start:end, end:]
+                errors[:, j - start] = (column - value) / factor[j, j]
+                for moved, _ in put_off[1:]:
+                    moved[:, j - start] = column
+                for moved, by in put_off:
+                    block[:, j - start :] -= moved[:, j - start, None] * by[j, j:end]
+            rest[:, end:] -= _sum(put_off, start, end, end)
         return codes
+
+
+def _sum(put_off: list[tuple[Tensor, Tensor]], start: int, to: int, end: int) -> Tensor:
+    """Return what columns start to to take from those from end on, [out, in - end]."""
+    moves = [moved[:, : to - start] @ by[start:to, end:] for moved, by in put_off]
+    return moves[0] if len(moves) == 1 else moves[0] + moves[1]
 
 
 class _Columns:

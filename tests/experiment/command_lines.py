@@ -32,7 +32,7 @@ METHODS: dict[str, Sequence[str]] = {
         LEARNED,
     ),
     "lrq": (*LEARNED, "quant.rank=2"),
-    "rtn": (), "gptq": (), "cdquant": (),
+    "rtn": (), "gptq": (), "cdquant": (), "gptaq": (), "qronos": (),
 }  # fmt: skip
 # Choices that make other options count; they need not go with the network or the method.
 CHOICES: tuple[Sequence[str], ...] = (

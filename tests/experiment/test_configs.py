@@ -148,7 +148,7 @@ def test_the_whole_configuration_resolves():
     OmegaConf.to_container(composed(), resolve=True, throw_on_missing=True)
 
 
-OWN_PROTOCOL = ["gptq", "cdquant", "signround"]
+OWN_PROTOCOL = ["gptq", "gptaq", "qronos", "cdquant", "signround"]
 
 
 @pytest.mark.parametrize("quant", OWN_PROTOCOL)

@@ -28,6 +28,7 @@ from tasks.language.tiny_families import config_of
 from tasks.language.tiny_models import tokenizer
 from tests.flexround.quantizers.methods import METHODS
 from tests.flexround.reconstruction.test_reconstruction import SETTING
+from tests.flexround.solvers.test_drift import QRONOS
 from tests.flexround.solvers.test_solvers import CYCLIC
 
 CPU = torch.device("cpu")
@@ -47,6 +48,7 @@ CASES = {
         STATIC,
     ),
     "cdquant": (Solve(4, sequential=True), CYCLIC, None),
+    "qronos": (Solve(4, sequential=True), QRONOS, None),
 }
 
 

@@ -17,6 +17,7 @@ from flexround.reconstruction.checkpoints import FileCheckpoints
 from flexround.reconstruction.layerwise import Solve
 from tests.flexround.quantizers.methods import METHODS
 from tests.flexround.reconstruction.test_reconstruction import SETTING, adapter, calibration
+from tests.flexround.solvers.test_drift import GPTAQ_
 from tests.flexround.solvers.test_solvers import CYCLIC
 from tests.flexround.test_cost import Keep
 
@@ -33,6 +34,7 @@ CASES = {
     "brecq_quant": (BRECQ, METHODS["adaquant"], replace(STATIC, ranges_from="fp")),
     "rtn": (replace(BRECQ, iters=0, act_iters=0), METHODS["rtn"], STATIC),
     "cdquant": (Solve(8, sequential=True), CYCLIC, STATIC),
+    "gptaq": (Solve(8, sequential=True), GPTAQ_, STATIC),
 }
 KEY = {"torch": "this"}
 

@@ -340,7 +340,7 @@ def test_the_blocks_of_a_model_are_solved_better_than_they_are_rounded(solver):
         assert torch.equal(module.weight, integers.dequantize())
 
 
-@pytest.mark.parametrize("quant", ["gptq", "cdquant"])
+@pytest.mark.parametrize("quant", ["gptq", "cdquant", "gptaq", "qronos"])
 def test_a_run_ends_in_its_record(cli, results_dir, quant):
     options = ("num_samples=8", "task.seq_len=32", "protocol.window=32", "protocol.max_windows=8")
     outcome = cli("model=tiny_gpt2", f"quant={quant}", "bits=3", *options)
@@ -385,7 +385,10 @@ def test_activations_are_quantized_under_a_solver(cli, results_dir, activation):
      (["quant=cdquant", "quant.gptq.damp=0.1"],
       "quant.gptq.damp=0.1 does nothing with the chosen quant.start; leave it out, or choose "),
      (["quant=cdquant", "quant.seed=1"], "quant.seed=1 does nothing with the chosen quant.mode"),
-     (["quant=gptq", "act_bits=4"], "act_bits=4 does nothing")],
+     (["quant=gptq", "act_bits=4"], "act_bits=4 does nothing"),
+     (["quant=gptaq", "quant.alpha=0"], "quant.alpha=0"),
+     (["quant=qronos", "granularity=per_group", "group_size=16", "quant.static_groups=false"],
+      "give quant.static_groups=true")],
 )  # fmt: skip
 def test_bad_input_is_one_line(cli, args, message):
     outcome = cli("model=tiny_gpt2", *args)
