@@ -1,9 +1,9 @@
 """Our methods against their authors' code: the share of identical codes on the same inputs.
 
 `python -m benchmarks.authors --repositories DIR` prints it for every repository that DIR holds a
-clone of: BRECQ, CalibTIP, FlexRound_LRQ, GPTAQ, QDrop, auto-round, gptq. With --data-dir,
-WikiText2's files, the layers are real ones (SmolLM2-135M), else random ones. Weights, first ranges,
-batches, rates and iterations are the same on both sides; theirs run with the gradient of
+clone of: BRECQ, CalibTIP, FlexRound_LRQ, GPTAQ, OmniQuant, QDrop, auto-round, gptq. With --data-
+dir, WikiText2's files, the layers are real ones (SmolLM2-135M), else random ones. Weights, first
+ranges, batches, rates and iterations are the same on both sides; theirs run with the gradient of
 torch.clamp that they were written for. Methods whose optimizer is Adam are compared in float64: it
 divides each gradient by its own size, and in float32 the order of sums decides many that are nearly
 zero.
@@ -27,6 +27,7 @@ from flexround.activations.quantizers import TensorQuantizer
 from flexround.grid import Grid, PerChannel
 from flexround.quantizers.adaquant import AdaQuant
 from flexround.quantizers.adaround import AdaRound
+from flexround.quantizers.clipping import LWC
 from flexround.quantizers.flexround import FlexRound
 from flexround.quantizers.lrq import LRQ
 from flexround.quantizers.signround import SignRound
@@ -109,6 +110,20 @@ def adaquant(layer: RealLayer, bits: int) -> float:
     return same(*trained(layer, ours, side, 0, 100), ends[0] / (2**bits - 1))
 
 
+def lwc(layer: RealLayer, bits: int) -> float:
+    """LWC: OmniQuant's UniformAffineQuantizer."""
+    from quantize.quantizer import UniformAffineQuantizer
+
+    weight = layer.weight
+    theirs = UniformAffineQuantizer(
+        bits, dynamic_method="per_channel", shape=weight.shape, lwc=True
+    ).to(weight.dtype)
+    ours = LWC(weight, grid=Grid(bits, False, PerChannel()), ranges=MinMax(), first_logit=4.0)
+    params = [theirs.upbound_factor, theirs.lowbound_factor]
+    side = Theirs(lambda: theirs(weight), params, [Adam(params, lr=1e-2)])
+    return same(*trained(layer, ours, side, 1e-2, 200), theirs.scale)
+
+
 def signround(layer: RealLayer, bits: int, symmetric: bool) -> float:
     """SignRound: auto-round's WrapperLinear and SignSGD."""
     from auto_round.algorithms.quantization.sign_round.sign_sgd import SignSGD
@@ -171,6 +186,7 @@ PEERS: dict[str, tuple[str, Callable[[RealLayer, int], float]]] = {
     "LRQ": ("FlexRound_LRQ", partial(division, low_rank=True)),
     "AdaRound": ("BRECQ", adaround),
     "AdaQuant": ("CalibTIP", adaquant),
+    "LWC": ("OmniQuant", lwc),
     "LSQ (activations)": ("QDrop", lsq),
     "SignRound": ("auto-round", partial(signround, symmetric=False)),
     "SignRound, symmetric": ("auto-round", partial(signround, symmetric=True)),
@@ -179,7 +195,7 @@ PEERS: dict[str, tuple[str, Callable[[RealLayer, int], float]]] = {
     "GPTAQ, one block": ("GPTAQ/fake_quant", partial(gptaq, block_size=1 << 20)),
     "GPTAQ": ("GPTAQ/fake_quant", partial(gptaq, block_size=32)),
 }
-ADAM = ("FlexRound_LRQ", "BRECQ", "CalibTIP", "QDrop")
+ADAM = ("FlexRound_LRQ", "BRECQ", "CalibTIP", "OmniQuant", "QDrop")
 
 
 def random_layer() -> RealLayer:

@@ -9,6 +9,8 @@ hooks that differ from round-to-nearest:
     FlexRound          dequantization_scale, forward
     AdaQuantFlexRound  forward, param_groups, the rest as FlexRound
     LRQ                dequantization_scale, forward
+    LWC                none but ClippedRange's
+    FlexRoundLWC       param_groups, the rest as ClippedRange and FlexRound
     SignRound          dequantization_scale, dequantization_zero_point, round, optimizer, after_step
 
 `reference` is what anyone can check against the paper; `forward` is what runs, by way of

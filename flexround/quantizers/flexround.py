@@ -57,7 +57,7 @@ class FlexRound(WeightQuantizer):
         out: Tensor = ElementwiseDivision.apply(
             weight.contiguous(),
             self.dequantization_scale(),
-            self.zero_point,
+            self.dequantization_zero_point(),
             self.log_s2,
             self.log_s3,
             self.log_s4,

@@ -27,7 +27,7 @@ METHODS: dict[str, Sequence[str]] = {
     **dict.fromkeys(
         (
             "flexround", "flexround_fixed_s1", "flexround_no_s3_s4", "adaround", "adaquant",
-            "adaquant_flexround", "signround",
+            "adaquant_flexround", "signround", "lwc", "flexround_lwc",
         ),
         LEARNED,
     ),

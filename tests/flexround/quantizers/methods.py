@@ -12,6 +12,7 @@ from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
 from flexround.quantizers.adaquant import AdaQuant
 from flexround.quantizers.adaquant_flexround import AdaQuantFlexRound
 from flexround.quantizers.adaround import AdaRound
+from flexround.quantizers.clipping import LWC, FlexRoundLWC
 from flexround.quantizers.flexround import FlexRound
 from flexround.quantizers.lrq import LRQ
 from flexround.quantizers.rtn import RTN
@@ -31,6 +32,8 @@ METHODS = {
     ),
     "lrq": partial(LRQ, rank=3, rank_rule="fixed", seed=0),
     "signround": SignRound,
+    "lwc": partial(LWC, first_logit=4.0),
+    "flexround_lwc": partial(FlexRoundLWC, use_s3=True, use_s4=True, first_logit=4.0, lr_ends=1e-2),
 }
 LAYERS = {
     "linear": lambda: nn.Linear(24, 10),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -39,14 +40,20 @@ def test_training_starts_at_round_to_nearest(method, make, granularity, symmetri
     quantizer = method(weight, grid=grid, ranges=ranges)
     quantizer.harden()
     rtn = RTN(weight, grid=grid, ranges=ranges)
-    if method not in (METHODS["signround"], METHODS["adaquant"]):
+    clipped = method in (METHODS["lwc"], METHODS["flexround_lwc"])
+    if not clipped and method not in (METHODS["signround"], METHODS["adaquant"]):
         assert torch.equal(quantizer(weight), rtn(weight))
         return
     # Their scale comes from the range's ends; SignRound's on symmetric codes has a sign.
     rows, scale, zero = granularity.group(weight), quantizer.scale, quantizer.zero_point
     nearest = (grid.encode(rows, scale, zero) - zero) * scale
     assert torch.equal(quantizer(weight), nearest.reshape(weight.shape))
-    if not symmetric or method is METHODS["adaquant"]:
+    if clipped:
+        share = 1 / (1 + math.exp(-4.0))  # of either end, so that the zero point stays
+        first, middle = ranges(rows, grid)
+        torch.testing.assert_close(scale, share * first)
+        torch.testing.assert_close(zero, middle)
+    elif not symmetric or method is METHODS["adaquant"]:
         torch.testing.assert_close(quantizer(weight), rtn(weight))
 
 

@@ -43,7 +43,7 @@ def full_matrix_lrq(weight, *, grid, ranges):
 ALL = METHODS | {"lrq_full": full_matrix_lrq}
 LEARNED = [name for name in ALL if name != "rtn"]
 # Methods that pass a gradient on to the weight itself, which no run asks for.
-TO_THE_WEIGHT = {"rtn", "adaquant", "adaquant_flexround", "signround"}
+TO_THE_WEIGHT = {"rtn", "adaquant", "adaquant_flexround", "signround", "lwc"}
 # Every method on every layer that it is for.
 pairs = pytest.mark.parametrize(
     ("name", "layer"),
@@ -89,7 +89,8 @@ def test_values_and_gradients(name, layer, granularity, symmetric, bits):
     ours, own = passes(lambda: quantizer(own_weight), quantizer)
     theirs, plain = passes(lambda: quantizer.reference(plain_weight), quantizer)
     torch.testing.assert_close(ours, theirs)
-    assert own.keys() == plain.keys() == dict(quantizer.named_parameters()).keys()
+    learned = {n for n, p in quantizer.named_parameters() if p.requires_grad}
+    assert own.keys() == plain.keys() == learned
     for key in own:
         torch.testing.assert_close(own[key], plain[key], msg=lambda m, k=key: f"{k}: {m}")
     assert (own_weight.grad is not None) == (name in TO_THE_WEIGHT)
