@@ -1,6 +1,9 @@
 # `make demo` and `make test` are all the set-up there is; both need only Python with venv and pip.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests run in two processes of one thread each, a file of them in one process.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 READY := .venv/.ready
 
 .PHONY: demo test test-all check format leaderboard clean
@@ -9,10 +12,10 @@ demo: $(READY)
 	$(BIN)/python run.py -m model=resnet18 quant=rtn,adaround,flexround bits=4,3,2
 
 test: $(READY)
-	$(BIN)/pytest -q -m "not slow and not real_data and not slurm"
+	$(PYTEST) -m "not slow and not real_data and not slurm"
 
 test-all: $(READY)
-	$(BIN)/pytest -q
+	$(PYTEST)
 
 check: $(READY)
 	$(BIN)/ruff check .
