@@ -87,9 +87,13 @@ def needs(run: PlannedRun) -> Iterator[tuple[str, bool | None]]:
         yield f"data_dir={data}", Path(data).is_dir()
     elif run.task not in EMBEDDED:
         yield f"the data of {run.task} from its hub, or data_dir=", None
-    if conditions_of(run.settings)["calibration"] == "c4":
-        where = f"calibration_dir={folder}" if folder else "C4 from its hub, or calibration_dir="
-        yield where, Path(folder).is_dir() if folder else None
+    drawn = conditions_of(run.settings)["calibration"]
+    if drawn not in ("own", "python_docs", "text_files"):
+        hub = f"{drawn} from its hub, or calibration_dir="
+        yield (
+            f"calibration_dir={folder}" if folder else hub,
+            Path(folder).exists() if folder else None,
+        )
     source = model.get("source", f"{run.model} of {model.get('library')}")
     if uses_finetuned(options):
         made = Path(options["checkpoints_dir"], run.task, run.model)

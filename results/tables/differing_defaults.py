@@ -51,7 +51,7 @@ def conditions_of(settings: dict[str, Any]) -> dict[str, str]:
         "granularity": _word(granularity),
         "symmetric": str(settings["symmetric"]).lower(),
         "ranges": _word(settings["ranges"]),
-        "calibration": _word(calibration["corpus"]) if calibration else "own",
+        "calibration": _drawn_from(calibration["corpus"]) if calibration else "own",
         "num_samples": str(settings["num_samples"]),
         "task.seq_len": str(task.get("seq_len")),
         "protocol": "{name} {split} {window}".format(**protocol) if protocol else "none",
@@ -63,6 +63,13 @@ def conditions_of(settings: dict[str, Any]) -> dict[str, str]:
 
 def _told(by_method: dict[str, dict[str, None]]) -> str:
     return ", ".join(f"{method} {' and '.join(words)}" for method, words in by_method.items())
+
+
+def _drawn_from(corpus: dict[str, Any]) -> str:
+    """Return what calibration= calls a corpus, a data set of the hub by its own name."""
+    if corpus["_target_"].rpartition(".")[2] == "Column":
+        return str(corpus["path"]).rpartition("/")[2]
+    return _word(corpus)
 
 
 def _word(node: dict[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -54,17 +56,40 @@ class Documents:
     def sequences(self, tokenizer: Any, seq_len: int, num_samples: int, seed: int) -> Tensor:
         """Return one window of each drawn document."""
         generator = torch.Generator().manual_seed(seed)
-        rows = self.corpus.rows("train")
         windows: list[Tensor] = []
-        for index in torch.randperm(len(rows), generator=generator).tolist():
+        for ids in _long_enough(self.corpus, tokenizer, seq_len, generator):
             if len(windows) == num_samples:
                 break
-            ids = torch.tensor(encode(tokenizer, [rows[index]])[0])
-            if len(ids) >= seq_len:
-                start = int(torch.randint(len(ids) - seq_len + 1, (), generator=generator))
-                windows.append(ids[start : start + seq_len])
+            start = int(torch.randint(len(ids) - seq_len + 1, (), generator=generator))
+            windows.append(ids[start : start + seq_len])
         _check(num_samples, len(windows), seq_len)
         return torch.stack(windows)
+
+
+@dataclass(frozen=True)
+class Openings:
+    """The first tokens of num_samples random documents that are long enough (auto-round's way)."""
+
+    corpus: Corpus
+
+    def sequences(self, tokenizer: Any, seq_len: int, num_samples: int, seed: int) -> Tensor:
+        """Return the first seq_len tokens of each drawn document."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = _long_enough(self.corpus, tokenizer, seq_len, generator)
+        windows = [ids[:seq_len] for ids in islice(drawn, num_samples)]
+        _check(num_samples, len(windows), seq_len)
+        return torch.stack(windows)
+
+
+def _long_enough(
+    corpus: Corpus, tokenizer: Any, seq_len: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Yield the token ids of documents of seq_len tokens and more, in an order drawn."""
+    rows = corpus.rows("train")
+    for index in torch.randperm(len(rows), generator=generator).tolist():
+        ids = torch.tensor(encode(tokenizer, [rows[index]])[0])
+        if len(ids) >= seq_len:
+            yield ids
 
 
 def _check(num_samples: int, there: int, seq_len: int) -> None:

@@ -92,7 +92,7 @@ def load_hub(
         return datasets.load_dataset(
             path, config, data_files=files, split=split, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{path} can't be loaded: {reason}; without a network give a local folder with "

@@ -126,7 +126,7 @@ def test_a_sweeps_end_tells_the_defaults_that_differ(cli):
 
 def test_the_plan_names_c4_where_it_is_calibrated_on(capsys, tmp_path):
     out = said(capsys, "model=opt_125m", "quant=gptq")[1]
-    assert "  not looked for C4 from its hub, or calibration_dir=\n" in out
+    assert "  not looked for c4 from its hub, or calibration_dir=\n" in out
     out = said(capsys, "model=opt_125m", "quant=gptq", f"calibration_dir={tmp_path}/no")[1]
     assert f"  MISSING        calibration_dir={tmp_path}/no\n" in out
     assert "C4" not in said(capsys, "model=opt_125m", "quant=flexround")[1]

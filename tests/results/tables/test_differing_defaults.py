@@ -48,6 +48,9 @@ def test_texts_protocols_and_groups_are_conditions():
     assert [line.rpartition(": ")[2] for line in lines] == [
         "a c4, b own", "a 2048, b 1024", "a gptq test 2048, b none",
     ]  # fmt: skip
+    pile = {"corpus": {"_target_": "Column", "path": "NeelNanda/pile-10k"}}
+    (line,) = differing_defaults([run("a", task={"calibration": pile, "seq_len": 1024}), run("b")])
+    assert line.endswith(": a pile-10k, b own")
     groups = [{"granularity": {"_target_": "PerGroup", "group_size": size}} for size in (64, 128)]
     runs = [
         MethodRun("net", "text", q, run(q).settings | g) for q, g in zip("ab", groups, strict=True)
