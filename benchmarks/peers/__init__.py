@@ -1,0 +1,1 @@
+"""Our methods beside other programs: one network, the same tokens, windows and threads in turns."""

@@ -1,0 +1,94 @@
+"""Inputs that all programs share: the network in a folder, and tokens in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from experiment.build import build, validate
+from experiment.config import composed
+from flexround.utils.atomic_files import written_folder
+
+NETWORK, TOKENS, FACTS = "network", "tokens.safetensors", "facts.json"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all contenders.
+
+    Attributes:
+        model: a name of conf/model that is a causal language model.
+        task: a name of conf/task, or None for the model's own.
+        data_dir: the folder of the task's texts, or None for the hub.
+        samples: sequences to calibrate on.
+        tokens: of each.
+        windows: to evaluate on, at most.
+        window: tokens of each.
+        group_size: weights that share a scale.
+        batch_size: sequences of an iteration.
+        threads: of torch.
+    """
+
+    model: str
+    task: str | None
+    data_dir: str | None
+    samples: int
+    tokens: int
+    windows: int
+    window: int
+    group_size: int
+    batch_size: int
+    threads: int
+
+    def compose(self, network: Path | None = None) -> list[str]:
+        """Return the overrides of our configuration; network is a folder to load from."""
+        found = [
+            f"model={self.model}", "calibration=own", "protocol=file",
+            f"protocol.window={self.window}", f"protocol.max_windows={self.windows}",
+            f"num_samples={self.samples}", f"task.seq_len={self.tokens}", "device=cpu",
+            "granularity=per_group", f"group_size={self.group_size}", "symmetric=false",
+            f"recon.batch_size={self.batch_size}",
+        ]  # fmt: skip
+        found += [f"task={self.task}"] if self.task else []
+        found += [f"data_dir={_quoted(self.data_dir)}"] if self.data_dir else []
+        return found + ([f"model.source={_quoted(network)}"] if network else [])
+
+
+def _quoted(path: object) -> str:
+    """Return a path as Hydra's grammar takes it, whatever is in it."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def prepared(setting: Setting, folder: Path) -> str:
+    """Write the network and the tokens into folder, once; return a digest of the tokens.
+
+    Raises:
+        ValueError: when the model or the texts can't be had, or the model is no causal one.
+    """
+    facts = json.dumps({**asdict(setting), "threads": None, "group_size": None, "batch_size": None})
+    if not (folder / FACTS).is_file() or (folder / FACTS).read_text() != facts:
+        _write(setting, folder, facts)
+    return hashlib.sha256((folder / TOKENS).read_bytes()).hexdigest()[:16]
+
+
+def _write(setting: Setting, folder: Path, facts: str) -> None:
+    from safetensors.torch import save_file
+
+    cfg = composed(setting.compose())
+    validate(cfg)
+    task, model = build(cfg.task), build(cfg.model)
+    if "causal" not in task.kinds or getattr(model, "kind", None) != "causal":
+        raise ValueError(f"--model {setting.model}: give a causal language model, with its task")
+    network = task.load(model, None).float()
+    calibration = torch.cat([batch["input_ids"] for batch in task.calibration(setting.samples, 0)])
+    (windows,) = task.texts()
+    with written_folder(folder) as part:
+        network.save_pretrained(part / NETWORK)
+        task.write_architecture(network, part / NETWORK)
+        tokens = {"calibration": calibration, "windows": windows}
+        save_file({name: ids.contiguous() for name, ids in tokens.items()}, part / TOKENS)
+        (part / FACTS).write_text(facts)
