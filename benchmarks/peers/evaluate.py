@@ -31,7 +31,8 @@ def evaluated(
     """Return perplexity and, of quantized weights, the most different values of a group.
 
     Raises:
-        ValueError: when the windows are not those of the file, or the layers not ours.
+        ValueError: when the windows are not those of the file, the groups do not divide a layer's
+            inputs, or the layers are not ours.
     """
     torch.set_num_threads(threads)
     cfg = composed(compose)
@@ -39,9 +40,16 @@ def evaluated(
     adapter = build(cfg.model).adapter(task, None, torch.device("cpu"), None)
     if not torch.equal(task.texts()[0], load_file(tokens)["windows"]):
         raise ValueError("the evaluation's windows are not those of the file")
+    layers = adapter.layers()
+    for name, layer in layers.items():
+        if layer.module.weight.shape[1] % group_size:  # some programs would fill the last one up
+            raise ValueError(
+                f"--group-size {group_size}: {name} has {layer.module.weight.shape[1]} inputs; "
+                "give a divisor"
+            )
     if weights is None:
         return {"perplexity": task.evaluate(adapter)["perplexity"]}
-    found, layers = load_file(weights), adapter.layers()
+    found = load_file(weights)
     if found.keys() != layers.keys():
         odd = sorted(found.keys() ^ layers.keys())
         raise ValueError(f"it has not quantized the same layers: {', '.join(odd[:3])}")

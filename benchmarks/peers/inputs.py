@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from experiment.build import build, validate
+from experiment.build import TARGET, build, validate
 from experiment.config import composed
 from flexround.utils.atomic_files import written_folder
 
 NETWORK, TOKENS, FACTS = "network", "tokens.safetensors", "facts.json"
+PERPLEXITY = "tasks.language.perplexity.LanguageModeling"
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,20 @@ def prepared(setting: Setting, folder: Path) -> str:
 def _write(setting: Setting, folder: Path, facts: str) -> None:
     from safetensors.torch import save_file
 
+    task_of = [f"task={setting.task}"] if setting.task else []
+    first = composed([f"model={setting.model}", *task_of])
+    if first.model.get("kind") != "causal" or first.task[TARGET] != PERPLEXITY:
+        with_task = f" --task {setting.task}" if setting.task else ""
+        raise ValueError(
+            f"--model {setting.model}{with_task}: give a causal language model, and a task that is "
+            "the perplexity of a text"
+        )
     cfg = composed(setting.compose())
+    if setting.data_dir and any("data_dir" in names for names in cfg.idle.values()):
+        raise ValueError(f"--data-dir does nothing with task={cfg.task.name}; leave it out")
     validate(cfg)
     task, model = build(cfg.task), build(cfg.model)
-    if "causal" not in task.kinds or getattr(model, "kind", None) != "causal":
-        raise ValueError(f"--model {setting.model}: give a causal language model, with its task")
-    network = task.load(model, None).float()
+    network = _plain(task.load(model, None))
     calibration = torch.cat([batch["input_ids"] for batch in task.calibration(setting.samples, 0)])
     (windows,) = task.texts()
     with written_folder(folder) as part:
@@ -92,3 +103,17 @@ def _write(setting: Setting, folder: Path, facts: str) -> None:
         tokens = {"calibration": calibration, "windows": windows}
         save_file({name: ids.contiguous() for name, ids in tokens.items()}, part / TOKENS)
         (part / FACTS).write_text(facts)
+
+
+def _plain(network: Any) -> Any:
+    """Return a float32 copy of network without a word of the file that it came from.
+
+    The Hugging Face library takes one that was read from a GGUF file for quantized.
+    """
+    config = copy.deepcopy(network.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype = torch.float32
+    plain = type(network)(config).float()
+    plain.load_state_dict(network.state_dict())
+    return plain
