@@ -56,8 +56,10 @@ class Store:
         return next((row for row in self.rows if facts.items() <= row.items()), None)
 
     def keep(self, row: Row | None = None) -> None:
-        """Add row, where there is one, and write the file."""
-        self.rows += [row] if row else []
+        """Add row, where there is one, in place of one that failed, and write the file."""
+        if row:
+            same = {name: row[name] for name in ("comparison", "contender", "repetition")}
+            self.rows = [old for old in self.rows if not same.items() <= old.items()] + [row]
         held = {"facts": self.facts, "reference": self.reference, "rows": self.rows}
         write_whole(self.path, (json.dumps(held, indent=1) + "\n").encode())
 
@@ -121,7 +123,8 @@ class Bench:
         facts = {"comparison": comparison.name, "contender": contender.label}
         if self.environment.missing(contender.program):
             return
-        if self.store.find(**facts, repetition=repetition):
+        earlier = self.store.find(**facts, repetition=repetition)
+        if earlier is not None and "error" not in earlier:
             return
         try:
             row = self._measured(comparison, contender)

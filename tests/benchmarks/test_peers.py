@@ -144,6 +144,14 @@ def test_turns_alternate_and_what_has_ended_is_not_repeated(tmp_path: Path):
     assert len([c for c in again.calls if c.startswith("child")]) == 3
 
 
+def test_a_run_that_failed_is_tried_again(tmp_path: Path):
+    for _ in range(2):
+        bench = scripted(tmp_path, {"torchao": "0.18.0"})
+        bench.run([COMPARISONS["rtn-w4"]], 1)
+        assert [c for c in bench.calls if "torch_ao" in c]
+    assert len([row for row in bench.store.rows if "error" in row]) == 1
+
+
 def test_rows_of_other_versions_are_not_taken_for_these(tmp_path: Path):
     scripted(tmp_path, ALL_THERE).run([COMPARISONS["rtn-w4"]], 1)
     assert scripted(tmp_path, ALL_THERE).store.rows
