@@ -87,16 +87,17 @@ def main(words: list[str] | None = None) -> int:
 
 def _compared(options: argparse.Namespace, deadline: float) -> int:
     environment = environment_at(options.environment.absolute())
+    data_dir = options.data_dir and str(Path(options.data_dir).absolute())
     setting = Setting(
-        model=options.model, task=options.task, data_dir=options.data_dir, samples=options.samples,
+        model=options.model, task=options.task, data_dir=data_dir, samples=options.samples,
         tokens=options.tokens, windows=options.windows, window=options.window,
         group_size=options.group_size, batch_size=options.batch_size, threads=options.threads,
     )  # fmt: skip
     folder = options.out.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder)
-    tokens = prepared(setting, folder / "inputs")
-    store = Store(folder, facts_of(setting, environment, tokens))
+    inputs = prepared(setting, folder / "inputs")
+    store = Store(folder, facts_of(setting, environment, inputs))
     comparisons = [COMPARISONS[name] for name in options.rows]
     bench = Bench(setting, environment, folder, store, deadline, _say)
     if not options.render:

@@ -16,6 +16,7 @@ from experiment.config import composed
 from flexround.utils.atomic_files import written_folder
 
 NETWORK, TOKENS, FACTS = "network", "tokens.safetensors", "facts.json"
+PIECE = 1 << 24  # bytes
 PERPLEXITY = "tasks.language.perplexity.LanguageModeling"
 
 
@@ -67,7 +68,7 @@ def _quoted(path: object) -> str:
 
 
 def prepared(setting: Setting, folder: Path) -> str:
-    """Write the network and the tokens into folder, once; return a digest of the tokens.
+    """Write the network and the tokens into folder, once; return a digest of both.
 
     Raises:
         ValueError: when the model or the texts can't be had, or the model is no causal one.
@@ -75,7 +76,12 @@ def prepared(setting: Setting, folder: Path) -> str:
     facts = json.dumps({**asdict(setting), "threads": None, "group_size": None, "batch_size": None})
     if not (folder / FACTS).is_file() or (folder / FACTS).read_text() != facts:
         _write(setting, folder, facts)
-    return hashlib.sha256((folder / TOKENS).read_bytes()).hexdigest()[:16]
+    found = hashlib.sha256()
+    for path in [folder / TOKENS, *sorted((folder / NETWORK).glob("*.safetensors"))]:
+        with path.open("rb") as file:
+            while piece := file.read(PIECE):
+                found.update(piece)
+    return found.hexdigest()[:16]
 
 
 def _write(setting: Setting, folder: Path, facts: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.gpu.store import code
 from benchmarks.peers.comparisons import OURS, Comparison, Contender
-from benchmarks.peers.environment import ROOT, Environment
+from benchmarks.peers.environment import DISTRIBUTIONS, ROOT, Environment
 from benchmarks.peers.inputs import NETWORK, TOKENS, Setting
 from flexround.utils.atomic_files import write_whole
 
@@ -64,10 +64,10 @@ class Store:
         write_whole(self.path, (json.dumps(held, indent=1) + "\n").encode())
 
 
-def facts_of(setting: Setting, environment: Environment, tokens: str) -> dict[str, Any]:
+def facts_of(setting: Setting, environment: Environment, inputs: str) -> dict[str, Any]:
     """Return what decides a row besides the contender: the setting, the code, the versions."""
     return {
-        "setting": vars(setting), "tokens": tokens, "code": code(), "versions": environment.versions
+        "setting": vars(setting), "inputs": inputs, "code": code(), "versions": environment.versions
     }  # fmt: skip
 
 
@@ -92,7 +92,7 @@ class Bench:
     say: Callable[[str], None]
 
     def check_evaluators(self) -> None:
-        """Find the full-precision perplexity by ours and by transformers alone, once.
+        """Find the full-precision perplexity by ours and by the peers' transformers alone, once.
 
         Raises:
             Cut: when the time is over.
@@ -100,7 +100,8 @@ class Bench:
         """
         if not self.store.reference:
             ours = self._evaluated(None)["perplexity"]
-            plain = self._process(OURS, "child", self._job("", 0, {}))["perplexity"]
+            there = [p for p in DISTRIBUTIONS if not self.environment.missing(p)]
+            plain = self._process((there or [OURS])[0], "child", self._job("", 0, {}))["perplexity"]
             self.store.reference = {"ours": ours, "transformers": plain}
             self.store.keep()
         ours, plain = self.store.reference.values()
