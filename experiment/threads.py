@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from experiment.values import MOST_THREADS
+from flexround.reconstruction.precision import tensor_float32
 
 log = logging.getLogger("run")
 
@@ -24,11 +25,12 @@ KEPT = ".threads"  # in the folder of results: a line "NUMBER PROCESSOR" for eac
 
 @contextmanager
 def running_on(threads: int) -> Iterator[None]:
-    """Let torch compute on this many threads in the context."""
+    """Let torch compute on this many threads in the context, and in float32 what is float32."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        yield
+        with tensor_float32(False):
+            yield
     finally:
         torch.set_num_threads(before)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+aten = torch.ops.aten
+Shape = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -19,8 +24,10 @@ class Cost:
         parameters: numbers that are learned.
         state_bytes: of the parameters, their gradients, the optimizer's state and kept copies, or
             of a solver's Hessian and working copies; activations are not counted.
-        flops: of matrix products and convolutions, two for a multiplication with its addition;
-            what is done element by element is not counted.
+        flops: of matrix products, convolutions and attention's two products, two for a
+            multiplication with its addition; what is done element by element is not counted. A
+            kernel that computes something again in its backward pass does not count it twice, so
+            that every device has the same figure.
     """
 
     parameters: int = 0
@@ -36,6 +43,67 @@ class Cost:
         )
 
 
+def _convolution(x: Shape, weight: Shape, out: Shape, transposed: bool) -> int:
+    """Return the operations of a convolution by weight [out, in / groups, ...] of x [n, in, ...].
+
+    A transposed one has weight [in, out / groups, ...], and every input goes through it once.
+    """
+    positions = math.prod((x if transposed else out)[2:])
+    return 2 * x[0] * positions * math.prod(weight)
+
+
+def _convolution_forward(
+    x: Shape, weight: Shape, _bias: Any, _stride: Any, _padding: Any, _dilation: Any,
+    transposed: bool, *_: Any, out_shape: Shape, **__: Any,
+) -> int:  # fmt: skip
+    return _convolution(x, weight, out_shape, transposed)
+
+
+def _convolution_backward(
+    slope: Shape, x: Shape, weight: Shape, _bias: Any, _stride: Any, _padding: Any, _dilation: Any,
+    transposed: bool, _out_padding: Any, _groups: Any, wanted: Sequence[bool], *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    """Return those of its backward pass: as many for the input's slopes, and for the weight's.
+
+    torch's own formula takes the weight's for a convolution between all channels: groups times too
+    many.
+    """
+    return (wanted[0] + wanted[1]) * _convolution(x, weight, slope, transposed)
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """Return the operations of Q K' and P V for query [batch, heads, tokens, size]."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _attention_backward(
+    _slope: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any
+) -> int:
+    """Return those of the slopes of P, V, Q and K."""
+    return 2 * _attention(query, key, value)
+
+
+# torch counts no attention of a CPU, and on a GPU what kernels compute again.
+_ATTENTION = (
+    "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+)  # fmt: skip
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    aten.convolution: _convolution_forward,
+    aten._convolution: _convolution_forward,
+    aten.convolution_backward: _convolution_backward,
+} | {
+    getattr(aten, name + end): formula
+    for name in _ATTENTION
+    for end, formula in (("", _attention), ("_backward", _attention_backward))
+}
+
+
+def flop_counter() -> FlopCounterMode:
+    """Return a context that counts the operations inside as `Cost` does."""
+    return FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+
+
 class StepCounter:
     """Counts the arithmetic of the first iteration and takes the others to be like it."""
 
@@ -48,7 +116,7 @@ class StepCounter:
         if iteration:
             yield
             return
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             yield
         self.flops = counter.get_total_flops()
 

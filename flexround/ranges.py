@@ -21,6 +21,9 @@ from flexround.kernels.range_search import PART, Roots, best_scale, can_search, 
 # BatchNorm folding leaves channels at zero (nine in MobileNetV2); a scale of 0 would give NaN.
 SCALE_FLOOR = 1e-8
 MOST_CANDIDATES = 10_000  # each is a pass over all weights
+# Elements worked on at a time on a GPU, where each pass is a launch and no cache is to be kept: the
+# few copies of them that are held take half a GiB.
+ON_GPU = 1 << 25
 
 
 class Ranges(Protocol):
@@ -146,7 +149,7 @@ class LpSearch2D(LpSearch):
         """Return (scale, zero_point), both [groups, 1], for values [groups, elements]."""
         if grid.symmetric:
             return super().__call__(values, grid)
-        rows = max(1, CHUNK // values.shape[1])
+        rows = max(1, _together(values) // values.shape[1])
         found = [self._search(part, grid) for part in values.split(rows)]
         return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
 
@@ -224,4 +227,9 @@ def lp_error(
 
 def _width(values: Tensor) -> int:
     """Return how many elements of every row of values are worked on at a time."""
-    return max(1, CHUNK // values.shape[0])
+    return max(1, _together(values) // values.shape[0])
+
+
+def _together(values: Tensor) -> int:
+    """Return how many elements of values are worked on at a time."""
+    return CHUNK if values.device.type == "cpu" else ON_GPU

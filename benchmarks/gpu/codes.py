@@ -2,8 +2,7 @@
 
 A learned method takes the last bits of every sum through its iterations, so that a few codes may
 differ; round-to-nearest and the solvers have next to none. A run that is cut off and goes on finds
-what an undisturbed one does. Convolutions compute in float32 here: torch's own setting for a GPU,
-TF32, is a row of its own.
+what an undisturbed one does.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from benchmarks.gpu.context import Context, Row
 from benchmarks.gpu.store import ROOT
 from flexround.grid import QuantizedTensor
 from flexround.reconstruction.checkpoints import FileCheckpoints
+from flexround.reconstruction.precision import tensor_float32
 from flexround.reconstruction.report import BlockReport
 
 CPU = torch.device("cpu")
@@ -44,25 +43,20 @@ MEASURED = (
 def rows(context: Context) -> Iterator[Row]:
     """Yield a row a case; every one takes a second or two."""
     iters = 2 if context.tiny else 20
-    with _float32_convolutions():
-        for case in every_case(context.tiny):
-            if case.precision == "tf32" and not context.cuda:
-                continue
-            yield context.row(
-                {"check": "codes"} | case.facts,
-                5,
-                lambda case=case: _compared(case, context, iters),
-            )
-        for case in RESUMED[:2] if context.tiny else RESUMED:
-            yield context.row(
-                {"check": "resume"} | case.facts,
-                5,
-                lambda case=case: _resumed(case, context, iters),
-            )
-    if context.cuda:
-        case = TinyCase("vision", "flexround")
-        facts: Row = {"check": "codes, convolutions as torch has them"}
-        yield context.row(facts | case.facts, 5, lambda: _compared(case, context, iters))
+    for case in every_case(context.tiny):
+        if case.precision == "tf32" and not context.cuda:
+            continue
+        yield context.row(
+            {"check": "codes"} | case.facts,
+            5,
+            lambda case=case: _compared(case, context, iters),
+        )
+    for case in RESUMED[:2] if context.tiny else RESUMED:
+        yield context.row(
+            {"check": "resume"} | case.facts,
+            5,
+            lambda case=case: _resumed(case, context, iters),
+        )
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         yield context.refused({"check": "record"}, f"{', '.join(missing)} not installed here")
@@ -70,20 +64,10 @@ def rows(context: Context) -> Iterator[Row]:
         yield context.row({"check": "record"}, 40, lambda: records(str(context.device)))
 
 
-@contextmanager
-def _float32_convolutions() -> Iterator[None]:
-    """Have convolutions compute in float32; TF32, torch's own setting, comes back."""
-    # Written and never read: torch refuses to read it once a place of its own has another setting.
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = True
-
-
 def _compared(case: TinyCase, context: Context, iters: int) -> Row:
     """Return how what case finds on the device lies from what it finds on the CPU."""
-    own, other = quantized(case, context.device, iters), quantized(case, CPU, iters)
+    with tensor_float32(False):  # for the outputs; quantizing sees to itself
+        own, other = quantized(case, context.device, iters), quantized(case, CPU, iters)
     found = shares(own.integers, other.integers)
     found["output"] = _distance(own, other)
     differing = reports_differ(own.reports.blocks, other.reports.blocks)

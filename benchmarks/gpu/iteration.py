@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.blocks import Case, reached
 from benchmarks.gpu.context import Context, Row
@@ -27,10 +26,11 @@ from flexround.attach import attach
 from flexround.calibration.activation_cache import rows as picked
 from flexround.calibration.arguments import PerSample
 from flexround.calibration.calls import RecordedCalls
+from flexround.cost import flop_counter
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import MinMax
 from flexround.reconstruction.learning import learn
-from flexround.reconstruction.precision import Precision, check_precision, products
+from flexround.reconstruction.precision import Precision, check_precision, products, tensor_float32
 from flexround.reconstruction.unit import reconstruction_loss
 
 MEASURED = 2.0  # seconds of iterations that a median is taken of
@@ -93,7 +93,8 @@ class Bench:
         try:
             for weight in weights:
                 weight.requires_grad_(True)
-            return self._rounds(step)
+            with tensor_float32(precision == "tf32"):
+                return self._rounds(step)
         finally:
             for weight in weights:
                 weight.requires_grad_(False)
@@ -101,13 +102,10 @@ class Bench:
 
     @cached_property
     def flops(self) -> float:
-        """The operations of the block's products in its passes.
-
-        The backward pass is not counted: torch's counter has grouped convolutions several times.
-        """
+        """The operations of the block's products in its passes, the backward one as two forward."""
         adapter, unit, calls, _ = self._made
         batch = torch.arange(self.case.batch_size)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), flop_counter() as counter:
             calls.replay(unit.module, batch, adapter.device)
         return 3.0 * counter.get_total_flops()
 

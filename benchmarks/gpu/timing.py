@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from flexround.reconstruction.precision import products
+from flexround.reconstruction.precision import tensor_float32
 
 
 class Marks:
@@ -70,7 +70,7 @@ def throughput(device: torch.device, dtype: torch.dtype, tf32: bool, size: int) 
     left, right = (
         torch.randn(size, size, generator=draws, device=device).to(dtype) for _ in range(2)
     )
-    with products("tf32" if tf32 else "float32", device):
+    with tensor_float32(tf32):
         times = rounds_of(lambda: left @ right, device, 5, 3)
     return 2 * size**3 / (median_and_spread(times)[0] / 1e3)
 

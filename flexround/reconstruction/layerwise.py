@@ -25,6 +25,7 @@ from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.checkpoints import Checkpoints, NoCheckpoints
 from flexround.reconstruction.checks import Checked, check_finite_samples, check_model, check_sites
 from flexround.reconstruction.drift import ExactBlock, check_no_experts
+from flexround.reconstruction.precision import tensor_float32
 from flexround.reconstruction.report import BlockReport, Stopwatch, thin
 from flexround.reconstruction.room import SOLVED, check_room
 from flexround.reconstruction.snapshots import pack, unpack
@@ -50,6 +51,7 @@ class Solve:
         if self.batch_size < 1:
             raise ValueError(f"recon.batch_size={self.batch_size}: give at least 1")
 
+    @tensor_float32(False)
     def __call__(
         self,
         adapter: ModelAdapter,

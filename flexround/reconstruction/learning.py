@@ -25,6 +25,7 @@ from flexround.reconstruction.optimize import (
     scheduled,
     step_size_optimizer,
 )
+from flexround.reconstruction.precision import tensor_float32
 from flexround.reconstruction.report import Curve, Stopwatch
 from flexround.reconstruction.unit import Unit
 
@@ -160,7 +161,7 @@ def learn(
     iterations = UnitOptimizer(
         unit.name, settings.iters, settings.batch_size, job.generator, job.callbacks
     )
-    with compiling(settings.compile):
+    with compiling(settings.compile), tensor_float32(settings.precision == "tf32"):
         return iterations.run(len(targets), losses, optimizers, after_step, best)
 
 

@@ -36,19 +36,36 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def products(precision: str, device: torch.device) -> Iterator[None]:
-    """Run the matrix products inside in precision; float32 is torch's own setting."""
+    """Run the matrix products of a forward pass in precision; its backward pass follows it.
+
+    tf32 is the setting of `tensor_float32`, which the backward pass looks up again.
+    """
     if precision == "bfloat16":
         with torch.autocast(device.type, dtype=torch.bfloat16):
             yield
-    elif precision == "tf32":
-        backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-        before = [backend.fp32_precision for backend in backends]
-        for backend in backends:
-            backend.fp32_precision = "tf32"
-        try:
-            yield
-        finally:
-            for backend, own in zip(backends, before, strict=True):
-                backend.fp32_precision = own
     else:
         yield
+
+
+@contextmanager
+def tensor_float32(on: bool) -> Iterator[None]:
+    """Let an NVIDIA GPU take TF32 for products of float32, or see that none does.
+
+    torch's own setting takes it for convolutions: float32 with 10 of its 23 bits.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [own.fp32_precision == "tf32" for own in (matmul, cudnn.conv)]  # type: ignore[attr-defined]
+    _set_tensor_float32(on, on)
+    try:
+        yield
+    finally:
+        _set_tensor_float32(*before)
+
+
+def _set_tensor_float32(products_: bool, convolutions: bool) -> None:
+    # By torch's older names: it refuses to read them once only fp32_precision is set, and its
+    # compiler reads them.
+    torch.backends.cuda.matmul.allow_tf32 = products_
+    torch.backends.cudnn.allow_tf32 = convolutions
+    if not convolutions:  # not left to torch.backends.fp32_precision, which may say TF32
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]

@@ -36,6 +36,7 @@ from flexround.reconstruction.checks import (
 )
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.learning import quantize_unit
+from flexround.reconstruction.precision import tensor_float32
 from flexround.reconstruction.room import LEARNED, SOLVED, check_room
 from flexround.reconstruction.settings import Settings
 from flexround.reconstruction.step_sizes import feeds_plain, learn_step_sizes
@@ -46,6 +47,7 @@ from flexround.structure import Block
 class Reconstruction(Settings):
     """Minimise |block(W, X) - block(W_hat, X_hat)|^2 over each unit's quantizers, in order."""
 
+    @tensor_float32(False)
     def __call__(
         self,
         adapter: ModelAdapter,

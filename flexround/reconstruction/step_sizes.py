@@ -19,6 +19,7 @@ from flexround.reconstruction.activation_ranges import ranges_of_quantized_netwo
 from flexround.reconstruction.block_walk import BlockAtWork, Walk, block_walk
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.optimize import UnitOptimizer, step_size_optimizer
+from flexround.reconstruction.precision import tensor_float32
 from flexround.reconstruction.report import Curve, Stopwatch
 from flexround.reconstruction.unit import Unit, units_of
 from flexround.structure import Block
@@ -109,4 +110,5 @@ def _learn(
         job.callbacks,
     )  # fmt: skip
     optimizers = [step_size_optimizer(sizes, settings.act_lr, settings.act_iters)]
-    return iterations.run(len(targets), losses, optimizers, after_step)
+    with tensor_float32(settings.precision == "tf32"):
+        return iterations.run(len(targets), losses, optimizers, after_step)

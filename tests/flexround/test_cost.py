@@ -6,7 +6,10 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flexround.cost import flop_counter
 from flexround.grid import Grid, PerChannel
 from flexround.models.vision import VisionAdapter
 from flexround.quantizers.lrq import LRQ
@@ -82,3 +85,71 @@ def test_the_arithmetic_is_that_of_the_layer():
     rank = 2 * OUT * INTO * 3  # L2 U2, and the gradients of both
     lrq = partial(LRQ, rank=3, rank_rule="fixed", seed=0)
     assert cost(lrq).flops == ITERS * (layer + 3 * rank)
+
+
+def operations(run, *leaves):
+    """Return (forward, backward) operations of run; leaves are what slopes are taken of."""
+    with flop_counter() as forward:
+        out = run()
+    with flop_counter() as backward:
+        torch.autograd.grad(out.sum(), leaves)
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8], ids=["all channels", "grouped", "depthwise"])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d])
+def test_a_convolution_multiplies_each_input_by_the_weights_that_it_meets(kind, groups):
+    """2 x multiply-adds: out positions x kernel x in / groups x out; twice that backward."""
+    samples, into, out, kernel, side = 3, 8, 16, 3, 7
+    dims = 1 if kind is nn.Conv1d else 2
+    layer = kind(into, out, kernel, groups=groups)
+    x = torch.randn(samples, into, *[side] * dims, requires_grad=True)
+    # A transposed convolution spreads every input, the other gathers for every output.
+    positions = (side if kind is nn.ConvTranspose2d else side - kernel + 1) ** dims
+    one = 2 * samples * positions * kernel**dims * into * out // groups
+    assert operations(lambda: layer(x), x, layer.weight) == (one, 2 * one)
+    assert operations(lambda: layer(x), layer.weight) == (one, one)
+    assert operations(lambda: layer(x), x) == (one, one)
+
+
+@pytest.mark.parametrize("heads", [4, 2], ids=["each its own keys", "keys shared by two heads"])
+@pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
+def test_attention_is_counted_whichever_kernel_computes_it(backend, heads):
+    """Q K' and P V forward, the slopes of P, V, Q and K backward; each one product of that size."""
+    samples, own, tokens, size = 2, 4, 6, 8
+    query = torch.randn(samples, own, tokens, size, requires_grad=True)
+    key, value = (torch.randn(samples, heads, tokens, size, requires_grad=True) for _ in range(2))
+    attention = partial(nn.functional.scaled_dot_product_attention, enable_gqa=heads < own)
+    one = 2 * samples * own * tokens**2 * size
+    with sdpa_kernel(backend):
+        found = operations(lambda: attention(query, key, value), query, key, value)
+    assert found == (2 * one, 4 * one)
+
+
+def test_kernels_of_a_gpu_are_counted_like_that_of_the_cpu():
+    """On the meta device, whose tensors take the operators' own way without a card."""
+    aten, shape = torch.ops.aten, (2, 4, 6, 8)
+    q = torch.empty(shape, device="meta")
+    one = 2 * 2 * 4 * 6**2 * 8
+    for run in (
+        lambda: aten._scaled_dot_product_flash_attention(q, q, q),
+        lambda: aten._scaled_dot_product_efficient_attention(q, q, q, None, True),
+        lambda: aten._scaled_dot_product_cudnn_attention(q, q, q, None, True),
+    ):
+        with flop_counter() as counter:
+            run()
+        assert counter.get_total_flops() == 2 * one
+
+
+def test_an_iteration_of_a_depthwise_block_is_three_times_its_forward_pass():
+    """MobileNetV2's features.12, where torch's own count is ten times as much."""
+    inside, between, side = 12, 72, 5
+    block = nn.Sequential(
+        nn.Conv2d(inside, between, 1, bias=False), nn.ReLU6(),
+        nn.Conv2d(between, between, 3, padding=1, groups=between, bias=False), nn.ReLU6(),
+        nn.Conv2d(between, inside, 1, bias=False),
+    )  # fmt: skip
+    x = torch.randn(2, inside, side, side, requires_grad=True)
+    weights = inside * between + 9 * between + between * inside
+    forward = 2 * 2 * side**2 * weights
+    assert operations(lambda: block(x), x, *block.parameters()) == (forward, 2 * forward)

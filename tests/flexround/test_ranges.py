@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
 from flexround.kernels.range_search import Roots
@@ -268,3 +269,27 @@ def test_the_bound_holds_and_leaves_most_candidates_out(monkeypatch):
     values = weights("gaussian", 600, 64, 1)
     LpSearch(2.4, 80, 0.01)(values, grid)
     assert sum(tries) < 0.5 * 80 * len(values)
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations, as a GPU is told to do them."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("ranges", [LpSearch(2.4, 3, 0.01), LpSearch2D(2.4, 3, 0.01)])
+def test_on_a_gpu_a_search_takes_as_many_launches_for_more_groups(ranges, monkeypatch):
+    """A layer of 4096 x 4096 in groups of 128 has 131,072 of them; meta tensors take the same."""
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda _: False)  # meta: where a walk ends
+    counts = []
+    for groups in (8, 4096 * 32):
+        with Launches() as launches:
+            ranges(torch.empty(groups, 128, device="meta"), Grid(4, False, PerGroup(128)))
+        counts.append(launches.count)
+    assert counts[0] == counts[1] > 3
