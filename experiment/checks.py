@@ -13,6 +13,7 @@ from experiment.identity import FINETUNED, FULL_STREAMS
 from experiment.values import check_every_value
 
 STREAM_DTYPES = (FULL_STREAMS, "bfloat16", "float16")
+STREAM_DEVICES = ("auto", "cuda", "cpu")
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
@@ -31,6 +32,14 @@ def check_values(cfg: DictConfig) -> None:
             raise ValueError(f"model.{name}={value}: give a text")
     if cfg.stream_dtype not in STREAM_DTYPES:
         raise ValueError(f"stream_dtype={cfg.stream_dtype}: give {', '.join(STREAM_DTYPES)}")
+    if cfg.stream_device not in STREAM_DEVICES:
+        raise ValueError(f"stream_device={cfg.stream_device}: give {', '.join(STREAM_DEVICES)}")
+    if cfg.stream_device == "cuda" and (cfg.device == "cpu" or cfg.stream_gib is not None):
+        other = "device=cpu" if cfg.device == "cpu" else f"stream_gib={cfg.stream_gib}"
+        raise ValueError(
+            f"stream_device=cuda with {other}: activations then lie on the GPU alone; leave one of "
+            "the two out"
+        )
     if not DEVICE.fullmatch(cfg.device):
         raise ValueError(f"device={cfg.device}: give auto, cpu or cuda:N")
     if cfg.checkpoint == FINETUNED and "checkpoints_dir" not in cfg.task:

@@ -16,6 +16,7 @@ OPTIONS = (
     "device",
     "expected_fp",
     "offload",
+    "stream_device",
     "stream_gib",
     "spill_dir",
     "compile",

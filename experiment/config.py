@@ -97,6 +97,7 @@ class RunConfig:
     cache_dir: str = MISSING
     cache_gib: float = MISSING
     stream_dtype: str = MISSING
+    stream_device: str = MISSING
     stream_gib: float | None = MISSING
     offload: bool = MISSING
     spill_dir: str = MISSING

@@ -36,7 +36,7 @@ log = logging.getLogger("run")
 # What a command line says of its run's surroundings, which whoever repeats it has others of.
 SURROUNDINGS = (
     "logger", "results_dir", "cache_dir", "cache_gib", "progress", "compile", "save", "rerun",
-    "retry_failed", "stream_gib", "offload", "spill_dir",
+    "retry_failed", "stream_device", "stream_gib", "offload", "spill_dir",
 )  # fmt: skip
 
 

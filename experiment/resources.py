@@ -38,10 +38,13 @@ class Resources:
         """Return the resources of job on device.
 
         Raises:
-            ValueError: when activations are to be spilled to a folder that can't be written.
+            ValueError: when activations are to be spilled to a folder that can't be written, or to
+                lie on a GPU that the run has not.
         """
+        activations = _activations(job)
+        activations.check_device(device)
         shared = Cache(Path(job.cfg.cache_dir, "shared"), job.cfg.cache_gib)
-        return cls(device, _activations(job), _checkpoints(job, device), shared)
+        return cls(device, activations, _checkpoints(job, device), shared)
 
 
 def _activations(job: Job) -> ActivationCache:
@@ -50,7 +53,8 @@ def _activations(job: Job) -> ActivationCache:
     disk = DiskTensors(job.cfg.spill_dir)
     if limit is not None or job.cfg.offload:
         disk.check_writable()
-    return ActivationCache(dtype, math.inf if limit is None else limit, disk)
+    where = job.cfg.stream_device
+    return ActivationCache(dtype, math.inf if limit is None else limit, disk, where)
 
 
 def _checkpoints(job: Job, device: torch.device) -> FileCheckpoints:

@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from flexround.calibration.disk_tensors import DiskTensors
 
+Where = Literal["auto", "cuda", "cpu"]
 HALF = (torch.float16, torch.bfloat16)
 # Of one size, live at once: both cache, the targets, and the outputs that are being made.
 TOGETHER = 4
@@ -28,11 +30,14 @@ class ActivationCache:
         dtype: what they are rounded to, None to leave them as they are.
         limit_gib: memory that those which are live at once may take; beyond it they go to spill.
         spill: where to; needed where there is a limit.
+        where: on the GPU, in the CPU's memory, or (auto) on the GPU where they fit; the results are
+            the same. Nothing is spilled from a GPU.
     """
 
     dtype: torch.dtype | None = None
     limit_gib: float = math.inf
     spill: DiskTensors | None = None
+    where: Where = "auto"
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, *HALF):
@@ -41,6 +46,25 @@ class ActivationCache:
             raise ValueError(f"stream_gib={self.limit_gib}: give 0, which spills all, or more")
         if self.limit_gib < math.inf and self.spill is None:
             raise ValueError(f"stream_gib={self.limit_gib}: give a folder to spill to as well")
+        if self.where not in get_args(Where):
+            raise ValueError(f"stream_device={self.where}: give {', '.join(get_args(Where))}")
+        if self.where == "cuda" and self.limit_gib < math.inf:
+            raise ValueError(
+                f"stream_gib={self.limit_gib} limits what streams take of the CPU's memory, where "
+                "stream_device=cuda leaves none; leave one of the two out"
+            )
+
+    def check_device(self, device: torch.device) -> None:
+        """Check that a run on device can hold activations where it should.
+
+        Raises:
+            ValueError: when they are to lie on a GPU and the run has none.
+        """
+        if self.where == "cuda" and device.type == "cpu":
+            raise ValueError(
+                "stream_device=cuda does nothing for a run on device=cpu; leave it out, or give "
+                "device=cuda"
+            )
 
     def store(self, parts: Iterable[Tensor]) -> Tensor:
         """Return parts joined along their first axis, [samples, ...].

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from flexround.calibration.activation_cache import ActivationCache, rows
 from flexround.calibration.arguments import Arguments, PerSample, merged, split_inputs
@@ -86,6 +87,35 @@ class RecordedCalls:
         own, *later = self.later
         return RecordedCalls(inputs, *own, self.cache, tuple(later))
 
+    def placed(self, home: torch.device) -> RecordedCalls:
+        """Return the same calls, and those that follow from them, with what samples have at home.
+
+        Nothing is spilled to disk from a GPU.
+        """
+        moved: dict[int, PerSample] = {}  # blocks share what they are called with
+
+        def place(leaf: Any) -> Any:
+            if not isinstance(leaf, PerSample):
+                return leaf
+            if id(leaf) not in moved:
+                moved[id(leaf)] = PerSample(leaf.values.to(home))
+            return moved[id(leaf)]
+
+        own, *later = (
+            Arguments(*tree_map(place, (held.args, dict(held.kwargs))))
+            for held in (Arguments(self.args, self.kwargs), *self.later)
+        )
+        cache = self.cache if home.type == "cpu" else replace(self.cache, limit_gib=math.inf)
+        return RecordedCalls(self.inputs.to(home), *own, cache, tuple(later))
+
+    @property
+    def per_sample_bytes(self) -> int:
+        """What the arguments besides the inputs take that samples have, of all blocks."""
+        every = [Arguments(self.args, self.kwargs), *self.later]
+        leaves = tree_leaves([(held.args, dict(held.kwargs)) for held in every])
+        held = {id(leaf): leaf.values.nbytes for leaf in leaves if isinstance(leaf, PerSample)}
+        return sum(held.values())
+
     def arguments_on(self, device: torch.device) -> RecordedCalls:
         """Return the same calls, the arguments that all samples share on device."""
 
@@ -139,9 +169,11 @@ def record_calls(
     forward: Callable[[Any], Any],
     batches: Iterable[Any],
     cache: ActivationCache | None = None,
+    home: torch.device | None = None,
 ) -> RecordedCalls:
     """Return the calls that module receives while forward runs on each batch, held by cache.
 
+    Inputs are moved home where that is given.
     Each forward pass stops where module is called. Tensor arguments that are the same in every
     call and carry no batch axis of their own stay as they are.
 
@@ -167,7 +199,7 @@ def record_calls(
                 raise ValueError("the model's forward pass does not call the block to capture")
             first = firsts.pop()
             sizes.append(len(first))
-            yield first
+            yield first if home is None else first.to(home)
 
     handle = module.register_forward_pre_hook(record, with_kwargs=True)
     try:

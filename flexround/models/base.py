@@ -93,6 +93,13 @@ class ModelAdapter(ABC):
         """Return the inputs of block index + 1 from the outputs [samples, ...] of block index."""
         return outputs
 
+    def widest(self, inputs: Tensor) -> int:
+        """Return how many values of a sample a block takes or gives at most.
+
+        inputs [samples, ...] are the first block's.
+        """
+        return inputs[:1].numel()
+
     def loss_mask(self, batches: Sequence[Any]) -> Tensor | None:
         """Return which positions count in the loss, [samples, ...], or None where all do."""
         return None

@@ -193,6 +193,10 @@ class VisionAdapter(ModelAdapter):
         self._stand_ins = [order.first[block.module].output[:1] for block in self._blocks]
         check_chain(self, self._example, order)
 
+    def widest(self, inputs: Tensor) -> int:
+        """Return how many values of a sample a block takes or gives at most."""
+        return max(inputs[:1].numel(), *(output.numel() for output in self._stand_ins))
+
     def blocks(self) -> list[Block]:
         """Return the units of reconstruction in execution order."""
         return self._blocks

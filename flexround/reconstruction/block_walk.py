@@ -20,6 +20,7 @@ from flexround.calibration.activation_cache import ActivationCache, FullPrecisio
 from flexround.calibration.calls import RecordedCalls
 from flexround.calibration.finite import check_finite, first_not_finite
 from flexround.models.base import ModelAdapter
+from flexround.reconstruction.room import home_of
 from flexround.structure import Block
 
 NOT_FINITE = (
@@ -67,7 +68,7 @@ class Walk:
 
     def advance(self, index: int, calls: RecordedCalls, outputs: Tensor) -> RecordedCalls:
         """Return the calls of block index + 1 once block index has given outputs."""
-        return calls.with_inputs(self.adapter.advance(index, outputs, self.cache))
+        return calls.with_inputs(self.adapter.advance(index, outputs, calls.cache))
 
 
 @dataclass
@@ -112,6 +113,7 @@ def block_walk(walk: Walk) -> Iterator[AbstractContextManager[BlockAtWork]]:
             f"what the network gives its first block {block.name} is not finite, calibration "
             f"sample {sample} first: look at the weights before the block"
         )
+    first = first.placed(home_of(walk.adapter, first))
     streams = _Streams(first, first)
     del first  # the streams let go of it
     for index, block in enumerate(walk.adapter.blocks()):

@@ -64,8 +64,10 @@ def _calls_inside(
 ) -> RecordedCalls:
     """Return the calls that layer receives while block is replayed on calls."""
     indices = torch.arange(len(calls)).split(job.settings.batch_size)
-    device = job.adapter.device
-    inside = record_calls(layer, lambda p: calls.replay(block, p, device), indices, calls.cache)
+    device, home = job.adapter.device, calls.inputs.device
+    inside = record_calls(
+        layer, lambda p: calls.replay(block, p, device), indices, calls.cache, home
+    )
     if len(inside) != len(calls):
         raise ValueError(
             "recon.unit=layer: this model folds samples together inside of a layer "

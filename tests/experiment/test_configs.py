@@ -110,15 +110,24 @@ def test_streams_in_float32_have_the_run_ids_from_before_there_was_a_choice():
     assert "stream_dtype" not in identity(composed())
 
 
-@pytest.mark.parametrize("option", ["stream_dtype=int8", "stream_gib=-1", "stream_gib=nan"])
+@pytest.mark.parametrize(
+    "option", ["stream_dtype=int8", "stream_gib=-1", "stream_gib=nan", "stream_device=gpu"]
+)
 def test_streams_out_of_range_are_refused(option):
     with pytest.raises(ValueError, match=option.partition("=")[0]):
         check_values(composed(option))
 
 
+@pytest.mark.parametrize("other", ["device=cpu", "stream_gib=1"])
+def test_streams_on_a_gpu_go_with_no_option_that_keeps_them_from_it(other):
+    with pytest.raises(ValueError, match=f"stream_device=cuda with {other}.*leave one of the two"):
+        check_values(composed("stream_device=cuda", other))
+
+
 @pytest.mark.parametrize(
     "change",
-    ["logger=wandb", "device=cpu", "results_dir=elsewhere", "cache_dir=elsewhere", "rerun=true",
+    ["logger=wandb", "device=cpu", "stream_device=cuda", "stream_device=cpu",
+     "results_dir=elsewhere", "cache_dir=elsewhere", "rerun=true",
      "progress=false", "group_size=64", "imagenet_dir=x", "stream_gib=1", "offload=true",
      "spill_dir=elsewhere", "save=true"],
 )  # fmt: skip

@@ -23,11 +23,13 @@ from torch import nn
 from experiment import ROOT
 from experiment.build import build
 from experiment.config import composed
+from flexround.calibration.activation_cache import ActivationCache
+from flexround.calibration.arguments import PerSample
 from flexround.calibration.calls import RecordedCalls
 from flexround.grid import Grid
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.models.vision import VisionAdapter
-from flexround.reconstruction import optimize
+from flexround.reconstruction import block_walk, learning, optimize, room
 from tasks.language.tiny_families import FAMILIES, config_of
 from tests import stand_in
 from tests.flexround.reconstruction.test_reconstruction import BasicBlock
@@ -98,13 +100,14 @@ def configuration(*overrides):
     return cfg
 
 
-def quantized(adapter, batches, *overrides):
+def quantized(adapter, batches, *overrides, where="auto"):
     """Return (integers by layer, the network's outputs) of a run with overrides."""
     cfg = configuration(*overrides)
     grid = Grid(cfg.bits, cfg.symmetric, build(cfg.granularity))
     integers = build(cfg.recon)(
         adapter, batches, quantizer=build(cfg.quant), grid=grid, ranges=build(cfg.ranges),
         generator=torch.Generator().manual_seed(0), activation=build(cfg.activation),
+        cache=ActivationCache(where=where),
     )  # fmt: skip
     with torch.no_grad():
         return integers, [adapter.forward(batch) for batch in batches]
@@ -160,6 +163,82 @@ def test_families(device, family):
     check_same(partial(language, family=family, padded=padded), device, quant, *LANGUAGE)
 
 
+# What reads the streams: both, those inside of a block, the second pass, and the solvers.
+STREAMS = {
+    "quantized": ("quant=flexround",),
+    "mixed": ("recon=qdrop", "activation=static_per_tensor"),
+    "layer": ("recon=layer",),
+    "brecq": ("recon=brecq", "activation=static_per_tensor"),
+    "solver": ("quant=gptq",),
+}
+
+
+@pytest.fixture
+def homes(monkeypatch):
+    """Return where the streams of blocks and units at work and their targets lie."""
+    seen = set()
+    plain, learn = block_walk._advance, learning.learn
+
+    def learned(job, unit, quantizers, activations, streams, targets):
+        seen.update(tensor.device.type for tensor in (targets, *(s.inputs for s in streams)))
+        return learn(job, unit, quantizers, activations, streams, targets)
+
+    def watched(walk, streams, index, work, ahead):
+        held = [work.plain, work.quantized, *([] if ahead is None else [ahead])]
+        leaves = [leaf for calls in held for leaf in (*calls.args, *calls.kwargs.values())]
+        own = [leaf.values for leaf in leaves if isinstance(leaf, PerSample)]
+        passed = [] if work.passed is None else [work.passed]
+        tensors = [*own, *passed, *(calls.inputs for calls in held)]
+        seen.update(tensor.device.type for tensor in tensors)
+        plain(walk, streams, index, work, ahead)
+
+    monkeypatch.setattr(block_walk, "_advance", watched)
+    monkeypatch.setattr(learning, "learn", learned)
+    return seen
+
+
+@pytest.mark.parametrize("case", STREAMS)
+@pytest.mark.parametrize("kind", ["convolutions", "tokens"])
+def test_where_the_streams_lie_changes_no_bit(device, kind, case, homes):
+    options = ["ranges=min_max"] if kind == "convolutions" else LANGUAGE
+    found = []
+    for where, lies_on in (("cpu", "cpu"), ("cuda", device.type)):
+        made = convolutions(device) if kind == "convolutions" else language(device, padded=True)
+        homes.clear()
+        found.append(quantized(*made, *STREAMS[case], *options, where=where))
+        assert homes == {lies_on}
+    (one, outputs), (other, others) = found
+    for name, integers in one.items():
+        assert torch.equal(integers.codes.cpu(), other[name].codes.cpu())
+        assert torch.equal(integers.scale.cpu(), other[name].scale.cpu())
+    for output, wanted in zip(outputs, others, strict=True):
+        assert torch.equal(output.cpu(), wanted.cpu())
+
+
+def test_streams_lie_on_a_gpu_where_they_fit_and_are_refused_there_where_not(
+    device, homes, monkeypatch
+):
+    """Two layers of hidden size 16: six samples of 20 tokens; weights at work come beside them."""
+    adapter, _ = language(device)
+    hidden = adapter.model.config.hidden_size
+    streams = 5 * 6 * 20 * hidden * 4
+    work = max(
+        sum(16 * layer.module.weight.numel() for layer in b.layers) for b in adapter.blocks()
+    )
+    for free, lies_on in ((2 * (streams + work), device.type), (2 * (streams + work) - 1, "cpu")):
+        monkeypatch.setattr(room, "free_on", lambda _, free=free: free)
+        homes.clear()
+        quantized(*language(device), "quant=rtn", *LANGUAGE)
+        assert homes == {lies_on}
+    monkeypatch.setattr(room, "free_on", lambda _: streams + work - 1)
+    with pytest.raises(
+        ValueError, match=r"stream_device=cuda: the activations of 6 .*give stream_"
+    ):
+        quantized(*language(device), "quant=rtn", *LANGUAGE, where="cuda")
+    monkeypatch.setattr(room, "free_on", lambda _: streams + work)
+    quantized(*language(device), "quant=rtn", *LANGUAGE, where="cuda")
+
+
 SETTINGS = {
     "plain": (),
     "keep_best": ("recon.keep_best=true",),
@@ -170,11 +249,11 @@ SETTINGS = {
 }
 
 
-def waited(monkeypatch, made, *overrides):
+def waited(monkeypatch, made, *overrides, where="auto"):
     """Return where the iterations of a run wait for the device, besides for the losses' curve."""
     monkeypatch.setattr(optimize.UnitOptimizer, "_read", lambda *_: 0.0)
     with stand_in.counting("run") as waits:
-        quantized(*made, *overrides)
+        quantized(*made, *overrides, where=where)
     return waits
 
 
@@ -182,7 +261,11 @@ def waited(monkeypatch, made, *overrides):
 def test_an_iteration_waits_for_nothing(device, setting, monkeypatch):
     made = language(device, padded=True)
     assert not waited(monkeypatch, made, *SETTINGS[setting], *LANGUAGE)
+    made = language(device, padded=True)
+    assert not waited(monkeypatch, made, *SETTINGS[setting], *LANGUAGE, where="cuda")
     if setting != "per_token":
+        made = convolutions(device)
+        assert not waited(monkeypatch, made, *SETTINGS[setting], "ranges=min_max", where="cpu")
         assert not waited(monkeypatch, convolutions(device), *SETTINGS[setting], "ranges=min_max")
 
 
