@@ -238,7 +238,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--precision", choices=get_args(Precision), default="float32")
+    parser.add_argument(
+        "--precision", choices=[p for p in get_args(Precision) if p != "auto"], default="float32"
+    )
     parser.add_argument("--frozen", action="store_true")
     args = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, {args.rounds} rounds of {STEPS} iterations\n")

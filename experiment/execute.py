@@ -56,7 +56,7 @@ def _execute(job: Job, threads: int) -> Record:
         draft.threads, draft.processor = threads, processor()
         rehearse(cfg, task, model, device, checks)
         own = Resources.of(job, device)
-        draft.device = device_name(own.device)
+        draft.device, draft.precision = device_name(own.device), recon.precision_on(own.device)
 
         offload = own.activations if cfg.offload else None
         adapter = model.adapter(task, cfg.checkpoint, own.device, offload)

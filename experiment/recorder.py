@@ -56,6 +56,7 @@ class Draft:
     metrics: dict[str, float] = field(default_factory=dict)
     outcomes: Mapping[str, Any] = field(default_factory=dict)  # of each evaluation sample
     device: str = ""
+    precision: str = ""
     processor: str = ""
     threads: int | None = None
     network: str | None = None
@@ -113,6 +114,7 @@ def recording(
             seconds=time.perf_counter() - clock,
             peak_memory_gib=max([b.peak_memory_gib for b in blocks], default=0.0),
             device=draft.device,
+            precision=draft.precision,
             processor=draft.processor,
             threads=draft.threads,
             network=draft.network,

@@ -189,7 +189,7 @@ def settings(context: Context) -> list[Setting]:
     ]
     if context.tiny:
         return found
-    others = [p for p in get_args(Precision) if p not in (half, "float32")]
+    others = [p for p in get_args(Precision) if p not in (half, "float32", "auto")]
     found += [Setting(*b, "flexround", p) for p in others for b in blocks]
     found += [Setting(*b, "flexround", half, True) for b in blocks]
     found += [

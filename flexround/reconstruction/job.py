@@ -22,7 +22,7 @@ from flexround.ranges import Ranges
 from flexround.reconstruction.block_walk import BlockAtWork
 from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.checkpoints import Checkpoints
-from flexround.reconstruction.precision import products
+from flexround.reconstruction.precision import precision_on, products
 from flexround.reconstruction.report import BlockReport
 from flexround.reconstruction.settings import Settings
 from flexround.reconstruction.snapshots import pack, unpack
@@ -85,9 +85,14 @@ class UnitJob:
         assert self.activations is not None, "learns_activations says so"
         return self.activations.on(quant_prob)
 
+    @property
+    def precision(self) -> str:
+        """Which precision an iteration's matrix products have on this device."""
+        return precision_on(self.adapter.device, self.settings.precision)
+
     def products(self) -> AbstractContextManager[None]:
         """Return the context in which an iteration's matrix products run."""
-        return products(self.settings.precision, self.adapter.device)
+        return products(self.precision, self.adapter.device)
 
     def student_inputs(
         self, batch: Tensor, plain: RecordedCalls, quantized: RecordedCalls

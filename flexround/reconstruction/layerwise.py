@@ -120,6 +120,10 @@ class Solve:
         """Check the solver's options against the grid."""
         quantizer.check_grid(grid)
 
+    def precision_on(self, device: torch.device) -> str:
+        """Return which precision a solver's matrix products have on device."""
+        return "float32"
+
     def check(
         self,
         adapter: ModelAdapter,

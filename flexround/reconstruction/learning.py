@@ -163,7 +163,7 @@ def learn(
     iterations = UnitOptimizer(
         unit.name, settings.iters, settings.batch_size, job.generator, job.callbacks
     )
-    with compiling(settings.compile), tensor_float32(settings.precision == "tf32"):
+    with compiling(settings.compile), tensor_float32(job.precision == "tf32"):
         return iterations.run(len(targets), losses, optimizers, after_step, best)
 
 

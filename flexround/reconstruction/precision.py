@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 import torch
 
-Precision = Literal["float32", "tf32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16", "auto"]
+FIRST_WITH_BFLOAT16 = (8, 0)  # compute capability, which TF32 came with, too
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -24,14 +25,23 @@ def check_precision(precision: str, device: torch.device) -> None:
             f"recon.precision=tf32 is for an NVIDIA GPU, this is device={device}; give bfloat16 or "
             "float32"
         )
-    if device.type == "cuda" and precision != "float32":
+    if device.type == "cuda" and precision in ("tf32", "bfloat16"):
         name = torch.cuda.get_device_name(device)
         capability = torch.cuda.get_device_capability(device)
-        if capability < (8, 0):
+        if capability < FIRST_WITH_BFLOAT16:
             raise ValueError(
                 f"recon.precision={precision}: {name} has none, its compute capability is "
-                f"{'.'.join(map(str, capability))} and 8.0 is needed; give float32"
+                f"{'.'.join(map(str, capability))} and 8.0 is needed; give float32, or auto"
             )
+
+
+def precision_on(device: torch.device, precision: str) -> str:
+    """Return precision; for auto bfloat16 on an NVIDIA GPU that has it, float32 elsewhere."""
+    if precision != "auto":
+        return precision
+    on_gpu = device.type == "cuda"
+    has_it = on_gpu and torch.cuda.get_device_capability(device) >= FIRST_WITH_BFLOAT16
+    return "bfloat16" if has_it else "float32"
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from flexround.reconstruction.checks import (
 )
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.learning import quantize_unit
-from flexround.reconstruction.precision import tensor_float32
+from flexround.reconstruction.precision import precision_on, tensor_float32
 from flexround.reconstruction.room import LEARNED, SOLVED, check_room
 from flexround.reconstruction.settings import Settings
 from flexround.reconstruction.step_sizes import feeds_plain, learn_step_sizes
@@ -105,6 +105,10 @@ class Reconstruction(Settings):
             activations.leave_on()
             adapter.activations = activations
         return integers
+
+    def precision_on(self, device: torch.device) -> str:
+        """Return which precision the iterations' matrix products have on device."""
+        return precision_on(device, self.precision)
 
     def check(
         self,

@@ -32,8 +32,9 @@ class Settings:
         quant_prob: probability that an element stays quantized while learning, QDrop's 0.5; 1 is
             all of them.
         keep_best: end with the parameters of the mini-batch with the lowest error (SignRound).
-        precision: of the iterations' matrix products: float32, tf32 or bfloat16. Weights, rounding
-            and the loss stay float32, and so does everything outside of the iterations.
+        precision: of the iterations' matrix products: float32, tf32, bfloat16, or auto, which is
+            bfloat16 on a GPU that has it and float32 elsewhere. Weights, rounding and the loss stay
+            float32, and so does everything outside of the iterations.
         compile: fuse the methods' passes by torch.compile, which needs a compiler.
     """
 

@@ -110,5 +110,5 @@ def _learn(
         job.callbacks,
     )  # fmt: skip
     optimizers = [step_size_optimizer(sizes, settings.act_lr, settings.act_iters)]
-    with tensor_float32(settings.precision == "tf32"):
+    with tensor_float32(job.precision == "tf32"):
         return iterations.run(len(targets), losses, optimizers, after_step)

@@ -85,7 +85,9 @@ class Made:
         """Return the number of what made record."""
         versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
         threads = "" if record.threads is None else f"{record.threads} threads"
-        machine = ", ".join(filter(None, (record.device, record.processor, threads)))
+        machine = ", ".join(
+            filter(None, (record.device, record.precision, record.processor, threads))
+        )
         facts = (record.commit or "unknown", versions or "unknown", machine or "unknown")
         return self.facts.setdefault(facts, len(self.facts))
 

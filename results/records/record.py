@@ -45,6 +45,8 @@ class Record:
         seconds: wall time of the run.
         peak_memory_gib: largest of the blocks' peaks.
         device: cpu, or the GPU's name.
+        precision: of the matrix products that a unit was learned by, which recon.precision=auto
+            leaves to the device; empty in records from before it was kept.
         processor: the CPU's model and vector instructions, which decide the last bits of its sums.
         threads: of torch on the CPU, which decide them too; None in records from before they were
             kept, as the next two.
@@ -82,6 +84,7 @@ class Record:
     seconds: float = 0.0
     peak_memory_gib: float = 0.0
     device: str = ""
+    precision: str = ""
     processor: str = ""
     threads: int | None = None
     network: str | None = None

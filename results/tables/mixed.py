@@ -14,6 +14,7 @@ def conditions_of(record: Record) -> dict[str, str]:
     """Return the conditions of a record by name; what it does not know is absent."""
     found = {
         "device": record.device,
+        "precision": record.precision,
         "torch": record.versions.get("torch", ""),
         "network": _short(record.network),
         "evaluation data": _short(record.evaluation_data),

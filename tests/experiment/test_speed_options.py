@@ -75,7 +75,9 @@ def test_bfloat16_products_are_bfloat16_and_learn_as_well():
 def test_what_a_device_lacks_is_refused():
     with pytest.raises(ValueError, match=r"recon.precision=tf32 .* give bfloat16 or float32"):
         check_precision("tf32", CPU)
-    with pytest.raises(ValueError, match=r"recon\.precision=int8: give float32, tf32, bfloat16"):
+    with pytest.raises(
+        ValueError, match=r"recon\.precision=int8: give float32, tf32, bfloat16, auto"
+    ):
         check_precision("int8", CPU)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from experiment.threads import running_on
 from flexround.activations.schemes import StaticPerTensor
-from flexround.reconstruction.precision import tensor_float32
+from flexround.reconstruction.precision import check_precision, precision_on, tensor_float32
 from tests.flexround.quantizers.methods import METHODS
 from tests.flexround.reconstruction.test_reconstruction import (
     GRID,
@@ -21,9 +21,11 @@ from tests.flexround.reconstruction.test_reconstruction import (
     SETTING,
     adapter,
     calibration,
+    quantize,
 )
 
 matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 STATIC = StaticPerTensor(8, False, 8, 8, None, 8, "quant")
 FLOAT32, TF32 = (False, False), (True, True)
 
@@ -106,3 +108,36 @@ def test_a_setting_for_all_of_torch_does_not_come_through():
         finally:
             torch.backends.fp32_precision = before
     assert found == ("ieee", "ieee")
+
+
+@pytest.mark.parametrize(
+    ("capability", "used"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((12, 0), "bfloat16")]
+)
+def test_auto_is_bfloat16_where_a_card_has_it(capability, used, monkeypatch):
+    """Compute capability 7.5 is Turing, 8.0 Ampere, the first with bfloat16."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    check_precision("auto", GPU)
+    assert precision_on(GPU, "auto") == used
+    assert precision_on(CPU, "auto") == "float32"
+    for chosen in ("float32", "tf32", "bfloat16"):
+        assert precision_on(GPU, chosen) == chosen
+
+
+@pytest.mark.parametrize("used", ["float32", "bfloat16"])
+def test_auto_computes_as_what_it_stands_for(used, monkeypatch):
+    """Every code and scale of the run that names it; the device's answer is planted."""
+    monkeypatch.setattr("flexround.reconstruction.job.precision_on", planted(used))
+    (_, auto), (_, named) = (
+        quantize(replace(SETTING, iters=3, precision=name)) for name in ("auto", used)
+    )
+    other = "bfloat16" if used == "float32" else "float32"
+    _, others = quantize(replace(SETTING, iters=3, precision=other))
+    assert all(torch.equal(held.codes, named[name].codes) for name, held in auto.items())
+    assert all(torch.equal(held.scale, named[name].scale) for name, held in auto.items())
+    assert not all(torch.equal(held.scale, others[name].scale) for name, held in auto.items())
+
+
+def planted(used):
+    """Return precision_on of a device where auto is used."""
+    return lambda _, precision: used if precision == "auto" else precision

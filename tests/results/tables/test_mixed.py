@@ -12,7 +12,8 @@ from results.tables.leaderboard import leaderboard, render
 from results.tables.mixed import mixed
 from tests.results.records.test_store import record
 
-SAME = {"device": "cpu", "processor": "P", "threads": 2, "versions": {"torch": "2.9.0"},
+SAME = {"device": "cpu", "precision": "float32", "processor": "P", "threads": 2,
+        "versions": {"torch": "2.9.0"},
         "network": "a" * 64, "evaluation_data": "d" * 64}  # fmt: skip
 
 
@@ -33,6 +34,7 @@ def seeds(*changes):
         ({"versions": {"torch": "2.10.0"}}, "torch (2.9.0, 2.10.0)"),
         ({"network": "b" * 64}, "network (sha256:aaaaaaaa, sha256:bbbbbbbb)"),
         ({"evaluation_data": "e" * 64}, "evaluation data (sha256:dddddddd, sha256:eeeeeeee)"),
+        ({"precision": "bfloat16"}, "precision (float32, bfloat16)"),
         ({"device": "NVIDIA H100"}, "device (cpu, NVIDIA H100)"),
         ({"threads": 1, "processor": "Q"}, "threads (2, 1); processor (P, Q)"),
     ],
@@ -54,7 +56,13 @@ def test_runs_alike_have_no_mark():
 
 
 def test_what_a_record_does_not_know_is_no_difference():
-    old = {"processor": "", "threads": None, "network": None, "evaluation_data": None}
+    old = {
+        "precision": "",
+        "processor": "",
+        "threads": None,
+        "network": None,
+        "evaluation_data": None,
+    }
     assert mixed(seeds({}, old)) is None
 
 
