@@ -12,6 +12,7 @@ from benchmarks.gpu.context import Row
 from benchmarks.gpu.methods import described, is_solver, made, names
 from benchmarks.gpu.networks import NETWORKS
 from flexround.activations.schemes import Activation, DynamicPerToken, StaticPerTensor
+from flexround.calibration.activation_cache import ActivationCache, Where
 from flexround.grid import Grid, PerChannel, PerGroup, QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.quantizers.base import QuantizerFactory
@@ -47,6 +48,7 @@ class TinyCase:
     ranges: str = "lp"
     groups: int = 0  # of so many weights; 0 is a scale a channel
     precision: Precision = "float32"
+    streams: Where = "auto"
 
     @property
     def facts(self) -> Row:
@@ -54,7 +56,7 @@ class TinyCase:
         return {
             "network": self.network, "quant": self.quant, "activation": self.activation,
             "recon": self.recon, "ranges": self.ranges, "groups": self.groups,
-            "precision": self.precision,
+            "precision": self.precision, "streams": self.streams,
         }  # fmt: skip
 
     def loop(self, iters: int) -> Reconstruction | Solve:
@@ -109,6 +111,7 @@ def quantized(
         grid=Grid(4, False, granularity), ranges=RANGES[case.ranges],
         generator=torch.Generator().manual_seed(0), activation=ACTIVATIONS[case.activation],
         callbacks=[log, *callbacks], checkpoints=checkpoints,
+        cache=ActivationCache(where=case.streams if device.type == "cuda" else "auto"),
     )  # fmt: skip
     with torch.no_grad():
         outputs = torch.cat([out.float().cpu() for out in adapter.outputs(calibration)])
@@ -149,6 +152,9 @@ def every_case(tiny: bool) -> list[TinyCase]:
         TinyCase("llama", "flexround", precision="bfloat16"),
         TinyCase("vision", "flexround", precision="bfloat16"),
         TinyCase("llama", "flexround", precision="tf32"),
+        TinyCase("llama", "flexround", streams="cpu"),
+        TinyCase("bert, padded", "flexround", streams="cpu"),
+        TinyCase("vision", "flexround", "static, fp", "qdrop", streams="cpu"),
         TinyCase("bert, padded", "adaround", "static, fp", "qdrop"),
         TinyCase("bert, padded", "gptq"),
         TinyCase("mixtral", "gptq"),

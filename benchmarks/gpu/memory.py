@@ -16,6 +16,7 @@ from benchmarks.gpu.context import Context, Row
 from benchmarks.gpu.methods import described, made
 from benchmarks.gpu.shapes import GIB, Shape, llama31_8b
 from benchmarks.gpu.stages import Stages
+from flexround.calibration.activation_cache import ActivationCache, Where
 from flexround.grid import Grid, PerGroup
 from flexround.models.base import ModelAdapter
 from flexround.ranges import LpSearch, MinMax, Ranges
@@ -37,14 +38,20 @@ class BlockRun:
     lr: float
     group_size: int
     precision: Precision
+    streams: Where = "auto"
 
     @property
     def facts(self) -> Row:
         """What names it."""
         return {
             "quant": self.quant, "iterations": self.iters, "groups of": self.group_size,
-            "precision": self.precision,
+            "precision": self.precision, "streams": self.streams,
         }  # fmt: skip
+
+    @property
+    def loop_facts(self) -> tuple[object, ...]:
+        """What decides how long an iteration takes."""
+        return self.quant, self.group_size, self.precision, self.streams
 
     @property
     def ranges(self) -> Ranges:
@@ -77,6 +84,7 @@ def runs(tiny: bool) -> list[BlockRun]:
                 "float32")]  # fmt: skip
     return [
         BlockRun("flexround", FEW, lr, 128, "bfloat16"),
+        BlockRun("flexround", FEW, lr, 128, "bfloat16", streams="cpu"),
         BlockRun("flexround", FEW, lr, 64, "bfloat16"),
         BlockRun("signround", FEW, 1 / FEW, 128, "bfloat16"),
         BlockRun("flexround", FEW, lr, 128, "float32"),
@@ -90,18 +98,18 @@ def runs(tiny: bool) -> list[BlockRun]:
 def rows(context: Context) -> Iterator[Row]:
     """Yield what each run takes."""
     shape = llama31_8b(context.tiny, SAMPLES)
-    known: dict[tuple[str, int, str], tuple[float, float]] = {}  # seconds fixed, an iteration
+    known: dict[tuple[object, ...], tuple[float, float]] = {}  # seconds fixed, an iteration
     for run in runs(context.tiny):
         refusal = _refusal(run, shape, context)
         if refusal is not None:
             yield context.refused(run.facts, refusal)
             continue
-        fixed, each = known.get((run.quant, run.group_size, run.precision), (20.0, 0.5))
+        fixed, each = known.get(run.loop_facts, (20.0, 0.5))
         seconds = fixed + each * run.iters
         row = context.row(run.facts, seconds, lambda run=run: _measured(run, shape, context))
         if "whole, s" in row:
             whole, inside = (float(str(row[f"{name}, s"])) for name in ("whole", "iterations"))
-            known[run.quant, run.group_size, run.precision] = (whole - inside, inside / run.iters)
+            known[run.loop_facts] = (whole - inside, inside / run.iters)
         yield row
 
 
@@ -126,6 +134,7 @@ def _measured(run: BlockRun, shape: Shape, context: Context) -> Row:
             adapter, calibration, quantizer=quantizer, ranges=run.ranges,
             grid=Grid(4, False, PerGroup(run.group_size)),
             generator=torch.Generator().manual_seed(0),
+            cache=ActivationCache(where=run.streams),
         )  # fmt: skip
     row: Row = {f"{name}, s": stages.seconds.get(name) for name in STAGES}
     row["s an iteration"] = stages.seconds["iterations"] / run.iters

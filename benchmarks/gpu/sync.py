@@ -129,6 +129,7 @@ def cases(tiny: bool) -> list[TinyCase]:
         TinyCase("vision", "adaround", "static", "brecq"),
         TinyCase("llama", "lrq", "token, kv"),
         TinyCase("mixtral", "flexround"),
+        TinyCase("bert, padded", "flexround", streams="cpu"),
         TinyCase("llama", "flexround", precision="bfloat16"),
     ]  # fmt: skip
 

@@ -5,6 +5,7 @@ They are the part of a reconstruction that grows with the number of samples.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -105,13 +106,33 @@ def _emptied(parts: list[Tensor]) -> Iterable[Tensor]:
 def rows(values: Tensor, indices: Tensor, device: torch.device) -> Tensor:
     """Return values [samples, ...] at indices [batch] on device, half precision as float32."""
     if device.type != "cpu" and values.device.type == "cpu":
-        # From page-locked memory the copy runs beside what the GPU is at.
         staged = page_locked((len(indices), *values.shape[1:]), values.dtype)
         picked = torch.index_select(values, 0, indices.cpu(), out=staged)
-        picked = picked.to(device, non_blocking=True)
+        picked = _sent(picked, device)
     else:
         picked = values[moved(indices, values.device)].to(device)
     return picked.float() if picked.dtype in HALF else picked
+
+
+def _sent(batch: Tensor, device: torch.device) -> Tensor:
+    """Return batch, which lies in page-locked memory, on a GPU, copied beside what that is at.
+
+    Nothing in an iteration waits for the GPU, so that the next batch is asked for, and on its way,
+    while the one before is computed with.
+    """
+    if device.type != "cuda":
+        return batch.to(device, non_blocking=True)
+    lane, at_work = _copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(lane):
+        sent = batch.to(device, non_blocking=True)
+    at_work.wait_stream(lane)
+    sent.record_stream(at_work)  # its memory goes to no other batch before it is done with
+    return sent
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def moved(values: Tensor, device: torch.device) -> Tensor:

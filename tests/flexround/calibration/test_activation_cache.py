@@ -171,6 +171,8 @@ def test_samples_reach_a_gpu_from_page_locked_memory(monkeypatch):
     values, indices = torch.randn(6, 2), torch.tensor([4, 1])
     monkeypatch.setattr(activation_cache, "page_locked", page_locked)
     monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    stream_of_its_own(monkeypatch, [])
     assert torch.equal(rows(values, indices, torch.device("cuda")), values[indices])
     assert sent == [("cuda", True, True)]
 
@@ -206,3 +208,44 @@ def test_memory_falls_where_streams_lie_on_disk(tmp_path):
     held, spilled = peak("inf"), peak("0.01")
     assert held > 256
     assert spilled < held - 200
+
+
+def stream_of_its_own(monkeypatch, told):
+    """Have streams that tell what they are asked for: there need be no GPU."""
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            told.append(f"{self.name} waits for {other.name}")
+
+        def __enter__(self):
+            told.append(f"into {self.name}")
+
+        def __exit__(self, *_):
+            told.append("out of it")
+
+    monkeypatch.setattr(activation_cache, "_copy_stream", lambda _: Stream("lane"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream("compute"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+
+
+def test_a_batch_goes_to_a_gpu_on_a_stream_of_its_own(monkeypatch):
+    """What computes waits for the copy, the copy for nothing; its memory is not reused early."""
+    told = []
+
+    class Batch:
+        def to(self, device, non_blocking):
+            assert non_blocking
+            told.append("copy")
+            return self
+
+        def record_stream(self, stream):
+            told.append(f"held for {stream.name}")
+
+    stream_of_its_own(monkeypatch, told)
+    activation_cache._sent(Batch(), torch.device("cuda:0"))
+    assert told == [
+        "into lane", "copy", "out of it", "compute waits for lane", "held for compute",
+    ]  # fmt: skip

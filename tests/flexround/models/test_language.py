@@ -168,6 +168,8 @@ def test_half_precision_is_trained_in_float32_and_cast_once(dtype):
 
         def step(self, unit, iteration, error):
             seen.append(adapter.model.get_submodule(unit).input_layernorm.weight.dtype)
+            wide = [n for n, p in adapter.model.named_parameters() if p.dtype == torch.float32]
+            assert all(name.startswith(f"{unit}.") for name in wide), "the rest keeps its own type"
 
     setting = Reconstruction(
         unit="block", iters=3, lr=1e-3, batch_size=3, schedule="constant", inputs="quant",
