@@ -45,7 +45,11 @@ def explained(where: str, device: torch.device) -> Iterator[None]:
 
 def free_on(device: torch.device) -> int | None:
     """Return the bytes that are free on a GPU; None for another device."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+    if device.type != "cuda":
+        return None
+    # What torch has taken of the card and keeps for later tensors is free as well.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
 def shortage(where: str, device: torch.device) -> str:
