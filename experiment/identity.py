@@ -45,6 +45,8 @@ FINETUNED = "finetuned"
 VERSIONS = {"SignRound": 2, "GPTQ": 2, "CDQuant": 2}
 VERSION = "_version_"
 FULL_STREAMS = "float32"
+# Options of later versions that are off: they are left out, as in records from before them.
+OFF = {"stream_dtype": FULL_STREAMS, "recon.held_out": 0, "recon.patience": 0}
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
@@ -114,16 +116,23 @@ def reduced(settings: dict[str, Any], contents: Contents) -> dict[str, Any]:
             del model["name"]  # says where the network lies once more
     idle = [option for options in settings["idle"].values() for option in options]
     for path in (*NOT_IDENTITY, *idle):
-        *parents, last = path.split(".")
-        node = settings
-        for key in parents:
-            node = node.get(key) or {}
+        node, last = _holder(settings, path)
         node.pop(last, None)
+    for path, off in OFF.items():
+        node, last = _holder(settings, path)
+        if node.get(last) == off:
+            del node[last]
     if not model.get("leave"):
         model.pop("leave", None)  # as in records from before weights could be left
-    if settings["stream_dtype"] == FULL_STREAMS:
-        del settings["stream_dtype"]  # as in records from before there was a choice
     return cast(dict[str, Any], _canonical(_with_digests(settings, contents)))
+
+
+def _holder(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """Return the node of settings that the option at path stands in, and its name there."""
+    *parents, last = path.split(".")
+    for key in parents:
+        settings = settings.get(key) or {}
+    return settings, last
 
 
 def run_id(settings: dict[str, Any]) -> str:

@@ -44,7 +44,8 @@ def _run(work: BlockAtWork, walk: Walk) -> Callable[[Tensor], Tensor]:
 
 def _first(activations: Activations, walk: Walk) -> Walk:
     """Return walk over the samples that set ranges, without the streams of a learning one."""
-    samples = first_samples(walk.adapter, walk.calibration, activations.init_samples)
+    there = sum(map(walk.adapter.num_samples, walk.calibration)) - walk.held_out
+    samples = first_samples(walk.adapter, walk.calibration, min(activations.init_samples, there))
     return replace(walk, calibration=samples, full_precision=None, teachers=None, needs_plain=False)
 
 

@@ -45,6 +45,7 @@ class Walk:
         activations_on: returns the context in which the quantized stream passes a block, or None
             where no activation is quantized.
         needs_plain: whether a block's plain inputs are needed while it is worked on.
+        held_out: the last calibration samples, on which no range is set.
     """
 
     adapter: ModelAdapter
@@ -55,6 +56,7 @@ class Walk:
     teachers: Sequence[Block] | None = None
     activations_on: Callable[[], AbstractContextManager[None]] | None = None
     needs_plain: bool = True
+    held_out: int = 0
 
     def replay_all(self, module: nn.Module, calls: RecordedCalls, name: str) -> Tensor:
         """Return the outputs over the calibration set, [samples, ...], of module called name.

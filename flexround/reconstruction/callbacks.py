@@ -48,12 +48,20 @@ class ReportLog:
         self._done += 1
         bits = ", ".join(f"{name}: {bits} bit" for name, bits in report.layers.items())
         log.info(
-            "unit %d/%d %s: error %.4g -> %.4g in %.1f s (%s)",
+            "unit %d/%d %s: error %.4g -> %.4g%s in %.1f s (%s)",
             self._done, self._units, report.name,
-            report.error_before, report.error_after, report.seconds, bits,
+            report.error_before, report.error_after, _held_out(report), report.seconds, bits,
         )  # fmt: skip
         if report.unreached:
             log.warning(
                 "unit %s: no calibration token is sent to %s; rounded to nearest",
                 report.name, ", ".join(report.unreached),
             )  # fmt: skip
+
+
+def _held_out(report: BlockReport) -> str:
+    """Return in words what is known of the samples held out; nothing where there are none."""
+    if report.held_out_before is None or report.held_out_after is None:
+        return ""
+    text = f", held out {report.held_out_before:.4g} -> {report.held_out_after:.4g}"
+    return text + (f" in {report.iterations} iterations" if report.held_out_curve else "")

@@ -44,18 +44,26 @@ def check_model(adapter: ModelAdapter, grid: Grid, quantizer: QuantizerFactory) 
     return Checked(learns)
 
 
-def check_samples(adapter: ModelAdapter, calibration: Sequence[Any], batch_size: int) -> None:
-    """Check that the calibration set holds a mini-batch.
+def check_samples(
+    adapter: ModelAdapter, calibration: Sequence[Any], batch_size: int, held_out: int = 0
+) -> None:
+    """Check that the calibration set holds a mini-batch besides the samples held out of it.
 
     Raises:
         ValueError: when it does not.
     """
     samples = sum(adapter.num_samples(batch) for batch in calibration)
-    if samples < batch_size:
+    if samples - held_out >= batch_size:
+        return
+    if held_out:
         raise ValueError(
-            f"num_samples={samples} is smaller than recon.batch_size={batch_size}; "
-            "raise num_samples or lower recon.batch_size"
+            f"recon.held_out={held_out} of num_samples={samples} leaves fewer than "
+            f"recon.batch_size={batch_size}; raise num_samples, or lower one of the others"
         )
+    raise ValueError(
+        f"num_samples={samples} is smaller than recon.batch_size={batch_size}; "
+        "raise num_samples or lower recon.batch_size"
+    )
 
 
 def check_finite_samples(adapter: ModelAdapter, calibration: Sequence[Any]) -> None:

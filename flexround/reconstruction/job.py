@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from flexround.reconstruction.block_walk import BlockAtWork
 from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.checkpoints import Checkpoints
 from flexround.reconstruction.precision import precision_on, products
-from flexround.reconstruction.report import BlockReport
+from flexround.reconstruction.report import BlockReport, Errors
 from flexround.reconstruction.settings import Settings
 from flexround.reconstruction.snapshots import pack, unpack
 from flexround.reconstruction.unit import Unit, reconstruction_loss
@@ -44,6 +44,19 @@ class _Mean:
     @property
     def value(self) -> float:
         return self.total / self.positions
+
+
+@dataclass
+class _Means:
+    """Means over the calibration samples, and over those held out of them."""
+
+    calibration: _Mean = field(default_factory=_Mean)
+    held_out: _Mean = field(default_factory=_Mean)
+
+    @property
+    def errors(self) -> Errors:
+        held_out = self.held_out.value if self.held_out.positions else None
+        return Errors(self.calibration.value, held_out)
 
 
 @dataclass(frozen=True)
@@ -112,41 +125,59 @@ class UnitJob:
         mask = None if self.mask is None else self.mask[batch]
         return reconstruction_loss(output, rows(targets, batch, device), dim, mask, power)
 
-    def error(self, unit: Unit, inputs: RecordedCalls, targets: Tensor) -> float:
+    def learned_from(self, calls: RecordedCalls) -> int:
+        """Return how many of the samples of calls are learned from: those not held out, first."""
+        return len(calls) - self.settings.held_out
+
+    def error(self, unit: Unit, inputs: RecordedCalls, targets: Tensor) -> Errors:
         """Return the reconstruction loss over the whole calibration set, batch by batch."""
-        mean = _Mean()
-        for _ in self._pass(unit, inputs, targets, mean):
+        means = _Means()
+        for _ in self._pass(unit, inputs, targets, means):
             pass
-        return mean.value
+        return means.errors
+
+    def held_out_error(self, unit: Unit, inputs: RecordedCalls, targets: Tensor) -> float:
+        """Return the reconstruction loss over the samples held out alone."""
+        means, first = _Means(), self.learned_from(inputs)
+        for _ in self._pass(unit, inputs, targets, means, first):
+            pass
+        return means.held_out.value
 
     def error_in_the_end(
         self, unit: Unit, inputs: RecordedCalls, targets: Tensor, work: BlockAtWork
-    ) -> float:
+    ) -> Errors:
         """Return the same of a unit as it is left; what it gives is the block's, where it is.
 
         The walk over the blocks then does not pass the calibration set once more.
         """
         if not (work.goes_on and unit.module is work.block.module and inputs is work.quantized):
             return self.error(unit, inputs, targets)
-        mean, home = _Mean(), inputs.inputs.device
-        outputs = self._pass(unit, inputs, targets, mean)
+        means, home = _Means(), inputs.inputs.device
+        outputs = self._pass(unit, inputs, targets, means)
         work.passed = inputs.cache.store(output.to(home) for output in outputs)
-        return mean.value
+        return means.errors
 
     @torch.no_grad()
     def _pass(
-        self, unit: Unit, inputs: RecordedCalls, targets: Tensor, mean: _Mean
+        self, unit: Unit, inputs: RecordedCalls, targets: Tensor, means: _Means, first: int = 0
     ) -> Iterator[Tensor]:
-        """Yield the outputs of unit's module batch by batch, and add their losses to mean."""
+        """Yield the outputs of unit's module batch by batch, and add their losses to means.
+
+        first is the sample to begin with. No batch holds samples of both kinds.
+        """
+        seen, size = self.learned_from(inputs), self.settings.batch_size
+        kinds = [range(first, seen), range(max(first, seen), len(inputs))]
+        batches = [part for kind in kinds if kind for part in torch.tensor(kind).split(size)]
         # A quantizer makes the same weight for every batch.
         with parametrize.cached():
-            for batch in torch.arange(len(inputs)).split(self.settings.batch_size):
+            for batch in batches:
                 raw = inputs.replay(unit.module, batch, self.adapter.device)
                 output = unit.output(raw)
                 if self.mask is None:
                     count = output.numel() // output.shape[unit.channel_dim]
                 else:
                     count = int(self.mask[batch].sum())
+                mean = means.calibration if batch[0] < seen else means.held_out
                 mean.add(self.loss(unit, output, targets, batch).item(), count)
                 yield raw
 
@@ -159,7 +190,7 @@ class UnitJob:
         def run(indices: Tensor) -> None:
             unit.output(inputs.replay(unit.module, indices, self.adapter.device))
 
-        return self.activations.start(unit.name, run, len(inputs))
+        return self.activations.start(unit.name, run, self.learned_from(inputs))
 
     def save(
         self,

@@ -26,7 +26,7 @@ from flexround.reconstruction.checkpoints import Checkpoints, NoCheckpoints
 from flexround.reconstruction.checks import Checked, check_finite_samples, check_model, check_sites
 from flexround.reconstruction.drift import ExactBlock, check_no_experts
 from flexround.reconstruction.precision import tensor_float32
-from flexround.reconstruction.report import BlockReport, Stopwatch, thin
+from flexround.reconstruction.report import BlockReport, Errors, Iterations, Stopwatch, thin
 from flexround.reconstruction.room import SOLVED, check_room
 from flexround.reconstruction.snapshots import pack, unpack
 from flexround.solvers.base import DriftSolver, Solution, Solver, solve_layer
@@ -180,9 +180,9 @@ class _LayerJob:
         report = watch.report(
             block.name,
             bits | self._init_activation_ranges(work),
-            sum(solution.objectives[0] for solution in found if solution.reached),
-            sum(solution.objectives[-1] for solution in found if solution.reached),
-            sum((solution.cost for solution in found), Cost()),
+            Errors(sum(solution.objectives[0] for solution in found if solution.reached)),
+            Errors(sum(solution.objectives[-1] for solution in found if solution.reached)),
+            Iterations(cost=sum((solution.cost for solution in found), Cost())),
             {solution.layer: thin(solution.objectives) for solution in found},
             unreached=[solution.layer for solution in found if not solution.reached],
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,12 @@ from torch import Tensor, nn
 from flexround.activations.quantizers import ActivationQuantizer
 from flexround.attach import attach, freeze
 from flexround.calibration.calls import RecordedCalls, record_calls
-from flexround.cost import Cost
 from flexround.grid import QuantizedTensor
 from flexround.kernels.chunking import compiling
 from flexround.models.experts import reached
 from flexround.quantizers.base import WeightQuantizer
 from flexround.reconstruction.block_walk import BlockAtWork
+from flexround.reconstruction.early_end import EarlyEnd
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.optimize import (
     BestParameters,
@@ -27,7 +28,7 @@ from flexround.reconstruction.optimize import (
     step_size_optimizer,
 )
 from flexround.reconstruction.precision import tensor_float32
-from flexround.reconstruction.report import Curve, Stopwatch
+from flexround.reconstruction.report import Iterations, Stopwatch
 from flexround.reconstruction.unit import Unit
 
 
@@ -86,25 +87,24 @@ def _reconstruct(job: UnitJob, unit: Unit, work: BlockAtWork) -> dict[str, Quant
         quantizer.hard = True
     activations = job.init_activation_ranges(unit, quantized) if job.learns_activations else []
     inputs = plain if job.settings.inputs == "fp" else quantized
-    learns, error_before, cost, curve = job.settings.iters and job.learns, None, Cost(), Curve()
+    learns, before, iterations = job.settings.iters and job.learns, None, Iterations()
     if learns:
         with job.quantized_activations():
-            error_before = job.error(unit, inputs, targets)
+            before = job.error(unit, inputs, targets)
         for quantizer in quantizers:
             quantizer.hard = False
-        cost, curve = learn(job, unit, quantizers, activations, (plain, quantized), targets)
+        iterations = learn(job, unit, quantizers, activations, (plain, quantized), targets)
     integers = freeze(unit.layers)
     with job.quantized_activations():
-        error_after = job.error_in_the_end(unit, inputs, targets, work)
-    if error_before is None:  # the hard quantizers are what freeze has baked in
-        error_before = error_after
-    if not math.isfinite(error_after):
-        raise ValueError(f"block {unit.name}: its error is {error_after} once quantized")
+        after = job.error_in_the_end(unit, inputs, targets, work)
+    if before is None:  # the hard quantizers are what freeze has baked in
+        before = after
+    if not math.isfinite(after.calibration):
+        raise ValueError(f"block {unit.name}: its error is {after.calibration} once quantized")
     bits = {layer.name: layer.grid(job.grid).bits for layer in unit.layers}
     bits |= {activation.name: activation.bits for activation in activations}
     report = watch.report(
-        unit.name, bits, error_before, error_after, cost, curve=curve,
-        unreached=_unreached(job, unit, inputs),
+        unit.name, bits, before, after, iterations, unreached=_unreached(job, unit, inputs),
     )  # fmt: skip
     job.save(unit.name, report, integers, activations)
     return integers
@@ -115,7 +115,8 @@ def _unreached(job: UnitJob, unit: Unit, inputs: RecordedCalls) -> list[str]:
     """Return the layers of experts that no calibration token is sent to."""
     experts = [layer for layer in unit.layers if layer.expert is not None]
     hit: set[str] = set()
-    for batch in torch.arange(len(inputs)).split(job.settings.batch_size) if experts else ():
+    samples = torch.arange(job.learned_from(inputs))
+    for batch in samples.split(job.settings.batch_size) if experts else ():
         with reached(experts, None if job.mask is None else job.mask[batch]) as names:
             inputs.replay(unit.module, batch, job.adapter.device)
         hit |= names
@@ -129,10 +130,10 @@ def learn(
     activations: Sequence[ActivationQuantizer],
     streams: tuple[RecordedCalls, RecordedCalls],
     targets: Tensor,
-) -> tuple[Cost, Curve]:
+) -> Iterations:
     """Run the iterations of one unit's weights, with its step sizes where they go together.
 
-    streams are (plain, quantized). Return what the iterations cost and the curve of the loss.
+    streams are (plain, quantized). Return what the iterations were.
 
     Raises:
         ValueError: when the loss is not finite; names the unit.
@@ -141,8 +142,7 @@ def learn(
     quantized = quantized.arguments_on(job.adapter.device)
     optimizers, learned = _optimizers(job, quantizers, activations)
     if not optimizers:
-        return Cost(), Curve()
-    best = BestParameters(learned) if settings.keep_best else None
+        return Iterations()
 
     def losses(batch: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         inputs = job.student_inputs(batch, plain, quantized)
@@ -161,11 +161,34 @@ def learn(
         for activation in activations:
             activation.after_step()
 
+    inputs = plain if settings.inputs == "fp" else quantized
+    best: BestParameters | EarlyEnd | None = None
+    if settings.patience:
+
+        def held_out_error() -> float:
+            with _hard(quantizers), job.quantized_activations():
+                return job.held_out_error(unit, inputs, targets)
+
+        best = EarlyEnd(settings.patience, settings.iters, held_out_error, learned)
+    elif settings.keep_best:
+        best = BestParameters(learned)
     iterations = UnitOptimizer(
         unit.name, settings.iters, settings.batch_size, job.generator, job.callbacks
     )
     with compiling(settings.compile), tensor_float32(job.precision == "tf32"):
-        return iterations.run(len(targets), losses, optimizers, after_step, best)
+        return iterations.run(job.learned_from(inputs), losses, optimizers, after_step, best)
+
+
+@contextmanager
+def _hard(quantizers: Sequence[WeightQuantizer]) -> Iterator[None]:
+    """Round as in the end while in the context."""
+    for quantizer in quantizers:
+        quantizer.hard = True
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.hard = False
 
 
 def _optimizers(

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flexround.cost import Cost, StepCounter, training_cost
+from flexround.cost import StepCounter, training_cost
 from flexround.reconstruction.callbacks import Callback
-from flexround.reconstruction.report import Curve
+from flexround.reconstruction.early_end import EarlyEnd
+from flexround.reconstruction.report import Curve, Iterations
 
 # How often the loss is read: each reading makes a GPU wait.
 READ_EVERY = 10
@@ -101,25 +102,26 @@ class UnitOptimizer:
         losses: Callable[[Tensor, float], tuple[Tensor, Tensor]],
         optimizers: Sequence[Scheduled],
         after_step: Callable[[], None],
-        best: BestParameters | None = None,
-    ) -> tuple[Cost, Curve]:
-        """Take all steps and return their cost and [iteration, error] as it was read.
+        best: BestParameters | EarlyEnd | None = None,
+    ) -> Iterations:
+        """Take the steps, all of them unless best ends them early, and return what they were.
 
         losses gives (error, loss) of a batch of indices at a progress in [0, 1).
 
-        With best the parameters of the mini-batch with the lowest error are restored in the end.
+        With best the parameters are restored in the end that had the lowest error: of their
+        mini-batch, or of the held-out samples.
 
         Raises:
             ValueError: when the loss is not finite; names the unit.
         """
-        counter, curve = StepCounter(), Curve()
+        counter, curve, taken = StepCounter(), Curve(), 0
         for iteration in range(self.iters):
             batch = torch.randperm(samples, generator=self.generator)[: self.batch_size]
             for optimizer, _ in optimizers:
                 optimizer.zero_grad()
             with counter.first(iteration):
                 error, loss = losses(batch, iteration / self.iters)
-                if best is not None:
+                if isinstance(best, BestParameters):
                     best.see(error.detach())
                 loss.backward()
             for optimizer, scheduler in optimizers:
@@ -127,14 +129,19 @@ class UnitOptimizer:
                 if scheduler is not None:
                     scheduler.step()
             after_step()
-            if iteration % READ_EVERY == 0 or iteration == self.iters - 1:
+            taken = iteration + 1
+            ends = taken == self.iters or (isinstance(best, EarlyEnd) and best.ends(taken))
+            if iteration % READ_EVERY == 0 or ends:
                 curve.append([iteration, self._read(iteration, loss, error)])
+            if ends:
+                break
         if best is not None:
             best.restore()
         own = [optimizer for optimizer, _ in optimizers]
         learned = [p for optimizer in own for g in optimizer.param_groups for p in g["params"]]
         kept = 0 if best is None else 1
-        return training_cost(learned, own, kept, counter.flops * self.iters), curve
+        cost = training_cost(learned, own, kept, counter.flops * taken)
+        return Iterations(taken, cost, curve, best.curve if isinstance(best, EarlyEnd) else [])
 
     def _read(self, iteration: int, loss: Tensor, error: Tensor) -> float:
         if not math.isfinite(loss.item()):

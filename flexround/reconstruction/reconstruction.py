@@ -90,7 +90,7 @@ class Reconstruction(Settings):
         walk = Walk(
             adapter, calibration, cache or ActivationCache(), self.batch_size,
             full_precision or FullPrecisionOutputs(), activations_on=job.quantized_activations,
-            needs_plain=self.inputs != "quant" or self.unit == "layer",
+            needs_plain=self.inputs != "quant" or self.unit == "layer", held_out=self.held_out,
         )  # fmt: skip
         if activations is not None and activations.ranges_from == "fp":
             ranges_of_full_precision(activations, walk)
@@ -137,8 +137,8 @@ class Reconstruction(Settings):
         checked = check_model(adapter, grid, quantizer)
         at_once = checked.learns and self.iters and self.unit == "block"
         check_room(adapter, LEARNED if at_once else SOLVED)
-        if checked.learns and self.iters:
-            check_samples(adapter, calibration, self.batch_size)
+        if self.held_out or (checked.learns and self.iters):
+            check_samples(adapter, calibration, self.batch_size, self.held_out)
         return checked
 
     def check_method(self, quantizer: QuantizerFactory, grid: Grid) -> None:

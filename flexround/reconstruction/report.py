@@ -17,6 +17,34 @@ from flexround.cost import Cost
 PEAK = Path("/proc/self/clear_refs")  # man 5 proc: 5 resets the peak resident set
 
 
+Curve = list[list[float]]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Reconstruction loss over the calibration samples, and over those held out of them if any."""
+
+    calibration: float
+    held_out: float | None = None
+
+
+@dataclass(frozen=True)
+class Iterations:
+    """What the iterations of a unit were.
+
+    Attributes:
+        taken: their number.
+        cost: what they took.
+        curve: [iteration, mini-batch's reconstruction loss] as it was read.
+        held_out: [iterations taken, held-out error] where an early end looked at it.
+    """
+
+    taken: int = 0
+    cost: Cost = field(default_factory=Cost)
+    curve: Curve = field(default_factory=list)
+    held_out: Curve = field(default_factory=list)
+
+
 class Stopwatch:
     """Runs from its making to its report."""
 
@@ -32,25 +60,28 @@ class Stopwatch:
         self,
         name: str,
         bits: dict[str, int],
-        error_before: float,
-        error_after: float,
-        cost: Cost,
+        before: Errors,
+        after: Errors,
+        iterations: Iterations,
         objectives: dict[str, list[float]] | None = None,
-        curve: Curve | None = None,
         unreached: Sequence[str] = (),
     ) -> BlockReport:
-        """Return what became of the unit called name; curve is thinned."""
+        """Return what became of the unit called name; curves are thinned."""
         return BlockReport(
             name=name,
             layers=bits,
-            error_before=error_before,
-            error_after=error_after,
+            error_before=before.calibration,
+            error_after=after.calibration,
             seconds=time.perf_counter() - self._start,
             peak_memory_gib=self._peak_memory_gib(),
-            cost=cost,
+            cost=iterations.cost,
             objectives=objectives or {},
-            curve=thin(curve or []),
+            curve=thin(iterations.curve),
             unreached=list(unreached),
+            iterations=iterations.taken,
+            held_out_before=before.held_out,
+            held_out_after=after.held_out,
+            held_out_curve=thin(iterations.held_out),
         )
 
     def _peak_memory_gib(self) -> float:
@@ -64,9 +95,6 @@ class Stopwatch:
 
 
 T = TypeVar("T")
-
-
-Curve = list[list[float]]
 
 
 def thin(values: list[T], most: int = 33) -> list[T]:
@@ -93,6 +121,10 @@ class BlockReport:
         curve: [iteration, mini-batch's reconstruction loss] pairs, thinned where there are many;
             empty where nothing is learned by gradients. Lists, so that JSON gives back the same.
         unreached: layers of experts that no calibration token was sent to, rounded to nearest.
+        iterations: that were taken, fewer than the settings' where an early end was reached.
+        held_out_before: error_before over the samples held out of calibration, None without any.
+        held_out_after: error_after over them.
+        held_out_curve: [iterations taken, held-out error] of an early end's looks, thinned.
     """
 
     name: str
@@ -105,3 +137,7 @@ class BlockReport:
     objectives: dict[str, list[float]] = field(default_factory=dict)
     curve: Curve = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
+    iterations: int = 0
+    held_out_before: float | None = None
+    held_out_after: float | None = None
+    held_out_curve: Curve = field(default_factory=list)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flexround.kernels.qdrop import RESOLUTION
+from flexround.reconstruction.early_end import check_patience
 from flexround.reconstruction.optimize import Schedule
 from flexround.reconstruction.precision import Precision
 
@@ -36,6 +37,11 @@ class Settings:
             bfloat16 on a GPU that has it and float32 elsewhere. Weights, rounding and the loss stay
             float32, and so does everything outside of the iterations.
         compile: fuse the methods' passes by torch.compile, which needs a compiler.
+        held_out: calibration samples, the last ones, that nothing is learned from and no range is
+            set on; each unit's error on them is reported.
+        patience: end a unit whose held-out error has not fallen for so many looks of the
+            early_end.LOOKS that are taken, and keep the parameters of the lowest, in the place of
+            keep_best's; 0 takes all iterations.
     """
 
     unit: Literal["block", "layer"]
@@ -52,6 +58,8 @@ class Settings:
     keep_best: bool
     precision: Precision
     compile: bool
+    held_out: int = 0
+    patience: int = 0
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -63,11 +71,14 @@ class Settings:
         ):
             if value not in allowed:
                 raise ValueError(f"recon.{name}={value}: give one of {', '.join(allowed)}")
-        for name, count in (("iters", self.iters), ("act_iters", self.act_iters)):
+        for name, count in (
+            ("iters", self.iters), ("act_iters", self.act_iters), ("held_out", self.held_out)
+        ):  # fmt: skip
             if count < 0:
                 raise ValueError(f"recon.{name}={count}: give 0 or more")
         if self.batch_size < 1:
             raise ValueError(f"recon.batch_size={self.batch_size}: give at least 1")
+        check_patience(self.patience, self.held_out)
         for name, rate in (("lr", self.lr), ("act_lr", self.act_lr)):
             if not (rate > 0 and math.isfinite(rate)):
                 raise ValueError(f"recon.{name}={rate}: give a number above 0")

@@ -65,7 +65,10 @@ def _report(held: Mapping[str, Any]) -> BlockReport:
     numbers = [report.error_before, report.error_after, report.seconds, report.peak_memory_gib]
     numbers += [getattr(report.cost, f.name) for f in fields(Cost)]
     numbers += report.layers.values()
-    numbers += [n for row in (*report.curve, *report.objectives.values()) for n in row]
+    rows = (*report.curve, *report.held_out_curve, *report.objectives.values())
+    numbers += [n for row in rows for n in row] + [report.iterations]
+    held_out = (report.held_out_before, report.held_out_after)
+    numbers += [error for error in held_out if error is not None]
     texts = [report.name, *report.layers, *report.objectives, *report.unreached]
     if not all(isinstance(n, int | float) for n in numbers):
         raise TypeError("a number of its report is none")

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from flexround.activations.quantizers import ActivationQuantizer
 from flexround.calibration.calls import RecordedCalls
-from flexround.cost import Cost
 from flexround.reconstruction.activation_ranges import ranges_of_quantized_network
 from flexround.reconstruction.block_walk import BlockAtWork, Walk, block_walk
+from flexround.reconstruction.early_end import EarlyEnd
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.optimize import UnitOptimizer, step_size_optimizer
 from flexround.reconstruction.precision import tensor_float32
-from flexround.reconstruction.report import Curve, Stopwatch
+from flexround.reconstruction.report import Iterations, Stopwatch
 from flexround.reconstruction.unit import Unit, units_of
 from flexround.structure import Block
 
@@ -71,13 +71,13 @@ def _learn_block(job: UnitJob, work: BlockAtWork, iters: int) -> None:
     inputs = work.plain if feeds_plain(job) else work.quantized
     with job.activations.on():
         before = job.error(unit, inputs, targets)
-    cost, curve = Cost(), Curve()
+    iterations = Iterations()
     if iters:
-        cost, curve = _learn(job, unit, activations, inputs, targets)
+        iterations = _learn(job, unit, activations, inputs, targets)
     with job.activations.on():
         after = job.error_in_the_end(unit, inputs, targets, work)
     bits = {activation.name: activation.bits for activation in activations}
-    report = watch.report(name, bits, before, after, cost, curve=curve)
+    report = watch.report(name, bits, before, after, iterations)
     job.save(name, report, {}, activations)
 
 
@@ -87,11 +87,11 @@ def _learn(
     activations: Sequence[ActivationQuantizer],
     inputs: RecordedCalls,
     targets: Tensor,
-) -> tuple[Cost, Curve]:
-    """Run the iterations of one block's step sizes; return their cost and the curve of the loss."""
+) -> Iterations:
+    """Run the iterations of one block's step sizes; return what they were."""
     settings, sizes = job.settings, [s for a in activations for s in a.parameters_to_learn()]
     if not sizes:
-        return Cost(), Curve()
+        return Iterations()
     assert job.activations is not None, "there are activations to quantize"
     on, inputs = job.activations.on, inputs.arguments_on(job.adapter.device)
 
@@ -105,10 +105,17 @@ def _learn(
         for activation in activations:
             activation.after_step()
 
+    def held_out_error() -> float:
+        with on():
+            return job.held_out_error(unit, inputs, targets)
+
+    best = None
+    if settings.patience:
+        best = EarlyEnd(settings.patience, settings.act_iters, held_out_error, sizes)
     iterations = UnitOptimizer(
         f"{unit.name} activations", settings.act_iters, settings.batch_size, job.generator,
         job.callbacks,
     )  # fmt: skip
     optimizers = [step_size_optimizer(sizes, settings.act_lr, settings.act_iters)]
     with tensor_float32(job.precision == "tf32"):
-        return iterations.run(len(targets), losses, optimizers, after_step)
+        return iterations.run(job.learned_from(inputs), losses, optimizers, after_step, best)
