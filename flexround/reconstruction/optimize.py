@@ -130,8 +130,8 @@ class UnitOptimizer:
                     scheduler.step()
             after_step()
             taken = iteration + 1
-            ends = taken == self.iters or (isinstance(best, EarlyEnd) and best.ends(taken))
-            if iteration % READ_EVERY == 0 or ends:
+            ends = isinstance(best, EarlyEnd) and best.ends(taken)
+            if iteration % READ_EVERY == 0 or ends or taken == self.iters:
                 curve.append([iteration, self._read(iteration, loss, error)])
             if ends:
                 break

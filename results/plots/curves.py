@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from results.plots.cells import Cell, panels
@@ -58,16 +59,27 @@ def curves(cells: list[Cell]) -> dict[str, Figure]:
 
 
 def _curves(cell: Cell) -> Curves:
-    """Return the mean over seeds of each unit's curve; all read the loss at the same iterations."""
+    """Return the mean over seeds of each unit's curve, as far as all of them go.
+
+    Seeds read the loss at the same iterations unless recon.patience has ended some of them earlier;
+    between two readings a curve is then the line through them.
+    """
     found: dict[str, list[list[list[float]]]] = {}
     for record in cell.records:
         for block in record.blocks:
             if block.get("curve"):  # records from before it was kept have none
                 found.setdefault(block["name"], []).append(block["curve"])
-    return {
-        unit: [[points[0][0], fmean(p[1] for p in points)] for points in zip(*runs, strict=True)]
-        for unit, runs in found.items()
-    }
+    return {unit: _mean(runs) for unit, runs in found.items()}
+
+
+def _mean(runs: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+    """Return the mean of curves of [iteration, loss] at the iterations of the shortest."""
+    shortest = min(runs, key=lambda run: run[-1][0])
+    iterations = [iteration for iteration, _ in shortest]
+    losses = [np.interp(iterations, *zip(*run, strict=True)) for run in runs]
+    return [
+        [i, fmean(values)] for i, values in zip(iterations, zip(*losses, strict=True), strict=True)
+    ]
 
 
 def _spaced(units: Sequence[str]) -> list[str]:

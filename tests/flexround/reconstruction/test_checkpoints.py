@@ -32,6 +32,7 @@ CASES = {
     "qdrop_quant": (QDROP, METHODS["flexround"], STATIC),
     "brecq": (replace(BRECQ, act_inputs="fp"), METHODS["adaquant"], STATIC),
     "brecq_quant": (BRECQ, METHODS["adaquant"], replace(STATIC, ranges_from="fp")),
+    "held_out": (replace(BRECQ, held_out=8, patience=1), METHODS["flexround"], STATIC),
     "rtn": (replace(BRECQ, iters=0, act_iters=0), METHODS["rtn"], STATIC),
     "cdquant": (Solve(8, sequential=True), CYCLIC, STATIC),
     "gptaq": (Solve(8, sequential=True), GPTAQ_, STATIC),
@@ -68,9 +69,7 @@ def quantize(case, checkpoints=None):
         activation=activation, callbacks=[keep], checkpoints=checkpoints,
     )  # fmt: skip
     outputs = target.model(calibration()[0])
-    facts = [
-        (r.name, r.layers, r.error_before, r.error_after, r.cost, r.curve) for r in keep.reports
-    ]
+    facts = [replace(report, seconds=0.0, peak_memory_gib=0.0) for report in keep.reports]
     return outputs, dict(target.model.state_dict()), codes, facts
 
 

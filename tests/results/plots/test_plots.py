@@ -169,6 +169,16 @@ def test_curves_are_means_over_seeds_unit_by_unit():
     assert drawn(first) == {"flexround": ([0, 10, 20], [9.0, 5.0, 3.0])}
 
 
+def test_seeds_that_ended_early_are_averaged_as_far_as_all_go():
+    ends = {0: [(0, 8.0), (10, 4.0), (20, 2.0)], 1: [(0, 10.0), (5, 6.0), (15, 4.0)]}
+    runs = [
+        run("flexround", 4, 90.0, seed=seed, blocks=[unit("layers.0", 2.0, 1.0, curve=curve)])
+        for seed, curve in ends.items()
+    ]
+    (ax,) = only(figures("curves", runs)).axes
+    assert drawn(ax) == {"flexround": ([0, 5, 15], [9.0, 6.0, 3.5])}  # (8 + 4) / 2 at 5 is 6
+
+
 def test_of_very_many_units_some_are_drawn_and_the_figure_says_so():
     blocks = [unit(f"layers.{i}", 2.0, 1.0, curve=[(0, 2.0), (9, 1.0)]) for i in range(80)]
     figure = only(figures("curves", [run("flexround", 4, 90.0, blocks=blocks)]))
