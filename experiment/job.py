@@ -159,10 +159,10 @@ def current_job(cfg: DictConfig) -> Job:
     check_idle(cfg, own, _sweep_overrides() or own)
     choices = HydraConfig.get().runtime.choices
     names = dict(zip(("model", "task", "quant"), names_of(cfg, choices), strict=True))
+    check_loop(cfg)
     if "recon" not in cfg.idle.get("quant", ()):  # round-to-nearest is the same in every setting
         check_preset(choices["recon"], names["quant"])
     check_ranges(cfg, choices["ranges"])
-    check_loop(cfg)
     settings = _identity(cfg)
     store = Store(cfg.results_dir)
     store.check_writable()

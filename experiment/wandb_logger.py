@@ -59,14 +59,15 @@ class WandbLogger:
     def end_block(self, report: BlockReport) -> None:
         """Add the unit's error before and after."""
         self._done += 1
-        self._run.log(
-            {
-                "error/before": report.error_before,
-                "error/after": report.error_after,
-                "error/seconds": report.seconds,
-                "unit": self._done,
-            }
-        )
+        facts = {
+            "error/before": report.error_before,
+            "error/after": report.error_after,
+            "error/held_out_before": report.held_out_before,
+            "error/held_out_after": report.held_out_after,
+            "error/seconds": report.seconds,
+            "unit": self._done,
+        }
+        self._run.log({name: value for name, value in facts.items() if value is not None})
 
     def keep(self, record: Record, folder: Path) -> None:
         """Log the artifact in folder, named by the record, as a wandb artifact."""

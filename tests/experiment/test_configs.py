@@ -97,7 +97,7 @@ CHANGES = [
     "bits=3", "symmetric=false", "seed=1", "num_samples=64", "quant=adaround", "model=resnet50",
     "recon=layer", "recon.iters=3", "recon.lr=0.1", "quant.learn_s1=false", "ranges=min_max",
     "granularity=per_channel", "checkpoint=x.pth", "model.first_last_bits=null",
-    "stream_dtype=bfloat16", "stream_dtype=float16",
+    "stream_dtype=bfloat16", "stream_dtype=float16", "recon.held_out=8",
 ]  # fmt: skip
 
 
@@ -108,6 +108,15 @@ def test_every_setting_that_can_change_the_value_changes_the_run_id():
 
 def test_streams_in_float32_have_the_run_ids_from_before_there_was_a_choice():
     assert "stream_dtype" not in identity(composed())
+
+
+def test_without_samples_held_out_a_run_has_the_id_from_before_there_could_be_any():
+    own = identity(composed("recon.held_out=0", "recon.patience=0"))["recon"]
+    assert {"held_out", "patience"}.isdisjoint(own)
+    assert "keep_best" in own
+    waits = identity(composed("recon.held_out=8", "recon.patience=2"))["recon"]
+    assert (waits["held_out"], waits["patience"]) == (8, 2)
+    assert "keep_best" not in waits, "the held-out error decides what is kept"
 
 
 @pytest.mark.parametrize(
