@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 import run  # noqa: F401  registers the schema
 from experiment.build import validate
-from experiment.checks import check_idle, check_ranges, check_values
+from experiment.checks import check_idle, check_preset, check_ranges, check_values
 from experiment.identity import identity, run_id
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -67,6 +67,44 @@ def test_a_preset_wins_over_the_tuned_files_and_the_command_line_over_it():
     assert cfg.recon.iters == 500, "not the task's 100, not the model's 20,000"
     assert composed("recon=fast", "recon.iters=7").recon.iters == 7
     assert composed("recon=block").recon.iters == 100
+
+
+LEARNED = [quant for quant in names_in("quant") if quant not in ("rtn", "gptq", "cdquant")]
+
+
+@pytest.mark.parametrize("preset", ["", "brecq_", "qdrop_"])
+@pytest.mark.parametrize("quant", LEARNED)
+def test_every_learned_method_has_a_tenth_of_its_papers_iterations(quant, preset):
+    """On the networks of the papers, whose schedules the files of conf/ hold."""
+    where = ["model=resnet18", "task=imagenet", "imagenet_dir=x"]
+    if quant in ("lrq", "signround"):
+        where = ["model=llama2_7b"]
+    act = ["activation=static_per_tensor"] if preset else []
+    plain = composed(f"quant={quant}", f"recon={preset.rstrip('_') or 'block'}", *where, *act)
+    fast = composed(f"quant={quant}", f"recon={preset}fast", *where, *act)
+    own, paper = fast.recon, plain.recon
+    assert own.iters * 10 == paper.iters
+    assert own.act_iters * 10 == paper.act_iters
+    for kept in ("inputs", "act_steps", "act_inputs", "quant_prob", "keep_best", "batch_size"):
+        assert own[kept] == paper[kept]
+    assert (fast.act_init_samples, fast.act_ranges_from) == (
+        plain.act_init_samples, plain.act_ranges_from,
+    )  # fmt: skip
+    check_preset(f"{preset}fast", quant)
+
+
+@pytest.mark.parametrize("iters", [20, 200])
+def test_signround_moves_a_weight_by_half_a_step_however_short_it_is(iters):
+    """Its rate, 1 / iters, falls to 0 in a line: the rates' sum is (iters + 1) / (2 iters)."""
+    recon = composed("quant=signround", "model=smollm2_135m", "recon=fast", f"recon.iters={iters}")
+    rates = [recon.recon.lr * (1 - step / iters) for step in range(iters)]
+    assert recon.recon.schedule == "linear"
+    assert sum(rates) == pytest.approx((iters + 1) / (2 * iters))
+
+
+def test_a_preset_without_a_schedule_for_a_method_names_those_that_have_one():
+    with pytest.raises(ValueError, match=r"recon=fast has settings for quant=adaquant, .*, not for"):
+        check_preset("fast", "mine")
 
 
 @pytest.mark.parametrize("path", [p for p in TUNED if p.parts[1] == "recipe_pair"], ids=str)
