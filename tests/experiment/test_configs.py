@@ -103,7 +103,7 @@ def test_signround_moves_a_weight_by_half_a_step_however_short_it_is(iters):
 
 
 def test_a_preset_without_a_schedule_for_a_method_names_those_that_have_one():
-    with pytest.raises(ValueError, match=r"recon=fast has settings for quant=adaquant, .*, not for"):
+    with pytest.raises(ValueError, match=r"recon=fast has settings for quant=adaquant, .*, not"):
         check_preset("fast", "mine")
 
 
