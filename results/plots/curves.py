@@ -76,7 +76,10 @@ def _mean(runs: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
     """Return the mean of curves of [iteration, loss] at the iterations of the shortest."""
     shortest = min(runs, key=lambda run: run[-1][0])
     iterations = [iteration for iteration, _ in shortest]
-    losses = [np.interp(iterations, *zip(*run, strict=True)) for run in runs]
+    losses = [
+        np.interp(iterations, [point[0] for point in run], [point[1] for point in run]).tolist()
+        for run in runs
+    ]
     return [
         [i, fmean(values)] for i, values in zip(iterations, zip(*losses, strict=True), strict=True)
     ]

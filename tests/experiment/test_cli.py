@@ -145,7 +145,10 @@ EARLY = {
         ["GPTQ solves layer by layer", "give recon=solve, or leave recon= out"],
     ),
     "held_out_idle": (["quant=rtn", "recon.held_out=8"], ["recon.held_out=8 does nothing"]),
-    "held_out_solver": (["quant=gptq", "recon.held_out=8"], ["recon.held_out", "no such option"]),
+    "held_out_solver": (
+        ["quant=gptq", "recon.held_out=8"],
+        ["recon.held_out", "known keys: _target_, batch_size, sequential"],
+    ),
     "keep_best_idle": (
         ["recon.held_out=8", "recon.patience=2", "recon.keep_best=true"],
         ["recon.keep_best=true does nothing with the chosen recon.patience"],
