@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def error(record: Record) -> float | None:
     """Return the geometric mean of the units' held-out errors, None where none is known."""
-    errors = [block.get("held_out_after") for block in record.blocks]
+    errors: list[float] = [block.get("held_out_after") or 0.0 for block in record.blocks]
     if not errors or not all(errors):
         return None
     return math.exp(fmean(math.log(found) for found in errors))
