@@ -149,9 +149,6 @@ EARLY = {
         ["quant=gptq", "recon.held_out=8"],
         ["recon.held_out", "known keys: _target_, batch_size, sequential"],
     ),
-        ["quant=gptq", "recon.held_out=8"],
-        ["recon.held_out", "known keys: _target_, batch_size, sequential"],
-    ),
     "keep_best_idle": (
         ["recon.held_out=8", "recon.patience=2", "recon.keep_best=true"],
         ["recon.keep_best=true does nothing with the chosen recon.patience"],
