@@ -73,6 +73,7 @@ def _execute(job: Job, threads: int) -> Record:
         draft.evaluation_data = full_precision.evaluation_data
         draft.fp_metrics = full_precision.metrics(job.settings)
         task.check_full_precision(draft.fp_metrics)
+        task.reference = full_precision.reference(job.settings, own.activations)
 
         with bar:
             integers = recon(

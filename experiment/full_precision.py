@@ -1,4 +1,4 @@
-"""Full-precision metrics and block outputs, which all runs on one network share.
+"""Full-precision metrics and outputs, which all runs on one network share.
 
 Entries are found by the content of what they depend on: every weight, every calibration tensor, all
 that is measured on, and what decides the last bits of a sum (kind of device, threads, batch size,
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_flatten
 
 from experiment.device import kind_of
 from experiment.shared_cache import Cache
-from flexround.calibration.activation_cache import FullPrecisionOutputs
+from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
 from flexround.models.base import ModelAdapter
 from tasks.base import Task
 
@@ -72,8 +73,7 @@ class FullPrecision:
             ValueError: when they are evaluated now, and task.check_full_precision refuses them.
         """
         task, data = self._task, self.evaluation_data
-        parts = {name: settings.get(name) for name in EVALUATION}
-        key = _key("metrics", self.network, parts, task.version, data, self._machine)
+        key = self._key_of("metrics", settings)
 
         def make() -> bytes:
             metrics = task.evaluate(self._adapter)
@@ -84,6 +84,25 @@ class FullPrecision:
         held = make() if data is None else self._cache.get(key, make, _is_metrics)
         metrics: dict[str, float] = json.loads(held)
         return metrics
+
+    def reference(self, settings: dict[str, Any], held: ActivationCache) -> Tensor | None:
+        """Return what the task compares the quantized network with; None where it does not.
+
+        It is held as held says, but in the network's own type; runs share it while it takes a
+        quarter of the cache at most.
+        """
+        parts = self._task.compared(self._adapter)
+        if parts is None:
+            return None
+        exact = replace(held, dtype=None)
+        key = self._key_of("reference", settings)
+        return SharedOutputs(self._cache, key, 2).get(0, lambda: exact.store(parts))
+
+    def _key_of(self, kind: str, settings: dict[str, Any]) -> str:
+        """Return the key of what the network gives on the evaluation data under settings."""
+        parts = {name: settings.get(name) for name in EVALUATION}
+        data = self.evaluation_data
+        return _key(kind, self.network, parts, self._task.version, data, self._machine)
 
     def outputs(self) -> FullPrecisionOutputs:
         """Return the blocks' full-precision outputs on the calibration samples."""

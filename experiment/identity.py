@@ -32,8 +32,8 @@ NOT_IDENTITY = (
     "idle", "scale", "save", "logger", "device", "threads", "results_dir", "cache_dir",
     "checkpoints_dir", "recipe", "compile", "recon.compile", "rerun", "retry_failed", "cache_gib",
     "progress", "expected_fp", "task.cache_dir", "task.checkpoints_dir", "task.num_workers",
-    "task.expected", "task.tolerance", "stream_device", "stream_gib", "offload", "spill_dir",
-    "data_dir", "calibration_dir", "imagenet_dir", "plugins",
+    "task.expected", "task.tolerance", "task.divergence", "stream_device", "stream_gib", "offload",
+    "spill_dir", "data_dir", "calibration_dir", "imagenet_dir", "plugins",
     "clipping", "act_init_samples", "act_ranges_from",  # what takes them has them
 )  # fmt: skip
 # Keys of paths of data, wherever in the settings, and beside them which of the files are read.

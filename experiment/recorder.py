@@ -119,6 +119,7 @@ def recording(
             threads=draft.threads,
             network=draft.network,
             evaluation_data=draft.evaluation_data,
+            evaluation={} if error or task is None else dict(task.facts),
             versions=_versions(),
             commit=commit(),
             started=started,

@@ -12,7 +12,7 @@ class there. docs/adding.md adds a task step by step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -40,7 +40,11 @@ class Task(ABC):
         version: raised whenever the same model could get another number.
         outcomes: what the last `evaluate` found of each evaluation sample, in the data's order, by
             metric: [samples], bool for right or wrong, float for the mean negative log-likelihood
-            [nats a token] behind a perplexity. Metrics that are no mean over samples are absent.
+            [nats a token] behind a perplexity, and for any other mean in the metric's own unit.
+            Metrics that are no mean over samples are absent.
+        facts: what the record tells besides numbers of how the last `evaluate` measured, by name.
+        reference: what `compared` gave of the full-precision network, [samples, ...], which
+            `evaluate` compares another network with; None compares nothing.
     """
 
     kinds: Sequence[str]
@@ -48,6 +52,8 @@ class Task(ABC):
     higher_is_better: bool
     version: int
     outcomes: Mapping[str, Tensor] = MappingProxyType({})
+    facts: Mapping[str, Any] = MappingProxyType({})
+    reference: Tensor | None = None
 
     @abstractmethod
     def load(self, model: Any, checkpoint: str | None) -> nn.Module:
@@ -89,6 +95,13 @@ class Task(ABC):
 
         Its digest finds the full-precision metrics that runs share, and stands in the record.
         `load` has been called. None, of a task that does not say, has every run measure anew.
+        """
+        return None
+
+    def compared(self, adapter: ModelAdapter) -> Iterator[Tensor] | None:
+        """Return what `reference` is joined from, or None of a task that compares nothing.
+
+        It is asked for before adapter's network is quantized.
         """
         return None
 

@@ -83,6 +83,7 @@ def _numbers(record: Record) -> str:
     found = published_beside(record)
     rows = []
     for metric, value in record.metrics.items():
+        full_precision = record.fp_metrics.get(metric)
         here = [j.cell for j in found if j.cell.metric == metric]
         full = {c.printed for c in here if c.method == "fp"}
         own = {f"{c.printed} ({c.table} {c.setting} {c.bits})" for c in here if c.method != "fp"}
@@ -90,7 +91,7 @@ def _numbers(record: Record) -> str:
             {
                 "metric": metric,
                 "quantized": f"{value:.4f}",
-                "full precision": f"{record.fp_metrics.get(metric, float('nan')):.4f}",
+                "full precision": f"{full_precision:.4f}" if full_precision is not None else "-",
                 "paper": ", ".join(sorted(own)) or "-",
                 "paper, full precision": ", ".join(sorted(full)) or "-",
             }

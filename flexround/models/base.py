@@ -79,6 +79,25 @@ class ModelAdapter(ABC):
         for batch in batches:
             yield self.forward(batch)
 
+    def last_outputs(self, batches: Sequence[Any]) -> Iterator[Tensor]:
+        """Yield what the last block gives on each batch, on the CPU.
+
+        Raises:
+            NotImplementedError: for a model whose logits do not follow from that alone.
+        """
+        raise NotImplementedError
+
+    def logits_after(self, batch: Any, outputs: Tensor) -> Tensor:
+        """Return the logits on a batch whose last block gives outputs, by what follows it.
+
+        Nothing of that is quantized in a language model: outputs of the full-precision network
+        give its logits, whatever has become of the blocks.
+
+        Raises:
+            NotImplementedError: as for `last_outputs`.
+        """
+        raise NotImplementedError
+
     def record_calls(
         self, batches: Sequence[Any], cache: ActivationCache | None = None
     ) -> RecordedCalls:

@@ -55,6 +55,11 @@ def chain_of(model: nn.Module) -> dict[str, nn.Module]:
     return {f"{name}.{index}": layer for index, layer in lists[name].named_children()}
 
 
+def first_of(output: Any) -> Any:
+    """Return the hidden states of what a layer gives: the first of a tuple, or all of it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 class LanguageAdapter(ModelAdapter):
     """A causal language model or an encoder; only the block at work lies on the device."""
 
@@ -106,6 +111,22 @@ class LanguageAdapter(ModelAdapter):
         logits: Tensor = out.logits
         return logits
 
+    @torch.no_grad()
+    def last_outputs(self, batches: Sequence[Tokens]) -> Iterator[Tensor]:
+        """Yield what the last layer gives on each batch, [batch, tokens, hidden], on the CPU."""
+        self.prepare()
+        for batch in batches:
+            yield first_of(self._stopped_at(self._modules[-1], batch)).cpu()
+
+    @torch.no_grad()
+    def logits_after(self, batch: Tokens, outputs: Tensor) -> Tensor:
+        """Return the logits that the model's norm and head make of outputs of its last layer."""
+        self.prepare()
+        form = self._forms[-1]
+        output = (outputs, *form[1:]) if isinstance(form, tuple) else outputs
+        with self._passed(len(self._chain), output):
+            return self._logits(batch)
+
     def record_calls(
         self, batches: Sequence[Tokens], cache: ActivationCache | None = None
     ) -> RecordedCalls:
@@ -148,32 +169,39 @@ class LanguageAdapter(ModelAdapter):
         before is what the layer in front of it has given, None for the first. With widen the layer
         is called in float32, whatever the model's own type is.
         """
-        module, found = self._modules[index], list[Any]()
+
+        def wide(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return tree_map(in_float, (args, kwargs)) if widen else None
+
+        module = self._modules[index]
+        handle = module.register_forward_pre_hook(wide, with_kwargs=True)
+        try:
+            with self._passed(index, before):
+                return self._stopped_at(module, batch)
+        finally:
+            handle.remove()
+
+    def _stopped_at(self, module: nn.Module, batch: Tokens) -> Any:
+        """Return what module gives while the model runs on batch, which ends there."""
+        found = list[Any]()
 
         def stop(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
             found.append(output)
             raise StopForward
 
-        def wide(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return tree_map(in_float, (args, kwargs)) if widen else None
-
-        handles = [
-            module.register_forward_hook(stop),
-            module.register_forward_pre_hook(wide, with_kwargs=True),
-        ]
+        handle = module.register_forward_hook(stop)
         try:
-            with self._passed(index, before), stopped_forward():
+            with stopped_forward():
                 self._logits(batch)
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
         return found[0]
 
     @contextmanager
     def _passed(self, count: int, output: Any) -> Iterator[None]:
         """Have the first count layers give output, [batch, tokens, hidden], as the last of them."""
         whole = isinstance(output, tuple)
-        first = output[0] if whole else output
+        first = first_of(output)
         if count:
             first = first.to(self.device)
         with ExitStack() as stack:

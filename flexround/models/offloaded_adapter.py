@@ -18,7 +18,7 @@ from flexround.calibration.disk_tensors import DiskTensors
 from flexround.grid import QuantizedTensor
 from flexround.models.checkpoint_shards import Shards
 from flexround.models.experts import is_fused
-from flexround.models.language_adapter import LanguageAdapter, Tokens, chain_of
+from flexround.models.language_adapter import LanguageAdapter, Tokens, chain_of, first_of
 from flexround.structure import Block
 from flexround.utils.memory import give_back
 
@@ -149,15 +149,25 @@ class OffloadedAdapter(LanguageAdapter):
     def outputs(self, batches: Iterable[Tokens]) -> Iterator[Tensor]:
         """Yield the logits on each batch: all of them pass a block before the next is read."""
         batches = list(batches)
+        for batch, output in zip(batches, self._through_all(batches), strict=True):
+            with self._passed(len(self._chain), output):
+                logits = self._logits(batch)
+            yield logits
+
+    def last_outputs(self, batches: Sequence[Tokens]) -> Iterator[Tensor]:
+        """Yield what the last layer gives on each batch, [batch, tokens, hidden]."""
+        yield from map(first_of, self._through_all(batches))
+
+    @torch.no_grad()
+    def _through_all(self, batches: Sequence[Tokens]) -> list[Any]:
+        """Return what the last block gives on each batch."""
         self._move(self.device)
         hidden: list[Any] = [None] * len(batches)
         for index, (name, module) in enumerate(self._chain.items()):
             with self._present(name, module):
                 module.to(self.device)
                 hidden = self._pass(index, batches, hidden)
-        for batch, output in zip(batches, hidden, strict=True):
-            with self._passed(len(self._chain), output):
-                yield self._logits(batch)
+        return hidden
 
     def _pass(self, index: int, batches: Sequence[Tokens], hidden: Sequence[Any]) -> list[Any]:
         """Return what the block at index makes of each batch, hidden being its inputs."""
@@ -168,7 +178,7 @@ class OffloadedAdapter(LanguageAdapter):
             for batch, before in zip(batches, hidden, strict=True):
                 output = self.output_of(index, batch, before)
                 ends.append(output[1:] if isinstance(output, tuple) else None)
-                first = output[0] if isinstance(output, tuple) else output
+                first = first_of(output)
                 shapes.append(first.shape)
                 yield first.flatten(0, -2).to(self.storage_device)  # batches differ in their length
 

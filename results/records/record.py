@@ -52,6 +52,8 @@ class Record:
             kept, as the next two.
         network: the digest of the full-precision network as quantization met it.
         evaluation_data: the digest of what was measured on; None for a task that does not say.
+        evaluation: how the task measured, where it tells that: of lm-eval its version, shots, the
+            metric by which each task votes, whether prompts begin with <s>.
         settings: the composed configuration that run_id is a hash of: classes by their names, files
             and folders by the digest of what they hold.
         places: where the files and folders were that settings have digests of, by dotted name.
@@ -89,6 +91,7 @@ class Record:
     threads: int | None = None
     network: str | None = None
     evaluation_data: str | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
     started: str = ""

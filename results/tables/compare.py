@@ -22,6 +22,7 @@ from results.tables.paired_tests import mcnemar, mean_interval, metric_interval,
 
 NUMBERS = ("first", "second", "difference", "low", "high", "b", "c", "p")
 ALL = "all"  # stands for the seeds in the row of their mean
+DIGITS = {"kl": 5}  # decimals where two do not tell methods apart
 Pairs = dict[int, tuple[Record, Record]]
 
 
@@ -167,7 +168,7 @@ def _rows(
     for seed, (left, right) in pairs.items():
         a, b = (held.get(metric) for held in own[seed])
         values = [
-            record.metrics.get(metric, None if kept is None else float(metric_of(kept)))
+            record.metrics.get(metric, None if kept is None else float(metric_of(kept, metric)))
             for record, kept in ((left, a), (right, b))
         ]
         if None in values:
@@ -175,7 +176,7 @@ def _rows(
         row = cell | {"metric": metric, "seed": str(seed)} | dict.fromkeys(NUMBERS)
         row |= _numbers(*values)  # type: ignore[arg-type]
         if a is not None and b is not None and len(a) == len(b):
-            row["low"], row["high"] = metric_interval(a, b)
+            row["low"], row["high"] = metric_interval(a, b, metric)
             if a.dtype == b.dtype == bool:
                 row["b"], row["c"], row["p"] = mcnemar(a, b)
         rows.append(row)
@@ -202,12 +203,13 @@ def _shown(found: Comparison) -> pd.DataFrame:
     """Return the rows as text."""
     table = found.table
     shown = table[[c for c in table.columns if c not in NUMBERS]].copy()
-    shown[found.first] = [f"{v:.2f}" for v in table["first"]]
-    shown[found.second] = [f"{v:.2f}" for v in table["second"]]
-    shown["difference"] = [f"{v:+.2f}" for v in table["difference"]]
+    digits = [DIGITS.get(metric, 2) for metric in table["metric"]]
+    for title, name in ((found.first, "first"), (found.second, "second")):
+        shown[title] = [f"{v:.{n}f}" for v, n in zip(table[name], digits, strict=True)]
+    shown["difference"] = [f"{v:+.{n}f}" for v, n in zip(table["difference"], digits, strict=True)]
     shown["95 % interval"] = [
-        "-" if pd.isna(low) else f"{low:+.2f} to {high:+.2f}"
-        for low, high in zip(table["low"], table["high"], strict=True)
+        "-" if pd.isna(low) else f"{low:+.{n}f} to {high:+.{n}f}"
+        for low, high, n in zip(table["low"], table["high"], digits, strict=True)
     ]
     for name in ("b", "c", "p"):
         shown[name] = ["-" if pd.isna(v) else f"{v:.3g}" for v in table[name]]

@@ -10,15 +10,21 @@ from scipy.stats import binomtest, bootstrap
 
 LEVEL = 0.95
 RESAMPLES = 2000
+PERPLEXITY = "perplexity"  # the one metric whose outcomes are its logarithm
 BATCH = 50  # resamples at a time: 50 of 50,000 images are 20 MB
 
 Interval = tuple[float, float]
 
 
-def metric_of(outcomes: NDArray[Any], axis: int = -1) -> Any:
-    """Return the metric of outcomes [samples]: the percentage of right ones, or a perplexity."""
+def metric_of(outcomes: NDArray[Any], metric: str, axis: int = -1) -> Any:
+    """Return the metric of outcomes [samples]: of right ones the percentage, else the mean.
+
+    Of a perplexity it is exp of the mean.
+    """
     mean = outcomes.mean(axis=axis, dtype=np.float64)
-    return 100 * mean if outcomes.dtype == bool else np.exp(mean)
+    if outcomes.dtype == bool:
+        return 100 * mean
+    return np.exp(mean) if metric == PERPLEXITY else mean
 
 
 def mean_interval(differences: ArrayLike) -> Interval | None:
@@ -27,11 +33,11 @@ def mean_interval(differences: ArrayLike) -> Interval | None:
     return None if len(values) < 2 else _percentile((values,), np.mean)
 
 
-def metric_interval(first: NDArray[Any], second: NDArray[Any]) -> Interval:
+def metric_interval(first: NDArray[Any], second: NDArray[Any], metric: str) -> Interval:
     """Return the 95 % interval of the difference in the metric of the same [samples]."""
 
     def difference(x: NDArray[Any], y: NDArray[Any], axis: int) -> Any:
-        return metric_of(x, axis) - metric_of(y, axis)
+        return metric_of(x, metric, axis) - metric_of(y, metric, axis)
 
     return _percentile((first, second), difference)
 

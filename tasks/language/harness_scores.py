@@ -1,4 +1,4 @@
-"""Scores of the lm-eval harness: one number a task, and what each of its samples came to."""
+"""Scores of the lm-eval harness: every metric of a task or group, and what each item came to."""
 
 from __future__ import annotations
 
@@ -9,24 +9,38 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-METRICS = ("acc_norm", "acc")  # the first that a task has; the paper's tables fit this choice
+from tasks.language.harness_metrics import is_share
 
 
-def percent(scores: Mapping[str, Any]) -> float:
-    """Return the first of METRICS that the harness's scores "METRIC,FILTER" hold, in percent."""
-    by_metric = {key.partition(",")[0]: value for key, value in scores.items()}
-    return 100 * float(next(by_metric[metric] for metric in METRICS if metric in by_metric))
+def scores(results: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, float]:
+    """Return lm-eval's results "METRIC,FILTER" of a task or group for metrics, shares in percent.
 
-
-def right(samples: Sequence[Mapping[str, Any]]) -> Tensor | None:
-    """Return [items] of the harness's log of a task, by the first of METRICS, in the data's order.
-
-    None where an item counts other than as 0 or 1.
+    The filter none, which every metric of a task without filters has, is left out of the names.
     """
-    metric = next(metric for metric in METRICS if metric in samples[0]["metrics"])
-    own = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
-    scores = [sample[metric] for sample in sorted(own, key=lambda sample: sample["doc_id"])]
-    return torch.tensor(scores).bool() if set(scores) <= {0, 1} else None
+    found = {}
+    for key, value in results.items():
+        metric, _, filtered = key.partition(",")
+        if metric in metrics and isinstance(value, int | float):
+            name = metric if filtered == "none" else key
+            found[name] = (100 if is_share(metric) else 1) * float(value)
+    return found
+
+
+def outcomes(samples: Sequence[Mapping[str, Any]], metric: str, value: float) -> Tensor | None:
+    """Return [items] of the harness's log of a task by metric, in the data's order.
+
+    bool where every item is right or wrong, else in the unit of value, which is the task's score
+    by metric. None where that is not their mean.
+    """
+    own = [sample for sample in samples if metric in sample["metrics"]]
+    own = [sample for sample in own if sample["filter"] == own[0]["filter"]]
+    held = [sample[metric] for sample in sorted(own, key=lambda sample: sample["doc_id"])]
+    if not held or not all(isinstance(score, int | float) for score in held):
+        return None
+    found = torch.tensor(held, dtype=torch.float64) * (100 if is_share(metric) else 1)
+    if not torch.isclose(found.mean(), torch.tensor(value, dtype=torch.float64)):
+        return None
+    return found.bool() if set(held) <= {0, 1} and is_share(metric) else found
 
 
 def likelihoods(samples: Sequence[Mapping[str, Any]]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,17 @@ from tasks.finite import perplexity_of
 from tasks.language.base import TransformerTask, check_positions
 from tasks.language.calibration_data import Calibration, Stream
 from tasks.language.corpora import Corpus
+from tasks.language.divergence import Divergence
 from tasks.language.protocols import Protocol
 
 log = logging.getLogger(__name__)
 
 
 class LanguageModeling(TransformerTask):
-    """exp(mean negative log-likelihood of the next token) over the protocol's windows."""
+    """exp(mean negative log-likelihood of the next token) over the protocol's windows.
+
+    With divergence the quantized network is also compared with full precision at every position.
+    """
 
     kinds = ("causal",)
     blockwise = True
@@ -39,6 +43,7 @@ class LanguageModeling(TransformerTask):
         protocol: Protocol,
         seq_len: int,
         eval_batch_size: Count,
+        divergence: bool,
         expected: float | None,
         tolerance: NotNegative,
         cache_dir: str,
@@ -54,6 +59,7 @@ class LanguageModeling(TransformerTask):
         self._corpus, self._protocol = corpus, protocol
         self._calibration = calibration or Stream(corpus, protocol.name)
         self._seq_len, self._eval_batch_size = seq_len, eval_batch_size
+        self._divergence = divergence
         self._windows: Tensor | None = None
 
     def check_network(self, network: nn.Module, source: str) -> None:
@@ -89,15 +95,23 @@ class LanguageModeling(TransformerTask):
             log.info("%s, %d windows of %d tokens", self._protocol.name, *self._windows.shape)
         return [self._windows]
 
+    def compared(self, adapter: ModelAdapter) -> Iterator[Tensor] | None:
+        """Return what the last layer gives on each batch of windows, of which follow the logits."""
+        (windows,) = self.texts()
+        batches = [{"input_ids": part} for part in windows.split(self._eval_batch_size)]
+        return adapter.last_outputs(batches) if self._divergence else None
+
     @torch.no_grad()
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
         """Return the perplexity; every window predicts all its tokens but the first.
+
+        Where there is a `reference`, also the divergence from it.
 
         Raises:
             ValueError: when it is no number, or beyond what a float holds.
         """
         (windows,) = self.texts()
-        losses = []
+        losses, divergence = list[float](), Divergence()
         parts = windows.split(self._eval_batch_size)
         found = adapter.outputs({"input_ids": part} for part in parts)
         for part, logits in zip(parts, found, strict=True):
@@ -105,9 +119,15 @@ class LanguageModeling(TransformerTask):
             for predicted, window in zip(logits, part.to(logits.device), strict=True):
                 own = predicted[:-1].float()
                 loss = nn.functional.cross_entropy(own, window[1:], reduction="sum")
+                if self.reference is not None:
+                    hidden = self.reference[len(losses)][None]
+                    (full,) = adapter.logits_after({"input_ids": window[None]}, hidden)
+                    divergence.add(full[:-1], own)
                 losses.append(loss.item())
-        self.outcomes = {"perplexity": torch.tensor(losses) / (windows.shape[1] - 1)}
-        return {"perplexity": perplexity_of(sum(losses) / windows[:, 1:].numel())}
+        means = torch.tensor(losses) / (windows.shape[1] - 1)
+        self.outcomes = {"perplexity": means} | divergence.outcomes()
+        perplexity = perplexity_of(sum(losses) / windows[:, 1:].numel())
+        return {"perplexity": perplexity} | divergence.metrics()
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:
         """Check the known perplexity, and that the network predicts better than chance.

@@ -1,21 +1,14 @@
-"""Accuracy of a causal language model on the tasks of EleutherAI's harness (FlexRound, app. K)."""
+"""Scores of a causal language model on the tasks of EleutherAI's harness (FlexRound, app. K)."""
 
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import logging
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
-from typing import Any, cast
-from unittest import mock
+from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from flexround.models.base import ModelAdapter
@@ -26,15 +19,15 @@ from tasks.bounds import Count, NotNegative
 from tasks.finite import check_outputs
 from tasks.language.base import TransformerTask, check_at_least, check_positions
 from tasks.language.calibration_data import Calibration
-from tasks.language.harness_scores import METRICS, likelihoods, percent, right
+from tasks.language.harness_metrics import AVERAGES, is_group, metrics_of
+from tasks.language.harness_scores import likelihoods, outcomes, scores
+from tasks.language.harness_tasks import SEED, HarnessTasks, isolated
 
 log = logging.getLogger(__name__)
 
-SEED = 0
-
 
 class ZeroShot(TransformerTask):
-    """Mean over the harness's tasks of acc_norm where a task has it, else acc, in percent.
+    """Mean over the harness's tasks and groups of the metric that average_of says, in percent.
 
     With num_fewshot every question follows that many answered ones.
     """
@@ -49,7 +42,9 @@ class ZeroShot(TransformerTask):
         name: str,
         version: int,
         tasks: list[str],
+        average_of: str,
         num_fewshot: int,
+        add_bos_token: bool | None,
         limit: int | None,
         include_path: str | None,
         calibration_corpus: Calibration | None,
@@ -62,6 +57,10 @@ class ZeroShot(TransformerTask):
     ) -> None:
         """Name the tasks: the harness's own, or with include_path those of that folder's YAMLs.
 
+        average_of is acc, acc_norm or paper: acc_norm where there is one, else acc. add_bos_token
+        says whether a prompt begins with the tokenizer's <s>; None leaves it to the tokenizer, as
+        lm-eval does.
+
         limit is the number of items of each task (None is all of them); seq_len is the length of a
         calibration sample.
         """
@@ -72,15 +71,17 @@ class ZeroShot(TransformerTask):
                 f"task={name} has no train split to calibrate on; give calibration=c4, text or "
                 "python_docs"
             )
+        if average_of not in AVERAGES:
+            raise ValueError(f"task.average_of={average_of}: give {', '.join(AVERAGES)}")
         check_at_least(0, {"num_fewshot": num_fewshot})
         check_at_least(1, {"limit": limit, "seq_len": seq_len})
         super().__init__(name, version, expected, tolerance, cache_dir, checkpoints_dir)
         self._names, self._num_fewshot, self._limit = tasks, num_fewshot, limit
+        self._average_of, self._add_bos_token = average_of, add_bos_token
         self._include_path = include_path
         self._calibration_corpus, self._seq_len = calibration_corpus, seq_len
         self._eval_batch_size = eval_batch_size
-        self._manager: Any = None
-        self._tasks: dict[str, Any] = {}
+        self._found: HarnessTasks | None = None
 
     def load(self, model: LanguageModel, checkpoint: str | None) -> nn.Module:
         """Return the network; the tasks and all their items are read first.
@@ -89,12 +90,13 @@ class ZeroShot(TransformerTask):
             ValueError: when a task does not exist or its items can't be had.
         """
         log.info("reading the tasks %s", ", ".join(self._names))
-        with _isolated():
-            self._manager = self._index()
-            for name in self._names:
-                self._check_name(name)
-            self._tasks = {k: t for name in self._names for k, t in self._items(name).items()}
-        return super().load(model, checkpoint)
+        with isolated():
+            self._found = HarnessTasks(
+                self._names, self._include_path, self._num_fewshot, self._average_of
+            )
+        network = super().load(model, checkpoint)
+        self._harness_tokenizer()  # refuses here, before there is anything to lose
+        return network
 
     def check_network(self, network: nn.Module, source: str) -> None:
         """Check that a calibration sample fits the model's positions.
@@ -122,29 +124,41 @@ class ZeroShot(TransformerTask):
     def texts(self) -> Iterable[Any]:
         """Yield the harness's version, and each task's settings with all its items."""
         yield metadata.version("lm-eval")
-        for name, task in self._tasks.items():
+        for group in self._harness.groups.values():
+            yield json.dumps(group.to_dict(), sort_keys=True, default=str)
+        for name, task in self._harness.tasks.items():
             yield name, json.dumps(task.dump_config(), sort_keys=True, default=str)
             shots = (task.fewshot_docs() or ()) if self._num_fewshot > 0 else ()
             for document in (*task.eval_docs, *shots):
                 yield json.dumps(document, sort_keys=True, default=str)
 
+    @property
+    def _harness(self) -> HarnessTasks:
+        assert self._found is not None, "load has been called"
+        return self._found
+
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
-        """Return the accuracy of each task by its name, and their average, in percent."""
+        """Return what each task and group scores, and the average of those that were asked for.
+
+        By a task's or group's name it is the metric that votes in the average; by NAME.METRIC each
+        metric that lm-eval gives. Shares are in percent.
+        """
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
         network: Any = adapter.model.to(adapter.device)  # HFLM works where the network lies
-        with _isolated():
-            # A copy: HFLM gives a tokenizer without a padding token one.
+        with isolated():
+            tokenizer, starts_with_bos = self._harness_tokenizer()
             harness = HFLM(
                 network,
-                tokenizer=copy.deepcopy(self._tokenizer),
+                tokenizer=tokenizer,
                 batch_size=self._eval_batch_size,
+                add_bos_token=self._add_bos_token,
             )
             found: Any = lm_eval.simple_evaluate(
                 harness,
-                tasks=list(self._tasks.values()),
-                task_manager=self._manager,  # else it would index all of its own again
+                tasks=self._harness.asked,
+                task_manager=self._harness.manager,  # else it would index all of its own again
                 num_fewshot=self._num_fewshot,
                 limit=self._limit,
                 bootstrap_iters=0,
@@ -154,81 +168,66 @@ class ZeroShot(TransformerTask):
                 torch_random_seed=SEED,
                 fewshot_random_seed=SEED,
             )
-        for name in self._tasks:
-            check_outputs(likelihoods(found["samples"][name]))
-        values = {name: percent(found["results"][name]) for name in self._tasks}
-        logged = {name: right(found["samples"][name]) for name in self._tasks}
-        self.outcomes = {name: kept for name, kept in logged.items() if kept is not None}
-        return values | {"average": sum(values.values()) / len(values)}
+        self._check_numbers(adapter, found["samples"])
+        self.facts = {
+            "lm_eval": metadata.version("lm-eval"),
+            "num_fewshot": {name: found["n-shot"][name] for name in self._harness.tasks},
+            "add_bos_token": self._add_bos_token,
+            "starts_with_bos": starts_with_bos,
+            "average_of": self._harness.votes,
+        }
+        return self._scored(found)
 
-    def _index(self) -> Any:
-        """Return the harness's index of the tasks there are."""
-        # Imported for its own needs: without them the weights would be loaded in vain.
-        import lm_eval.models.huggingface  # noqa: F401
-        from lm_eval.tasks import TaskManager
+    def _scored(self, found: Mapping[str, Any]) -> dict[str, float]:
+        """Return what `evaluate` does, of all that lm-eval has found; keep the outcomes."""
+        values, each, kept = {}, {}, {}
+        for name, metric in self._harness.metrics.items():
+            item = self._harness.item(name)
+            own = scores(found["results"][name], metrics_of(item))
+            each |= {f"{name}.{key}": value for key, value in own.items()}
+            values[name] = next(v for key, v in own.items() if key.partition(",")[0] == metric)
+            if not is_group(item):
+                kept[name] = outcomes(found["samples"][name], metric, values[name])
+        self.outcomes = {name: held for name, held in kept.items() if held is not None}
+        votes = [values[name] for name in self._harness.votes]
+        return values | each | {"average": sum(votes) / len(votes)}
 
-        if self._include_path is None:
-            return TaskManager()
-        folder = Path(self._include_path).expanduser()
-        if not folder.is_dir():
-            raise ValueError(f"data_dir={self._include_path}: no such folder of task YAMLs")
-        return TaskManager(include_path=str(folder), include_defaults=False)
+    def _check_numbers(self, adapter: ModelAdapter, samples: Mapping[str, Any]) -> None:
+        """Check that what the network told was numbers: a text that it wrote would not say.
 
-    def _check_name(self, name: str) -> None:
-        known = self._manager.all_tasks
-        if name in known:
-            return
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(known[:5])}"
-        where = "lm-eval" if self._include_path is None else f"data_dir={self._include_path}"
-        raise ValueError(f"task.tasks: {where} has no readable task {name}; {hint}")
+        Raises:
+            ValueError: when it is nan.
+        """
+        for name, task in self._harness.tasks.items():
+            check_outputs(likelihoods(samples[name]))
+            if task.OUTPUT_TYPE == "generate_until":
+                prompt = task.instances[0].args[0]
+                tokens = self._tokenizer(prompt, return_tensors="pt")["input_ids"]
+                check_outputs(adapter.forward({"input_ids": tokens[:, : self._seq_len]}))
 
-    def _items(self, name: str) -> dict[str, Any]:
-        """Return the tasks that name stands for, one or those of a group, with their items."""
-        try:
-            tasks: dict[str, Any] = self._manager.load([name])["tasks"]
-        except Exception as error:  # of any library that reads a data set
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    def _harness_tokenizer(self) -> tuple[Any, bool]:
+        """Return a copy of the tokenizer, and whether the harness has prompts begin with <s>.
+
+        A copy: the harness gives a tokenizer without a padding token one.
+
+        Raises:
+            ValueError: when add_bos_token is what the tokenizer can't do, or does anyway.
+        """
+        tokenizer, asked = copy.deepcopy(self._tokenizer), self._add_bos_token
+        bos = tokenizer.bos_token_id
+        own = bos is not None and tokenizer.encode("a")[:1] == [bos]
+        if asked is None or asked == own:
+            return tokenizer, own
+        tokenizer.add_bos_token = asked
+        starts = bos is not None and tokenizer.encode("a", add_special_tokens=asked)[:1] == [bos]
+        if starts != asked:
             raise ValueError(
-                f"the task {name} can't be loaded: {reason}; without a network give data_dir=PATH, "
-                "a folder of own lm-eval task YAMLs"
-            ) from error
-        for key, task in tasks.items():
-            if not any(metric in task.aggregation() for metric in METRICS):
-                raise ValueError(f"the task {key} measures neither {' nor '.join(METRICS)}")
-            if self._num_fewshot > 0 and task.config.num_fewshot == 0:
-                raise ValueError(
-                    f"task.num_fewshot={self._num_fewshot}: the task {key} sets its own to 0, "
-                    "which lm-eval keeps; leave it out of task.tasks or remove it there"
-                )
-        return tasks
+                f"task.add_bos_token={str(asked).lower()}: this tokenizer can't; leave it out"
+            )
+        return tokenizer, starts
 
 
 def _no_training(name: str) -> ValueError:
     return ValueError(
         f"{name} has no training split; it evaluates pretrained models, or one by checkpoint=PATH"
     )
-
-
-@contextmanager
-def _isolated() -> Iterator[None]:
-    """Seed as the harness does, and keep that to it, its log lines and bars off the screen."""
-    from tqdm import tqdm
-
-    create = cast(Callable[..., None], tqdm.__init__)
-
-    def hidden(bar: Any, *args: Any, **options: Any) -> None:
-        create(bar, *args, **(options | {"disable": True}))
-
-    disabled = logging.root.manager.disable
-    state, numpy_state = random.getstate(), np.random.get_state()
-    logging.disable(logging.WARNING)
-    random.seed(SEED)  # some tasks shuffle their answers when they are read
-    np.random.seed(SEED)
-    try:
-        with mock.patch.object(tqdm, "__init__", hidden), torch.random.fork_rng():
-            yield
-    finally:
-        logging.disable(disabled)
-        random.setstate(state)
-        np.random.set_state(numpy_state)

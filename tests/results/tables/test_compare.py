@@ -57,19 +57,27 @@ def test_the_interval_over_seeds_covers_the_mean_as_often_as_it_says():
 
 def test_the_interval_over_samples_is_the_normal_one_for_many_samples():
     first, second = outcomes(300, 200, 3000, 1500)
-    low, high = metric_interval(first, second)
+    low, high = metric_interval(first, second, "top1")
     b, c = 300 / 5000, 200 / 5000
     spread = 1.96 * 100 * math.sqrt((b + c - (b - c) ** 2) / 5000)
     assert low == pytest.approx(2 - spread, abs=0.15)
     assert high == pytest.approx(2 + spread, abs=0.15)
-    assert metric_interval(first, first) == (0, 0)
+    assert metric_interval(first, first, "top1") == (0, 0)
 
 
 def test_the_metric_of_losses_is_their_perplexity():
     losses = np.log(np.array([2.0, 8.0], dtype=np.float32))
-    assert metric_of(losses) == pytest.approx(4.0), "the geometric mean"
-    low, high = metric_interval(losses, losses - np.log(np.float32(2)))
+    assert metric_of(losses, "perplexity") == pytest.approx(4.0), "the geometric mean"
+    low, high = metric_interval(losses, losses - np.log(np.float32(2)), "perplexity")
     assert (low, high) == pytest.approx((1, 4)), "4 - 2 of the mean, 8 - 4 and 2 - 1 at the ends"
+
+
+def test_the_metric_of_other_numbers_is_their_mean():
+    """Of divergences [nats]: a perplexity alone is kept as its logarithm."""
+    divergences = np.array([0.25, 0.75], dtype=np.float32)
+    assert metric_of(divergences, "kl") == 0.5
+    low, high = metric_interval(divergences, 2 * divergences, "kl")
+    assert (low, high) == pytest.approx((-0.75, -0.25)), "the ends are all of one window"
 
 
 PAIRED = [run("flexround", s, v) for s, v in enumerate((90.0, 92.0, 97.0))] + [

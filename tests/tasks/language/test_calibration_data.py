@@ -34,8 +34,8 @@ def test_a_stream_has_the_protocols_special_tokens(protocol):
 @pytest.mark.parametrize("protocol", STREAMS)
 def test_a_text_calibrates_on_windows_like_those_it_is_evaluated_on(protocol, tmp_path):
     task = LanguageModeling(
-        "own", 1, Rows(ROWS), None, Protocol(protocol, "test", 4, None), 4, 2, None, 0.02,
-        str(tmp_path), str(tmp_path),
+        "own", 1, Rows(ROWS), None, Protocol(protocol, "test", 4, None), 4, 2, False, None,
+        0.02, str(tmp_path), str(tmp_path),
     )  # fmt: skip
     task._tokenizer = Letters()
     drawn = {tuple(w) for batch in task.calibration(5, 0) for w in batch["input_ids"].tolist()}

@@ -110,7 +110,8 @@ def modeling(cache_dir, window=32, **changes):
     options = dict(
         name="python_docs", version=1, corpus=PythonDocs(), calibration=None,
         protocol=Protocol("file", "test", window, 6), seq_len=32,
-        eval_batch_size=4, expected=None, tolerance=0.02, cache_dir=str(cache_dir),
+        eval_batch_size=4, divergence=False, expected=None, tolerance=0.02,
+        cache_dir=str(cache_dir),
         checkpoints_dir=str(cache_dir / "finetuned"),
     )  # fmt: skip
     return LanguageModeling(**(options | changes))

@@ -14,7 +14,8 @@ from flexround.models.language_adapter import LanguageAdapter
 from results.records.store import Store
 from tasks.language.calibration_data import Stream
 from tasks.language.corpora import PythonDocs
-from tasks.language.harness_scores import percent
+from tasks.language.harness_metrics import is_share
+from tasks.language.harness_scores import outcomes, scores
 from tasks.language.zero_shot import ZeroShot
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
@@ -67,7 +68,8 @@ def folder(tmp_path):
 
 def make(folder, cache_dir, **changes):
     options = dict(
-        name="zero_shot", version=1, tasks=["line_ends"], num_fewshot=0, limit=None,
+        name="zero_shot", version=1, tasks=["line_ends"], average_of="paper",
+        num_fewshot=0, add_bos_token=None, limit=None,
         include_path=str(folder), calibration_corpus=Stream(PythonDocs(), "file"), seq_len=32,
         eval_batch_size=4, expected=None, tolerance=0.5, cache_dir=str(cache_dir),
         checkpoints_dir=str(cache_dir),
@@ -82,7 +84,7 @@ def loaded(folder, cache_dir, **changes):
 
 
 def prompts(task):
-    return [instance.args[0] for instance in task._tasks["line_ends"].instances]
+    return [instance.args[0] for instance in task._harness.tasks["line_ends"].instances]
 
 
 def test_numbers_are_those_of_the_harness_on_the_saved_model(folder, cache_dir, capsys, caplog):
@@ -115,6 +117,9 @@ def test_numbers_are_those_of_the_harness_on_the_saved_model(folder, cache_dir, 
     assert ours == {
         "line_ends": 100 * norm,
         "line_ends_acc": 100 * plain,
+        "line_ends.acc": 100 * theirs["line_ends"]["acc,none"],
+        "line_ends.acc_norm": 100 * norm,
+        "line_ends_acc.acc": 100 * plain,
         "average": (100 * norm + 100 * plain) / 2,
     }
     assert set(task.outcomes) == set(tasks)
@@ -145,11 +150,160 @@ def test_the_weights_at_the_time_are_evaluated(folder, cache_dir):
     assert task.evaluate(adapter) != first
 
 
-def test_acc_norm_goes_before_acc():
-    scores = {"alias": "x", "acc,none": 0.25, "acc_norm,none": 0.5, "acc_stderr,none": "N/A"}
-    assert percent(scores) == 50.0
-    del scores["acc_norm,none"]
-    assert percent(scores) == 25.0
+def test_scores_are_all_metrics_by_their_filters_and_shares_in_percent():
+    results = {"alias": "x", "acc,none": 0.25, "acc_stderr,none": "N/A", "sample_len": 3,
+               "exact_match,strict": 0.5, "exact_match,flexible": 0.75,
+               "perplexity,none": 7.0}  # fmt: skip
+    assert scores(results, ["acc", "exact_match", "perplexity"]) == {
+        "acc": 25.0, "exact_match,strict": 50.0, "exact_match,flexible": 75.0, "perplexity": 7.0,
+    }  # fmt: skip
+    assert is_share("prompt_level_strict_acc")
+    assert not is_share("word_perplexity")
+
+
+def test_outcomes_are_kept_where_the_score_is_their_mean():
+    def sample(doc, score, filtered="none"):
+        return {"doc_id": doc, "metrics": ["f1"], "f1": score, "filter": filtered}
+
+    log = [sample(1, 0.5), sample(0, 1.0), sample(0, 0.0, "second")]
+    assert outcomes(log, "f1", 75.0).tolist() == [100.0, 50.0], "in the data's order, in percent"
+    assert outcomes(log, "f1", 80.0) is None, "as of a score that is no mean over items"
+    right = [sample(0, 1.0), sample(1, 0.0)]
+    assert outcomes(right, "f1", 50.0).tolist() == [True, False]
+    assert outcomes([sample(0, (1, 2))], "f1", 50.0) is None
+
+
+def write_group(folder, name, *members, metrics=("acc",), weighted=True):
+    listed = "".join(
+        f"  - {{metric: {m}, weight_by_size: {str(weighted).lower()}}}\n" for m in metrics
+    )
+    state = f"aggregate_metric_list:\n{listed}" if metrics else ""
+    (folder / f"{name}.yaml").write_text(f"group: {name}\ntask: [{', '.join(members)}]\n{state}")
+
+
+@pytest.fixture
+def groups(folder):
+    """Tasks of 45 and of 7 items, and groups of both: by size, by halves, without a score."""
+    rows = (folder / "test.jsonl").read_text().splitlines()
+    small = folder / "small"
+    small.mkdir()
+    for split in ("train", "test"):
+        (small / f"{split}.jsonl").write_text("\n".join(rows[1:20:3]))
+    text = TASK.format(
+        name="few", folder=small, metrics="".join(METRIC.format(m) for m in ("acc", "acc_norm")),
+        more="",
+    )  # fmt: skip
+    (folder / "few.yaml").write_text(text)
+    write_group(folder, "by_size", "line_ends", "few", metrics=("acc", "acc_norm"))
+    write_group(folder, "by_halves", "line_ends", "few", weighted=False)
+    write_group(folder, "bare", "line_ends", "few", metrics=())
+    return folder
+
+
+def harness(folder, adapter, task, tasks):
+    """Return lm-eval's own results on the network."""
+    from lm_eval.models.huggingface import HFLM
+
+    return lm_eval.simple_evaluate(
+        HFLM(adapter.model, tokenizer=task.tokenizer, batch_size=4),
+        tasks=tasks,
+        num_fewshot=0,
+        bootstrap_iters=0,
+        task_manager=lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False),
+    )["results"]
+
+
+@pytest.mark.parametrize(("name", "weights"), [("by_size", (45, 7)), ("by_halves", (1, 1))])
+def test_a_group_is_one_vote_by_lm_evals_own_weights(groups, cache_dir, name, weights):
+    task, adapter = loaded(groups, cache_dir, tasks=[name, "line_ends_acc"], average_of="acc")
+    ours = task.evaluate(adapter)
+    theirs = harness(groups, adapter, task, [name, "line_ends_acc"])
+    assert ours[name] == 100 * theirs[name]["acc,none"]
+    assert ours["few"] != ours["line_ends"]
+    members = [w * ours[m] for w, m in zip(weights, ("line_ends", "few"), strict=True)]
+    assert ours[name] == pytest.approx(sum(members) / sum(weights))
+    assert ours["few"] == ours["few.acc"] == 100 * theirs["few"]["acc,none"]
+    assert ours["few.acc_norm"] == 100 * theirs["few"]["acc_norm,none"]
+    assert ours["average"] == (ours[name] + ours["line_ends_acc"]) / 2, "a group is one number"
+    assert task.facts["average_of"] == {name: "acc", "line_ends_acc": "acc"}
+
+
+def test_a_group_that_states_no_score_is_its_members(groups, cache_dir):
+    task, adapter = loaded(groups, cache_dir, tasks=["bare"])
+    ours = task.evaluate(adapter)
+    assert "bare" not in ours
+    assert ours["average"] == (ours["line_ends"] + ours["few"]) / 2
+    assert task.facts["average_of"] == {"line_ends": "acc_norm", "few": "acc_norm"}
+
+
+def test_the_average_is_of_the_metric_that_is_asked_for(groups, cache_dir):
+    found = {}
+    for average_of in ("acc", "acc_norm", "paper"):
+        task, adapter = loaded(groups, cache_dir, tasks=["by_size"], average_of=average_of)
+        found[average_of] = task.evaluate(adapter)
+    plain, norm, paper = found.values()
+    assert plain["average"] == plain["by_size.acc"] == paper["by_size.acc"]
+    assert norm["average"] == norm["by_size.acc_norm"] != plain["average"]
+    assert paper == norm
+    assert plain["few"] == plain["few.acc"], "a member is told by its group's metric"
+
+
+GENERATE = """
+task: writes
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/test.jsonl}}, cache_dir: {folder}/../cache}}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{{{text}}}}"
+doc_to_target: "{{{{rests[label]}}}}"
+generation_kwargs: {{until: ["."], max_gen_toks: 4, do_sample: false}}
+metric_list:
+  - {{metric: {metric}, aggregation: mean, higher_is_better: true}}
+"""
+
+
+def test_a_task_that_generates_its_answer_runs(folder, cache_dir):
+    (folder / "writes.yaml").write_text(GENERATE.format(folder=folder, metric="exact_match"))
+    task, adapter = loaded(folder, cache_dir, tasks=["writes"], limit=6)
+    ours = task.evaluate(adapter)
+    assert ours == {"writes": 0, "writes.exact_match": 0, "average": 0}
+    # An answer that is the network's own is right.
+    harness = task._harness.tasks["writes"]
+    written = [instance.resps[0] for instance in harness.instances[:3]]
+    rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    for row, text in zip(rows, written, strict=False):
+        row["rests"] = [text] * 3
+    assert all(text.strip() for text in written)
+    (folder / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task, adapter = loaded(folder, cache_dir, tasks=["writes"], limit=6)
+    assert task.evaluate(adapter)["average"] == 50
+    assert task.outcomes["writes"].tolist() == [True] * 3 + [False] * 3
+    assert task.facts["average_of"] == {"writes": "exact_match"}
+
+
+def test_a_network_that_writes_from_nan_is_told(folder, cache_dir):
+    (folder / "writes.yaml").write_text(GENERATE.format(folder=folder, metric="exact_match"))
+    task, adapter = loaded(folder, cache_dir, tasks=["writes"], limit=2)
+    with torch.no_grad():
+        list(adapter.layers().values())[-1].module.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="outputs are nan"):
+        task.evaluate(adapter)
+
+
+@pytest.mark.parametrize("add", [None, True, False])
+def test_prompts_begin_with_bos_as_the_harness_has_it_for_the_model(folder, cache_dir, add):
+    task, adapter = loaded(folder, cache_dir, add_bos_token=add, limit=2)
+    bos, seen = task.tokenizer.bos_token_id, []
+    hook = adapter.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(args[0] if args else kwargs["input_ids"]),
+        with_kwargs=True,
+    )
+    task.evaluate(adapter)
+    hook.remove()
+    first = {int(row[0]) == bos for batch in seen for row in batch}
+    assert first == {task.facts["starts_with_bos"]}
+    if add is not None:
+        assert first == {add}
 
 
 def test_calibration_is_the_corpus_by_seed(folder, cache_dir):
@@ -174,6 +328,10 @@ def test_an_average_that_is_not_the_expected_is_refused(folder, cache_dir):
      ({"tasks": ["mmlu"]}, "has no readable task mmlu; it has line_ends, line_ends_acc"),
      ({"include_path": "nowhere"}, "data_dir=nowhere: no such folder"),
      ({"seq_len": 257}, r"tiny:llama has 256 positions; lower task.seq_len \(257\)"),
+     ({"average_of": "accuracy"}, "task.average_of=accuracy: give acc, acc_norm, paper"),
+     ({"tasks": ["line_ends_acc"], "average_of": "acc_norm"},
+      "task.average_of=acc_norm: the task line_ends_acc has acc; give task.average_of=paper"),
+     ({"tasks": ["line_ends", "line_ends"]}, "line_ends is there twice"),
      ({"tasks": []}, r"task.tasks=\[\]: name at least one"),
      ({"limit": 0}, "task.limit=0: give a whole number of at least 1"),
      ({"num_fewshot": -1}, "task.num_fewshot=-1: give a whole number of at least 0"),
@@ -199,13 +357,23 @@ def test_items_that_can_not_be_had_name_the_task(folder, cache_dir):
 
 @pytest.mark.parametrize(
     ("metrics", "more", "message"),
-    [(["brier_score"], "", "the task other measures neither acc_norm nor acc"),
+    [(["brier_score"], "", "the task other measures none of acc_norm, acc, .*, but brier_score"),
      (["acc"], "num_fewshot: 0", "the task other sets its own to 0")],
 )  # fmt: skip
 def test_a_task_that_can_not_serve_is_refused(folder, cache_dir, metrics, more, message):
     write_task(folder, "other", *metrics, more=more)
     with pytest.raises(ValueError, match=message):
         make(folder, cache_dir, tasks=["other"], num_fewshot=1).load(TINY, None)
+
+
+def test_a_group_whose_members_lack_the_metric_is_refused(groups, cache_dir):
+    write_group(groups, "mixed", "line_ends", "line_ends_acc", metrics=("acc", "acc_norm"))
+    told = "the group mixed has acc; its members line_ends_acc lack acc_norm"
+    with pytest.raises(ValueError, match=f"task.average_of=acc_norm: {told}"):
+        make(groups, cache_dir, tasks=["mixed"], average_of="acc_norm").load(TINY, None)
+    task, adapter = loaded(groups, cache_dir, tasks=["mixed"], limit=3)
+    assert "mixed.acc_norm" not in task.evaluate(adapter), "lm-eval's is of some members alone"
+    assert task.facts["average_of"] == {"mixed": "acc"}
 
 
 def test_there_is_nothing_to_train_on(folder, cache_dir):
@@ -224,7 +392,10 @@ def test_a_run_ends_in_its_record(folder, cli, results_dir):
     assert outcome.status == 0, outcome.err
     (record,) = Store(results_dir).load()
     assert (record.task, record.metric, record.higher_is_better) == ("zero_shot", "average", True)
-    assert set(record.metrics) == {"line_ends", "line_ends_acc", "average"}
+    assert {"line_ends", "line_ends_acc", "average", "line_ends.acc"} < set(record.metrics)
+    assert record.evaluation["average_of"] == {"line_ends": "acc_norm", "line_ends_acc": "acc"}
+    assert record.evaluation["starts_with_bos"] in (True, False)
+    assert record.evaluation["add_bos_token"] is None
     assert record.settings["task"]["num_fewshot"] == 0
 
 
