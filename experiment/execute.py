@@ -71,9 +71,9 @@ def _execute(job: Job, threads: int) -> Record:
         )
         draft.network = full_precision.network
         draft.evaluation_data = full_precision.evaluation_data
+        task.reference = full_precision.reference(job.settings, own.activations)
         draft.fp_metrics = full_precision.metrics(job.settings)
         task.check_full_precision(draft.fp_metrics)
-        task.reference = full_precision.reference(job.settings, own.activations)
 
         with bar:
             integers = recon(

@@ -76,7 +76,7 @@ class FullPrecision:
         key = self._key_of("metrics", settings)
 
         def make() -> bytes:
-            metrics = task.evaluate(self._adapter)
+            metrics = task.evaluate_reference(self._adapter)
             # Some of it sees more than the metrics, which are all that the next run will find.
             task.check_full_precision(metrics)
             return json.dumps(metrics).encode()
@@ -91,7 +91,8 @@ class FullPrecision:
         It is held as held says, but in the network's own type; runs share it while it takes a
         quarter of the cache at most.
         """
-        parts = self._task.compared(self._adapter)
+        task = self._task
+        parts = task.compared(self._adapter)
         if parts is None:
             return None
         exact = replace(held, dtype=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -97,11 +97,20 @@ class LanguageModeling(TransformerTask):
 
     def compared(self, adapter: ModelAdapter) -> Iterator[Tensor] | None:
         """Return what the last layer gives on each batch of windows, of which follow the logits."""
-        (windows,) = self.texts()
-        batches = [{"input_ids": part} for part in windows.split(self._eval_batch_size)]
-        return adapter.last_outputs(batches) if self._divergence else None
+        return adapter.last_outputs(self._batches()) if self._divergence else None
 
-    @torch.no_grad()
+    def _batches(self) -> list[Tokens]:
+        (windows,) = self.texts()
+        return [{"input_ids": part} for part in windows.split(self._eval_batch_size)]
+
+    def evaluate_reference(self, adapter: ModelAdapter) -> dict[str, float]:
+        """Return the perplexity by what follows the reference: bit for bit that of `evaluate`."""
+        if self.reference is None:
+            return self.evaluate(adapter)
+        batches, held = self._batches(), self.reference.split(self._eval_batch_size)
+        found = (adapter.logits_after(b, h) for b, h in zip(batches, held, strict=True))
+        return self._measured(adapter, found, None)
+
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
         """Return the perplexity; every window predicts all its tokens but the first.
 
@@ -110,17 +119,22 @@ class LanguageModeling(TransformerTask):
         Raises:
             ValueError: when it is no number, or beyond what a float holds.
         """
+        return self._measured(adapter, adapter.outputs(self._batches()), self.reference)
+
+    @torch.no_grad()
+    def _measured(
+        self, adapter: ModelAdapter, found: Iterable[Tensor], reference: Tensor | None
+    ) -> dict[str, float]:
+        """Return what found, the logits on each batch, come to, beside those after reference."""
         (windows,) = self.texts()
         losses, divergence = list[float](), Divergence()
-        parts = windows.split(self._eval_batch_size)
-        found = adapter.outputs({"input_ids": part} for part in parts)
-        for part, logits in zip(parts, found, strict=True):
+        for part, logits in zip(windows.split(self._eval_batch_size), found, strict=True):
             # By window: a batch's logits are the largest tensor of the whole run already.
             for predicted, window in zip(logits, part.to(logits.device), strict=True):
                 own = predicted[:-1].float()
                 loss = nn.functional.cross_entropy(own, window[1:], reduction="sum")
-                if self.reference is not None:
-                    hidden = self.reference[len(losses)][None]
+                if reference is not None:
+                    hidden = reference[len(losses)][None]
                     (full,) = adapter.logits_after({"input_ids": window[None]}, hidden)
                     divergence.add(full[:-1], own)
                 losses.append(loss.item())

@@ -13,6 +13,7 @@ from torch import nn
 
 from experiment.full_precision import FullPrecision, digest_of, digest_of_model
 from experiment.shared_cache import Cache
+from flexround.calibration.activation_cache import ActivationCache
 from tests.flexround.reconstruction.test_reconstruction import adapter, calibration
 from tests.full_disk import FullDisk
 
@@ -106,12 +107,30 @@ class Measured:
         self.times += 1
         return {"top1": float(torch.as_tensor(self.data[0]).flatten()[0]) if self.data else 0.0}
 
+    evaluate_reference = evaluate
+
+    def compared(self, adapter):
+        """Return the data, made once more."""
+        self.times += 1
+        yield from self.data
+
     def check_full_precision(self, metrics):
         """Take any."""
 
 
 def shared(cache, model, batch_size=8, task=None):
     return FullPrecision(cache, model, calibration(), task or Measured([]), batch_size)
+
+
+def test_a_reference_is_shared_by_what_was_measured_on_and_in_its_own_type(tmp_path):
+    cache, model = Cache(tmp_path, 1), adapter()
+    half = ActivationCache(torch.bfloat16)
+    values = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
+    one, again, changed = Measured([values]), Measured([values.clone()]), Measured([values + 1])
+    for task in (one, again):
+        assert torch.equal(shared(cache, model, task=task).reference({}, half), values)
+    assert torch.equal(shared(cache, model, task=changed).reference({}, half), values + 1)
+    assert (one.times, again.times, changed.times) == (1, 0, 1)
 
 
 def test_metrics_are_shared_by_what_was_measured_on(tmp_path):

@@ -95,6 +95,14 @@ def compared(cache_dir, family, **changes):
     return task, adapter
 
 
+def test_full_precision_is_measured_by_its_reference_without_another_pass(cache_dir):
+    task, adapter = compared(cache_dir, "llama")
+    by_reference, kept = task.evaluate_reference(adapter), task.outcomes
+    task.reference = None
+    assert by_reference == task.evaluate(adapter), "bit for bit, and compared with nothing"
+    assert torch.equal(kept["perplexity"], task.outcomes["perplexity"])
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neo", "opt"])
 def test_a_network_agrees_with_itself(cache_dir, family):
     task, adapter = compared(cache_dir, family, eval_batch_size=1)
@@ -144,6 +152,7 @@ def test_a_run_records_it_off_or_on_under_one_name(cli, results_dir):
     assert cli(*SHORT, "rerun=true").status == 0
     (record,) = Store(results_dir).load()
     assert (record.run_id, record.value) == (plain.run_id, plain.value)
+    assert record.fp_metrics == plain.fp_metrics
     assert set(record.metrics) == {"perplexity"} | KEPT
     assert record.metrics["kl"] > 0
     kept = Store(results_dir).outcomes(record)
