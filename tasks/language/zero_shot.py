@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from flexround.models.base import ModelAdapter
 from flexround.models.language import LanguageModel
@@ -180,7 +180,8 @@ class ZeroShot(TransformerTask):
 
     def _scored(self, found: Mapping[str, Any]) -> dict[str, float]:
         """Return what `evaluate` does, of all that lm-eval has found; keep the outcomes."""
-        values, each, kept = {}, {}, {}
+        values, each = dict[str, float](), dict[str, float]()
+        kept = dict[str, Tensor | None]()
         for name, metric in self._harness.metrics.items():
             item = self._harness.item(name)
             own = scores(found["results"][name], metrics_of(item))
