@@ -65,6 +65,7 @@ class RunConfig:
     ranges: Any = MISSING
     recon: Any = MISSING
     activation: Any = None
+    transform: Any = None
     logger: Any = None
     scale: str = MISSING
     bits: int = MISSING

@@ -22,6 +22,8 @@ from flexround.attach import check_weights
 from flexround.grid import Grid
 from flexround.quantizers.rtn import RTN
 from flexround.reconstruction.callbacks import ReportLog
+from flexround.transforms.base import Calibration, apply
+from flexround.transforms.base import check_kind as check_transformed
 from results.records.record import Record
 
 
@@ -43,6 +45,9 @@ def _execute(job: Job, threads: int) -> Record:
     task, model, recon = made(cfg.task), made(cfg.model), made(cfg.recon)
     grid = Grid(cfg.bits, cfg.symmetric, made(cfg.granularity))
     quantizer, ranges, activation = made(cfg.quant), made(cfg.ranges), made(cfg.activation)
+    transform = made(cfg.transform)
+    if transform is not None:
+        check_transformed(transform, model.kind, cfg.offload)
     recon.check_method(quantizer, grid)
     checks = Checks(
         partial(recon.check, grid=grid, quantizer=quantizer, activation=activation),
@@ -66,14 +71,29 @@ def _execute(job: Job, threads: int) -> Record:
         job.check_unchanged()
         checked = checks.run(adapter, calibration)
 
-        full_precision = FullPrecision(
-            own.shared, adapter, calibration, task, recon.batch_size, cfg.stream_dtype
+        network = partial(
+            FullPrecision,
+            own.shared,
+            adapter,
+            calibration,
+            task,
+            recon.batch_size,
+            cfg.stream_dtype,
         )
+        full_precision = network()
         draft.network = full_precision.network
         draft.evaluation_data = full_precision.evaluation_data
         task.reference = full_precision.reference(job.settings, own.activations)
         draft.fp_metrics = full_precision.metrics(job.settings)
         task.check_full_precision(draft.fp_metrics)
+        outputs = full_precision.outputs()
+        if transform is not None:
+            sees = Calibration(
+                calibration, recon.batch_size, grid, own.activations,
+                torch.Generator().manual_seed(cfg.seed),
+            )  # fmt: skip
+            draft.transform = apply(transform, adapter, sees)
+            outputs = network().outputs()
 
         with bar:
             integers = recon(
@@ -86,7 +106,7 @@ def _execute(job: Job, threads: int) -> Record:
                 generator=torch.Generator().manual_seed(cfg.seed),
                 callbacks=[c for c in (log, bar, logger) if c is not None],
                 checkpoints=own.checkpoints,
-                full_precision=full_precision.outputs(),
+                full_precision=outputs,
                 cache=own.activations,
                 checked=checked,
             )

@@ -33,7 +33,8 @@ class FullPrecision:
     """The shared part of a run, made before anything is quantized.
 
     Attributes:
-        network: the digest of the full-precision network as quantization meets it.
+        network: the digest of the network as it is here: as it was loaded, or as a transform has
+            left it.
     """
 
     def __init__(

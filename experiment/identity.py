@@ -124,6 +124,8 @@ def reduced(settings: dict[str, Any], contents: Contents) -> dict[str, Any]:
             del node[last]
     if not model.get("leave"):
         model.pop("leave", None)  # as in records from before weights could be left
+    if settings.get("transform") is None:
+        settings.pop("transform", None)  # as in records from before there was one
     return cast(dict[str, Any], _canonical(_with_digests(settings, contents)))
 
 

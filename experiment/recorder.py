@@ -62,6 +62,7 @@ class Draft:
     network: str | None = None
     evaluation_data: str | None = None
     coverage: Coverage | None = None
+    transform: dict[str, Any] = field(default_factory=dict)
     save: Callable[[Record], Path] | None = None  # writes the artifact that goes with the record
     record: Record | None = None
 
@@ -120,6 +121,7 @@ def recording(
             network=draft.network,
             evaluation_data=draft.evaluation_data,
             evaluation={} if error or task is None else dict(task.facts),
+            transform=draft.transform,
             versions=_versions(),
             commit=commit(),
             started=started,

@@ -20,7 +20,7 @@ from experiment.errors import value_errors
 
 GROUPS = (
     "model", "task", "protocol", "calibration", "quant", "granularity", "ranges", "recon",
-    "activation", "scale", "experiment",
+    "activation", "transform", "scale", "experiment",
 )  # fmt: skip
 # Options without a group that decide a result, and the device, which a machine has or has not.
 OPTIONS = (

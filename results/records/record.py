@@ -50,10 +50,12 @@ class Record:
         processor: the CPU's model and vector instructions, which decide the last bits of its sums.
         threads: of torch on the CPU, which decide them too; None in records from before they were
             kept, as the next two.
-        network: the digest of the full-precision network as quantization met it.
+        network: the digest of the full-precision network, before any transform.
         evaluation_data: the digest of what was measured on; None for a task that does not say.
         evaluation: how the task measured, where it tells that: of lm-eval its version, shots, the
             metric by which each task votes, whether prompts begin with <s>.
+        transform: what was done to the network before it was quantized: the transform's name, how far
+            a calibration sample's logits moved, what it found. Empty where nothing was done.
         settings: the composed configuration that run_id is a hash of: classes by their names, files
             and folders by the digest of what they hold.
         places: where the files and folders were that settings have digests of, by dotted name.
@@ -92,6 +94,7 @@ class Record:
     network: str | None = None
     evaluation_data: str | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
+    transform: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
     started: str = ""

@@ -1,0 +1,65 @@
+"""`transform=` from the command line: identity, record, artifact and refusals."""
+
+from __future__ import annotations
+
+import pytest
+
+import artifact
+from results.records.store import Store
+from tests.conftest import TINY
+
+SHORT = ("num_samples=8", "progress=false", "task.seq_len=16", "protocol.max_windows=8")
+LLAMA = ("model=tiny_llama", "quant=rtn", "bits=3", *SHORT)
+TRANSFORMS = ("smoothquant",)
+
+
+def record_of(cli, results_dir, *args):
+    outcome = cli(*args)
+    assert outcome.status == 0, outcome.err
+    (record,) = Store(results_dir).load()
+    return record
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_gpt2"])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_an_artifact_carries_the_transformed_network(cli, results_dir, capsys, name, model):
+    args = (f"model={model}", *LLAMA[1:], f"transform={name}", "save=true")
+    record = record_of(cli, results_dir, *args)
+    assert record.transform["name"] == name
+    assert record.transform["change_of_logits"] < 1e-5
+    assert record.settings["transform"]["_target_"].lower() == name
+    folder = Store(results_dir).artifact(record.run_id)
+    status = artifact.main(["eval", str(folder)])
+    told = capsys.readouterr()
+    assert status == 0, told.err
+    assert f"perplexity {record.value}" in told.out
+
+
+def test_without_a_transform_a_run_is_called_as_it_always_was(cli, results_dir):
+    record = record_of(cli, results_dir, *LLAMA)
+    assert "transform" not in record.settings
+    assert record.transform == {}
+    assert cli(*LLAMA, "transform=none").status == 0
+    assert [own.run_id for own in Store(results_dir).load()] == [record.run_id]
+
+
+BAD = {
+    "vision": ((*TINY, "quant=rtn", "transform=smoothquant"), "convolutions"),
+    "alpha": ((*LLAMA, "transform=smoothquant", "transform.alpha=2"), "transform.alpha=2"),
+    "offload": ((*LLAMA, "transform=smoothquant", "offload=true"), "give offload=false"),
+    "encoder": (
+        ("model=tiny_bert", "task.max_len=32", "quant=rtn", "num_samples=8", "progress=false",
+         "transform=smoothquant"),
+        "layer bert.encoder.layer.0.attention.self.query",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_it_is_not_for_is_refused_in_one_line(cli, case):
+    args, told = BAD[case]
+    outcome = cli(*args)
+    assert outcome.status != 0
+    assert told in outcome.err
+    assert outcome.err.count("error: ") == 1
+    assert outcome.err.strip().splitlines()[-1].startswith("error: ")
