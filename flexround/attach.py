@@ -60,6 +60,7 @@ def attach(
     """Parametrize each layer's weight by its own quantizer and return them in order."""
     quantizers = []
     for layer in layers:
+        layer.clip(layer.grid(grid))
         weight = output_first(layer.module, cast(nn.Parameter, layer.module.weight))
         made = quantizer(weight.contiguous(), grid=layer.grid(grid), ranges=ranges)
         turned = type(layer.module).__name__ == TRANSPOSED

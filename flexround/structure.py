@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -113,6 +113,8 @@ class Layer:
         activation: the activation function applied to nothing but its output, or None.
         expert: the expert of a mixture that it is part of, or None; the rows of its inputs are then
             the tokens that were sent there.
+        limits: the least and the largest weight of each group that quantization keeps, [groups, 1];
+            None keeps all.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Layer:
     bits: int | None = None
     activation: nn.Module | None = None
     expert: Routed | None = None
+    limits: tuple[Tensor, Tensor] | None = field(default=None, compare=False)
 
     def grid(self, grid: Grid) -> Grid:
         """Return the grid of this layer in a run on grid.
@@ -133,6 +136,18 @@ class Layer:
         return replace(
             grid, bits=self.bits, granularity=PerChannel() if whole else grid.granularity
         )
+
+    @torch.no_grad()
+    def clip(self, grid: Grid) -> None:
+        """Clip the weight to the limits of its groups on grid, the layer's own, in place."""
+        if self.limits is None:
+            return
+        stored = self.module.weight
+        assert isinstance(stored, Tensor), "a layer has a weight"
+        weight = output_first(self.module, stored.detach())
+        values = grid.granularity.group(weight)
+        low, high = (end.to(values) for end in self.limits)
+        weight.copy_(torch.minimum(torch.maximum(values, low), high).reshape(weight.shape))
 
 
 @dataclass(frozen=True)

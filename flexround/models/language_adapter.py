@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -93,6 +94,19 @@ class LanguageAdapter(ModelAdapter):
     def blocks(self) -> list[Block]:
         """Return the transformer layers in order."""
         return self._blocks
+
+    def limit(self, limits: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Have the layers of these names clip their weights when they are quantized."""
+        self._blocks = [
+            replace(
+                block,
+                layers=[
+                    replace(layer, limits=limits.get(layer.name, layer.limits))
+                    for layer in block.layers
+                ],
+            )
+            for block in self._blocks
+        ]
 
     def forward(self, batch: Tokens) -> Tensor:
         """Return the logits of one batch.

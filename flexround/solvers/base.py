@@ -81,6 +81,7 @@ def solve_layer(
         ValueError: when the layer can't be solved; names it.
     """
     own = layer.grid(grid)
+    layer.clip(own)
     weight = output_first(layer.module, cast(nn.Parameter, layer.module.weight))
     flat = weight.detach().flatten(1).contiguous()
     if layer.expert is not None and not hessians.reached(layer):

@@ -6,6 +6,7 @@ smallest output error. The paper's grid of shares is not published; ours is the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -30,16 +31,28 @@ def scales_of(
     widest, zero_point = ranges(values, grid)
     if scales == "ranges":
         return widest, zero_point
-    local = _local(hessian, grid)
+    return best_scales(weight, hessian, grid, widest, zero_point, SHARES), zero_point
+
+
+def best_scales(
+    weight: Tensor,
+    hessian: Tensor,
+    grid: Grid,
+    widest: Tensor,
+    zero_point: Tensor,
+    shares: Sequence[float],
+) -> Tensor:
+    """Return the share of widest [groups of weights, 1] that errs least, of weight [out, in]."""
+    values, local = grid.granularity.group(weight), _local(hessian, grid)
     best_scale, best_error = widest, torch.full_like(widest, torch.inf, dtype=local.dtype)
-    for share in SHARES:
+    for share in shares:
         scale = (widest * share).clamp(min=SCALE_FLOOR)
         change = (grid.encode(values, scale, zero_point) - zero_point) * scale - values
         error = _error(change.view(weight.shape).to(local.dtype), local, len(scale))
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
-    return best_scale, zero_point
+    return best_scale
 
 
 def _local(hessian: Tensor, grid: Grid) -> Tensor:

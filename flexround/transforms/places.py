@@ -256,15 +256,23 @@ def change(output: Tensor, expected: Tensor, inputs: Tensor) -> float:
     return float(((output - expected).norm(dim=-1) / added).mean())
 
 
-def uncovered(block: Block, places: Sequence[Place], width: int) -> list[str]:
-    """Return the layers of block that read the stream, width wide, and have no source in front."""
+def check_covered(block: Block, places: Sequence[Place], width: int, name: str) -> None:
+    """Check that every layer of block that reads the stream, width wide, is in one of places.
+
+    name is the transform's.
+
+    Raises:
+        ValueError: names the first layer that is in none.
+    """
     found = {layer.name for place in places for layer in place.layers}
-    return [
-        layer.name
-        for layer in block.layers
-        if layer.name not in found
-        and (not is_quantizable(layer.module) or _into(layer.module) == width)
-    ]
+    for layer in block.layers:
+        read = not is_quantizable(layer.module) or _into(layer.module) == width
+        if read and layer.name not in found:
+            raise ValueError(
+                f"layer {layer.name}: transform={name} finds no norm or layer in front of it that "
+                "scales fold into exactly (a norm that feeds the residual stream or a router as "
+                "well, experts, or a norm behind the layers); give transform=none"
+            )
 
 
 def _into(module: nn.Module) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from flexround.models.experts import counted
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.reconstruction.block_walk import BlockAtWork, Walk, block_walk
+from flexround.solvers.hessian import Hessians
 from flexround.transforms.base import Calibration
-from flexround.transforms.places import Heads, Place, find_places, uncovered
+from flexround.transforms.places import Heads, Place, check_covered, find_places
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,16 @@ class PlacesAtWork:
     mask: Tensor | None
 
     @torch.no_grad()
-    def watch(self, places: Sequence[Place], see: Callable[[Place, Tensor], None]) -> None:
-        """Have see look at what the layers of each place take, [..., in], batch by batch."""
+    def watch(
+        self,
+        places: Sequence[Place],
+        see: Callable[[Place, Tensor], None],
+        hessians: Hessians | None = None,
+    ) -> None:
+        """Have see look at what the layers of each place take, [..., in], batch by batch.
+
+        hessians, where there are some, collect in the same pass.
+        """
         block, calls = self.work.block, self.work.plain
         for batch in torch.arange(len(calls)).split(self.batch_size):
             mask = None if self.mask is None else self.mask[batch]
@@ -50,7 +59,8 @@ class PlacesAtWork:
                 place.layers[0].module.register_forward_pre_hook(hook(place)) for place in places
             ]
             try:
-                calls.replay(block.module, batch, self.device)
+                with nullcontext() if hessians is None else hessians.collecting(mask):
+                    calls.replay(block.module, batch, self.device)
             finally:
                 for handle in handles:
                     handle.remove()
@@ -81,12 +91,7 @@ def places_walk(
                 return calls.replay(block.module, torch.arange(1), adapter.device)
 
             places = find_places(block, names, heads, run)
-            if lacking := uncovered(block, places, calls.inputs.shape[-1]):
-                raise ValueError(
-                    f"layer {lacking[0]}: transform={name} finds no norm or layer in front of it "
-                    "that scales fold into exactly (a norm that feeds the residual stream or a "
-                    "router as well, experts, or a norm behind the layers); give transform=none"
-                )
+            check_covered(block, places, calls.inputs.shape[-1], name)
             yield PlacesAtWork(work, places, calibration.batch_size, adapter.device, mask)
 
     for inside in block_walk(walk):

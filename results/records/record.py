@@ -54,8 +54,8 @@ class Record:
         evaluation_data: the digest of what was measured on; None for a task that does not say.
         evaluation: how the task measured, where it tells that: of lm-eval its version, shots, the
             metric by which each task votes, whether prompts begin with <s>.
-        transform: what was done to the network before it was quantized: the transform's name, how far
-            a calibration sample's logits moved, what it found. Empty where nothing was done.
+        transform: what was done to the network before it was quantized: the transform's name, how
+            far a sample's logits moved, what it found. Empty where nothing was done.
         settings: the composed configuration that run_id is a hash of: classes by their names, files
             and folders by the digest of what they hold.
         places: where the files and folders were that settings have digests of, by dotted name.

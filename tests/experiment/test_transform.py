@@ -10,7 +10,7 @@ from tests.conftest import TINY
 
 SHORT = ("num_samples=8", "progress=false", "task.seq_len=16", "protocol.max_windows=8")
 LLAMA = ("model=tiny_llama", "quant=rtn", "bits=3", *SHORT)
-TRANSFORMS = ("smoothquant",)
+TRANSFORMS = ("smoothquant", "awq", "hadamard")
 
 
 def record_of(cli, results_dir, *args):

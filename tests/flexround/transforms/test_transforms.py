@@ -7,13 +7,17 @@ import torch
 
 from flexround.calibration.activation_cache import ActivationCache
 from flexround.grid import Grid, PerGroup
+from flexround.transforms.awq import AWQ
 from flexround.transforms.base import Calibration, apply
+from flexround.transforms.hadamard import Hadamard
 from flexround.transforms.smoothquant import SmoothQuant
 from tests.flexround.models.test_families import adapter_of, tokens
 
 TRANSFORMS = {
     "smoothquant": SmoothQuant(0.5, "norms"),
     "smoothquant_all": SmoothQuant(0.5, "all"),
+    "awq": AWQ(20, True, 10),
+    "hadamard": Hadamard(True),
 }
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "opt", "gpt2", "gpt_neo")
 # float32 of a network with two layers: sums in another order, and a division and a product.
