@@ -1,9 +1,9 @@
 """QuaRot's rotations that fuse into the weights (arXiv 2404.00456, sec. 4, stage 1).
 
-The residual stream x becomes x Q. RMSNorm commutes with every rotation once its weight is absorbed by
-the layers behind it; LayerNorm with those that keep the vector of ones, so that it stays a LayerNorm
-(QuaRot makes it an RMSNorm). Not done: rotations at run time, of the inputs of down_proj and of
-queries and keys behind the rotary embedding, which no folded weight can carry.
+The residual stream x becomes x Q. RMSNorm commutes with every rotation once its weight is absorbed
+by the layers behind it; LayerNorm with those that keep the vector of ones, so that it stays a
+LayerNorm (QuaRot makes it an RMSNorm). Not done: rotations at run time, of the inputs of down_proj
+and of queries and keys behind the rotary embedding, which no folded weight can carry.
 """
 
 from __future__ import annotations
@@ -143,9 +143,9 @@ class _Block:
         back = (found.double() @ self._rotation.T).float()
         if not change(back, self.output, self._inputs) <= EXACT:
             raise ValueError(
-                f"layer {self._block.name}: transform=hadamard does not leave it as it is: something "
-                "in it besides norms and linear layers reads the residual stream or writes to it; "
-                "give transform=none"
+                f"layer {self._block.name}: transform=hadamard does not leave it as it is: "
+                "something in it besides norms and linear layers reads the residual stream or "
+                "writes to it; give transform=none"
             )
         return turned
 
@@ -163,16 +163,16 @@ class _Block:
         for layer in writers:
             if len(output_first(layer.module, weight_of(layer.module))) != width:
                 raise ValueError(
-                    f"layer {layer.name}: it neither reads the residual stream by way of a norm that "
-                    "serves linear layers alone nor writes to it; transform=hadamard is not exact "
-                    "there, give transform=none"
+                    f"layer {layer.name}: it neither reads the residual stream by way of a norm "
+                    "that serves linear layers alone nor writes to it; transform=hadamard is not "
+                    "exact there, give transform=none"
                 )
         for norm in self._block.module.modules():
             if is_norm(norm) and weight_of(norm).numel() == width and norm not in absorbed:
                 raise ValueError(
                     f"layer {self._names[norm]}: its weights scale what goes into the residual "
-                    "stream, which can't be turned then; transform=hadamard is not exact there, give "
-                    "transform=none"
+                    "stream, which can't be turned then; transform=hadamard is not exact there, "
+                    "give transform=none"
                 )
 
     def _turn_values(self, places: Sequence[Place], own: Tensor) -> int:

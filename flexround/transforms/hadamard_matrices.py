@@ -1,7 +1,7 @@
 """Hadamard matrices: H of entries 1 and -1 with H H^T = n I, by Sylvester and by Paley.
 
-R. E. A. C. Paley, On orthogonal matrices (1933): I for a prime q = 3 mod 4 has order q + 1, II for a
-prime q = 1 mod 4 has order 2 (q + 1). Products with Sylvester's powers of two give the others.
+R. E. A. C. Paley, On orthogonal matrices (1933): I for a prime q = 3 mod 4 has order q + 1, II for
+a prime q = 1 mod 4 has order 2 (q + 1). Products with Sylvester's powers of two give the others.
 """
 
 from __future__ import annotations

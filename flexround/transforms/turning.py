@@ -27,7 +27,7 @@ def turn_outputs(module: nn.Module, rotation: Tensor) -> None:
 def turn_heads(place: Place, rotation: Tensor) -> None:
     """Have the source's outputs turned within each head, and what takes them turn them back.
 
-    rotation is [head, head]; attention mixes the values of tokens, never those of a head's channels.
+    rotation is [head, head]; attention mixes the values of tokens, never a head's channels.
     """
     size, source = len(rotation), place.source
     values = output_first(source, weight_of(source))
@@ -65,7 +65,7 @@ def absorb(place: Place, name: str) -> None:
     elif bias is not None:
         if ((scale == 0) & (bias.data != 0)).any():
             raise ValueError(
-                f"layer {name}: a channel has weight 0 and a bias that no layer behind it can hold; "
+                f"layer {name}: a channel has weight 0 and a bias that no layer behind it holds; "
                 "transform=hadamard is not exact there, give transform=none"
             )
         bias.data.copy_((bias.data.double() / torch.where(scale == 0, 1.0, scale)).to(bias))
