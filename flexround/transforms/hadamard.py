@@ -19,17 +19,9 @@ from flexround.calibration.calls import RecordedCalls
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.structure import Block, Layer, output_first
 from flexround.transforms.base import Calibration, first_sample
+from flexround.transforms.finding import EXACT, Heads, change, find_places
 from flexround.transforms.hadamard_matrices import hadamard, keeping_mean, random_hadamard
-from flexround.transforms.places import (
-    EXACT,
-    Heads,
-    Place,
-    change,
-    check_covered,
-    find_places,
-    is_norm,
-    weight_of,
-)
+from flexround.transforms.places import Place, check_covered, is_norm, weight_of
 from flexround.transforms.stream_ends import Ends, rotate_ends
 from flexround.transforms.turning import absorb, turn_heads, turn_inputs, turn_outputs
 

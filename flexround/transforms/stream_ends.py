@@ -49,9 +49,9 @@ class Ends:
         ]
         read = [(name, heads) for name, heads in found if heads]
         if len(read) != 1 or not embeddings:
-            heads = ", ".join(taken) or type(adapter.model).__name__
+            where = ", ".join(taken) or type(adapter.model).__name__
             raise ValueError(
-                f"layer {heads}: transform=hadamard finds no norm behind the last block that this "
+                f"layer {where}: transform=hadamard finds no norm behind the last block that this "
                 "alone reads, so it is not exact there; give transform=none"
             )
         ((name, heads),) = read

@@ -60,7 +60,7 @@ def absorb(place: Place, name: str) -> None:
     if bias is not None and all(getattr(module, "bias", None) is not None for module in modules):
         for module in modules:
             own = output_first(module, weight_of(module)).double() @ bias.data.double()
-            module.bias.data.add_(own.to(weight))  # type: ignore[union-attr, operator]
+            module.bias.data.add_(own.to(weight))  # type: ignore[operator]
         bias.data.zero_()
     elif bias is not None:
         if ((scale == 0) & (bias.data != 0)).any():

@@ -15,7 +15,8 @@ from flexround.models.language_adapter import LanguageAdapter
 from flexround.reconstruction.block_walk import BlockAtWork, Walk, block_walk
 from flexround.solvers.hessian import Hessians
 from flexround.transforms.base import Calibration
-from flexround.transforms.places import Heads, Place, check_covered, find_places
+from flexround.transforms.finding import Heads, find_places
+from flexround.transforms.places import Place, check_covered
 
 
 @dataclass(frozen=True)
