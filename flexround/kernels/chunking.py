@@ -20,6 +20,7 @@ from torch import Tensor
 
 # Elements worked on at a time, so that the many passes over them stay in the processor's cache.
 CHUNK = 1 << 18
+WHOLE = slice(None)
 
 HOST = ("clang", "gcc", "cc")  # C compilers as triton looks for them where CC is not set
 
@@ -96,14 +97,25 @@ def at_once(device: torch.device) -> bool:
     return _compiling or device.type != "cpu"
 
 
+def in_one(values: Tensor) -> bool:
+    """Return whether values are worked on as a whole."""
+    return values.numel() <= CHUNK or at_once(values.device)
+
+
+def part_of(values: Tensor, rows: slice, columns: slice = WHOLE) -> Tensor:
+    """Return rows and columns of values; no view is made of the whole, which costs time."""
+    if columns is WHOLE:
+        return values if rows is WHOLE else values[rows]
+    return values[rows, columns]
+
+
 def parts(values: Tensor) -> Iterator[tuple[slice, slice]]:
     """Yield (groups, elements) of values [groups, elements] to work on one after the other."""
-    whole = slice(None)
-    if at_once(values.device):
-        yield whole, whole
+    if in_one(values):
+        yield WHOLE, WHOLE
     elif len(values) == 1:
         for columns in row_chunks(values.shape[1], 1):
-            yield whole, columns
+            yield WHOLE, columns
     else:
         for rows in row_chunks(*values.shape):
-            yield rows, whole
+            yield rows, WHOLE

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flexround.grid import Grid
-from flexround.kernels.chunking import at_once, compiling_now, fused, row_chunks
+from flexround.kernels.chunking import (
+    WHOLE,
+    compiling_now,
+    fused,
+    in_one,
+    part_of,
+    row_chunks,
+)
 from flexround.kernels.fake_quantize import to_levels
 
 LOG2_E = math.log2(math.e)
@@ -89,10 +96,12 @@ class ElementwiseDivision(torch.autograd.Function):
         out = torch.empty_like(weight).flatten(1)
         # A whole weight's worth of memory, which a compiled pass does not need to be fast.
         masked_quotient = None if compiling_now() else torch.empty_like(out)
+        operands = _operands(*tensors)
         for rows, groups in _parts(out, s1):
-            part = None if masked_quotient is None else masked_quotient[rows]
-            s, z = s1[groups], zero_point[groups]
-            _divide_and_round_fused(part, out[rows], *_operands(tensors, rows), s, z, grid.bounds)
+            part = None if masked_quotient is None else part_of(masked_quotient, rows)
+            s, z = part_of(s1, groups), part_of(zero_point, groups)
+            own = _rows_of(operands, rows)
+            _divide_and_round_fused(part, part_of(out, rows), *own, s, z, grid.bounds)
         ctx.save_for_backward(*tensors, s1, zero_point, masked_quotient, out)
         ctx.grid = grid
         return out.view(weight.shape)
@@ -108,18 +117,19 @@ class ElementwiseDivision(torch.autograd.Function):
         grad_s1 = torch.zeros_like(s1)
         grad_log_s3 = None if log_s3 is None else upstream.new_zeros(len(upstream), 1)
         grad_log_s4 = None if log_s4 is None else upstream.new_zeros(1, upstream.shape[1])
+        operands = None if masked_quotient is not None else _operands(*tensors)
         for rows, groups in _parts(upstream, s1):
-            s, z = s1[groups], zero_point[groups]
-            recompute = None
-            if masked_quotient is None:
-                recompute = (*_operands(tensors, rows), s, z, ctx.grid.bounds)
+            s, recompute = part_of(s1, groups), None
+            if operands is not None:
+                z = part_of(zero_point, groups)
+                recompute = (*_rows_of(operands, rows), s, z, ctx.grid.bounds)
             grads = (
-                grad_log_s2[rows],
-                grad_s1[groups],
-                None if grad_log_s3 is None else grad_log_s3[rows],
+                part_of(grad_log_s2, rows),
+                part_of(grad_s1, groups),
+                None if grad_log_s3 is None else part_of(grad_log_s3, rows),
                 grad_log_s4,
             )
-            _backward(recompute, upstream[rows], out[rows], s, *grads)
+            _backward(recompute, part_of(upstream, rows), part_of(out, rows), s, *grads)
         if grad_log_s3 is not None:
             grad_log_s3 = grad_log_s3.view(log_s3.shape)
         if grad_log_s4 is not None:
@@ -127,21 +137,31 @@ class ElementwiseDivision(torch.autograd.Function):
         return None, grad_s1, None, grad_log_s2.view(grad.shape), grad_log_s3, grad_log_s4, None
 
 
-def _operands(tensors: Sequence[Any], rows: slice) -> tuple[Tensor | None, ...]:
-    """Return _divide_and_round's w, s2, s3 and s4 for rows of (weight, log_s2, log_s3, log_s4)."""
-    weight, log_s2, log_s3, log_s4 = tensors
-    s3 = None if log_s3 is None else log_s3[rows].flatten(1) * -LOG2_E
+Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+def _operands(
+    weight: Tensor, log_s2: Tensor, log_s3: Tensor | None, log_s4: Tensor | None
+) -> Operands:
+    """Return _divide_and_round's w, s2, s3 and s4 of the whole weight [out, in, *kernel]."""
+    s3 = None if log_s3 is None else log_s3.flatten(1) * -LOG2_E
     s4 = None
     if log_s4 is not None:
         s4 = log_s4.expand(1, *weight.shape[1:]).reshape(1, -1) * -LOG2_E
-    return weight[rows].flatten(1), log_s2[rows].flatten(1), s3, s4
+    return weight.flatten(1), log_s2.flatten(1), s3, s4
+
+
+def _rows_of(operands: Operands, rows: slice) -> Operands:
+    """Return rows of w, s2 and s3, and s4, which all rows share."""
+    w, s2, s3, s4 = operands
+    return part_of(w, rows), part_of(s2, rows), None if s3 is None else part_of(s3, rows), s4
 
 
 def _parts(rows: Tensor, s1: Tensor) -> Iterator[tuple[slice, slice]]:
     """Yield parts of rows [out, elements] with the groups of s1 [groups, 1] that they hold."""
-    if at_once(rows.device):
-        yield slice(None), slice(None)
+    if in_one(rows):
+        yield WHOLE, WHOLE
         return
     per_row = len(s1) // len(rows)  # 0 where all channels share one scale
     for part in row_chunks(*rows.shape):
-        yield part, slice(part.start * per_row, part.stop * per_row) if per_row else slice(None)
+        yield part, slice(part.start * per_row, part.stop * per_row) if per_row else WHOLE

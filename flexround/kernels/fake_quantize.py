@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flexround.grid import Grid
-from flexround.kernels.chunking import fused, parts
+from flexround.kernels.chunking import fused, part_of, parts
 
 
 def to_levels(
@@ -77,11 +77,12 @@ class FakeQuantize(torch.autograd.Function):
         """
         inside, out = torch.empty_like(values), torch.empty_like(values)
         for rows, columns in parts(values):
-            part, scales, zeros = (rows, columns), scale[rows], zero_point[rows]
-            own = None if shift is None else shift[part]
+            own = None if shift is None else part_of(shift, rows, columns)
             _quantize(
-                values[part], own, scales, zeros, grid.bounds, inside[part], out[part], clamp_first
-            )
+                part_of(values, rows, columns), own, part_of(scale, rows),
+                part_of(zero_point, rows), grid.bounds, part_of(inside, rows, columns),
+                part_of(out, rows, columns), clamp_first,
+            )  # fmt: skip
         ctx.save_for_backward(values, scale, inside, out)
         return out
 
@@ -94,16 +95,17 @@ class FakeQuantize(torch.autograd.Function):
         grad_scale = torch.zeros_like(scale) if for_scale else None
         grad_zero_point = torch.zeros_like(scale) if for_zero_point else None
         for part in parts(grad):
-            g, mask, rows = grad[part], inside[part], part[0]
+            g, mask, own = part_of(grad, *part), part_of(inside, *part), part_of(scale, part[0])
             if grad_values is not None:
-                torch.mul(g, mask, out=grad_values[part])
+                torch.mul(g, mask, out=part_of(grad_values, *part))
             if grad_scale is not None:
                 # The difference first: that of two sums would lose most of its digits.
-                error = torch.addcmul(out[part], values[part], mask, value=-1)
-                grad_scale[rows] += error.mul_(g).sum(dim=1, keepdim=True).div_(scale[rows])
+                error = torch.addcmul(part_of(out, *part), part_of(values, *part), mask, value=-1)
+                sums = error.mul_(g).sum(dim=1, keepdim=True).div_(own)
+                part_of(grad_scale, part[0]).add_(sums)
             if grad_zero_point is not None:
                 outside = (mask - 1).mul_(g).sum(dim=1, keepdim=True)
-                grad_zero_point[rows] += outside.mul_(scale[rows])
+                part_of(grad_zero_point, part[0]).add_(outside.mul_(own))
         grad_shift = grad_values * scale if for_shift and grad_values is not None else None
         return (
             grad_values if for_values else None, grad_scale, grad_zero_point, grad_shift, None, None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flexround.grid import Grid
-from flexround.kernels.chunking import fused, parts
+from flexround.kernels.chunking import fused, part_of, parts
 
 ZETA, GAMMA = 1.1, -0.1  # the rectified sigmoid's stretch, eq. 23
 
@@ -47,8 +47,9 @@ class SoftRound(torch.autograd.Function):
         """Return the soft-rounded values, [groups, elements]; keeps d out / d sigmoid."""
         out, slope = torch.empty_like(values), torch.empty_like(values)
         for part in parts(values):
-            own, zeros = scale[part[0]], zero_point[part[0]]
-            _soften(sigmoid[part], values[part], own, zeros, grid.bounds, slope[part], out[part])
+            own, zeros = part_of(scale, part[0]), part_of(zero_point, part[0])
+            given = part_of(sigmoid, *part), part_of(values, *part)
+            _soften(*given, own, zeros, grid.bounds, part_of(slope, *part), part_of(out, *part))
         ctx.save_for_backward(slope)
         return out
 
@@ -83,7 +84,7 @@ class BinaryPenalty(torch.autograd.Function):
         """Return the penalty, a scalar; its gradient is worked out on the way."""
         slope, total = torch.empty_like(sigmoid), sigmoid.new_zeros(())
         for part in parts(sigmoid):
-            _penalise(sigmoid[part], beta, total, slope[part])
+            _penalise(part_of(sigmoid, *part), beta, total, part_of(slope, *part))
         ctx.save_for_backward(slope)
         return total
 

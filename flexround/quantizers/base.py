@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from flexround.grid import Grid, QuantizedTensor
 from flexround.kernels.fake_quantize import fake_quantize
+from flexround.quantizers.adam import Adam
 from flexround.ranges import Ranges
 
 
@@ -128,7 +129,7 @@ class WeightQuantizer(nn.Module):
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return what takes the steps of groups, those of all quantizers of a unit."""
-        return torch.optim.Adam(groups, fused=True)
+        return Adam(groups)
 
     def regularizer(self, progress: float) -> Tensor | float:
         """Return what is added to the reconstruction loss; progress runs from 0 to 1."""

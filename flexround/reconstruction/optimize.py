@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flexround.cost import StepCounter, training_cost
+from flexround.quantizers.adam import Adam
 from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.early_end import EarlyEnd
 from flexround.reconstruction.report import Curve, Iterations
@@ -54,7 +55,7 @@ def _without_params(group: dict[str, Any]) -> dict[str, Any]:
 
 def step_size_optimizer(sizes: Sequence[torch.nn.Parameter], lr: float, iters: int) -> Scheduled:
     """Return Adam over activations' step sizes, its rate taken down to 0 by a cosine."""
-    return scheduled(torch.optim.Adam(list(sizes), lr=lr, fused=True), "cosine", iters)
+    return scheduled(Adam([{"params": list(sizes), "lr": lr}]), "cosine", iters)
 
 
 class BestParameters:
