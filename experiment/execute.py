@@ -93,7 +93,10 @@ def _execute(job: Job, threads: int) -> Record:
                 torch.Generator().manual_seed(cfg.seed),
             )  # fmt: skip
             draft.transform = apply(transform, adapter, sees)
-            outputs = network().outputs()
+            # What the blocks and the last norm give has moved with the weights.
+            transformed = network()
+            outputs = transformed.outputs()
+            task.reference = transformed.reference(job.settings, own.activations)
 
         with bar:
             integers = recon(

@@ -22,6 +22,7 @@ from experiment.identity import network_digest, pin
 from experiment.sweeps.jobs import as_typed
 from flexround.utils.atomic_files import check_writable
 from flexround.utils.file_errors import storage_errors
+from results.records.leftovers import sweep_parts
 
 log = logging.getLogger("finetune")
 
@@ -73,6 +74,7 @@ def _finetune(cfg: DictConfig) -> Path:
         raise ValueError("there is no fine-tuning for vision tasks; choose a language task=")
     check_kind(model.kind, task.kinds)
     folder: Path = task.finetuned_folder(model)
+    sweep_parts(folder.parent)
     if (folder / "config.json").is_file() and not cfg.rerun:
         log.info("already there: %s (rerun=true makes it again)", folder)
         return folder

@@ -176,7 +176,7 @@ def _plot(argv: Sequence[str]) -> str:
 def _clean(argv: Sequence[str]) -> str:
     from results.clean import command
 
-    return command(argv, DEFAULT, OUTPUTS / "cache")
+    return command(argv, DEFAULT, OUTPUTS / "cache", OUTPUTS / "checkpoints")
 
 
 def _table(argv: Sequence[str]) -> str:

@@ -11,8 +11,8 @@ from results.records.leftovers import Leftover, leftovers
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def command(argv: Sequence[str], results: Path, cache: Path) -> str:
-    """Do what `python -m results clean` says; results and cache are the folders by default.
+def command(argv: Sequence[str], results: Path, cache: Path, networks: Path) -> str:
+    """Do what `python -m results clean` says; the other three are the folders by default.
 
     Raises:
         ValueError: for a folder that is none, or what can't be removed.
@@ -24,6 +24,9 @@ def command(argv: Sequence[str], results: Path, cache: Path) -> str:
     )
     parser.add_argument("--results-dir", type=Path, default=results, help="folder of the records")
     parser.add_argument("--cache-dir", type=Path, default=cache, help="the runs' cache")
+    parser.add_argument(
+        "--checkpoints-dir", type=Path, default=networks, help="folder of fine-tuned networks"
+    )
     parser.add_argument("--yes", action="store_true", help="remove it")
     parser.add_argument(
         "--damaged", action="store_true", help="damaged files that were set aside as well"
@@ -31,25 +34,29 @@ def command(argv: Sequence[str], results: Path, cache: Path) -> str:
     args = parser.parse_args(argv)
     for option, folder, default in (
         ("--results-dir", args.results_dir, results), ("--cache-dir", args.cache_dir, cache),
+        ("--checkpoints-dir", args.checkpoints_dir, networks),
     ):  # fmt: skip
         if folder != default and not folder.is_dir():
             raise ValueError(f"{option} {folder} is no folder; give the one that run.py was given")
-    return clean(args.results_dir, args.cache_dir, args.yes, args.damaged)
+    folders = (args.results_dir, args.cache_dir, args.checkpoints_dir)
+    return clean(folders, args.yes, args.damaged)
 
 
-def clean(results: Path, cache: Path, yes: bool, damaged: bool) -> str:
+def clean(folders: tuple[Path, Path, Path], yes: bool, damaged: bool) -> str:
     """Return what there is, or with yes what has been removed.
+
+    folders are those of the records, of the cache and of fine-tuned networks.
 
     What was set aside as damaged is somebody's to look at: it is listed, and goes with damaged.
 
     Raises:
         ValueError: when something can't be removed; names it.
     """
-    found = leftovers(results, cache)
+    found = leftovers(*folders)
     aside = [one for one in found if one.damaged and not damaged]
     left = [one for one in found if one not in aside]
     if not found:
-        return f"nothing is left of killed runs in {results} and {cache}"
+        return "nothing is left of killed runs in {}, {} and {}".format(*folders)
     kept = []
     if aside:
         kept = [f"set aside, removed with --damaged: {_total(aside)}", *_lines(aside)]

@@ -23,7 +23,6 @@ from flexround.reconstruction.optimize import (
     BestParameters,
     Scheduled,
     UnitOptimizer,
-    joined,
     scheduled,
     step_size_optimizer,
 )
@@ -198,7 +197,7 @@ def _optimizers(
 ) -> tuple[list[Scheduled], list[nn.Parameter]]:
     """Return the optimizers of weights and step sizes with their schedules, and all parameters."""
     settings = job.settings
-    groups = joined([group for q in quantizers for group in q.param_groups(settings.lr)])
+    groups = [group for q in quantizers for group in q.param_groups(settings.lr)]
     step_sizes = [size for a in activations for size in a.parameters_to_learn()]
     optimizers = []
     if groups:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,26 +31,6 @@ def scheduled(optimizer: torch.optim.Optimizer, schedule: Schedule, iters: int) 
         rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / iters)
         return optimizer, rates
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iters)
-
-
-def joined(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return groups of parameters with those put together that differ in nothing else.
-
-    Adam takes a step over a group at once.
-    """
-    found: list[dict[str, Any]] = []
-    for group in groups:
-        rest = _without_params(group)
-        like = next((own for own in found if _without_params(own) == rest), None)
-        if like is None:
-            found.append(rest | {"params": list(group["params"])})
-        else:
-            like["params"] += group["params"]
-    return found
-
-
-def _without_params(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key != "params"}
 
 
 def step_size_optimizer(sizes: Sequence[torch.nn.Parameter], lr: float, iters: int) -> Scheduled:

@@ -84,8 +84,13 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def leftovers(results: Path | None, cache: Path | None) -> list[Leftover]:
-    """Return what killed runs have left in a folder of records and in a cache, in order."""
+def leftovers(
+    results: Path | None, cache: Path | None, networks: Path | None = None
+) -> list[Leftover]:
+    """Return what killed runs have left, in order of its path.
+
+    It is looked for in a folder of records, in a cache, and where fine-tuned networks lie.
+    """
     found = list(_of_results(Store(results))) if results is not None else []
     if cache is not None:
         for folder in (cache, *(p for p in _entries(cache) if p.is_dir())):
@@ -93,6 +98,10 @@ def leftovers(results: Path | None, cache: Path | None) -> list[Leftover]:
         found += _claims(cache / "shared", "*.claim")
         found += [f for name in ("shared", "checkpoints") for f in _set_aside(cache / name)]
         found += _old(cache / "checkpoints")
+    if networks is not None:
+        found += _parts(networks)
+        for folder in (p for p in _entries(networks) if p.is_dir()):
+            found += [*_parts(folder), *_old(folder)]
     return sorted(found, key=lambda one: one.path)
 
 
@@ -101,11 +110,17 @@ def sweep(store: Store, run_id: str) -> None:
     places = (store.path(run_id), store.outcomes_path(run_id), store.artifact(run_id))
     patterns = [(place.parent, f".{place.name}.*.part") for place in places]
     for folder, pattern in (
-        *patterns, (store.root, ".probe-*"), (store.root / "running", ".now.*"),
+        *patterns, (store.root, ".probe*"), (store.root / "running", ".now.*"),
         (store.unfinished(run_id), ".*.part"),
     ):  # fmt: skip
         for path in folder.glob(pattern):
             _remove_dead(path)
+
+
+def sweep_parts(folder: Path) -> None:
+    """Remove what writers that have died have left in a folder."""
+    for path in _entries(folder):
+        _remove_dead(path)
 
 
 def is_stale(store: Store, run_id: str) -> bool:

@@ -159,7 +159,7 @@ class Command:
 
     def made(self):
         """Return all that the command has made, without the times."""
-        found, left = {}, {one.path for one in leftovers(self.results, self.cache)}
+        found, left = {}, {one.path for one in self.leftovers()}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
             if not path.is_file() or path.suffix == ".lock" or "/digests/" in f"/{name}":
@@ -185,9 +185,13 @@ class Command:
             found = {k: v for k, v in found.items() if not k.startswith("results/history/")}
         return found
 
+    def leftovers(self):
+        """Return what `clean` would remove."""
+        return leftovers(self.results, self.cache, self.networks)
+
     def left(self):
         """Return (what `clean` would remove, what else looks like a leftover)."""
-        known = {one.path for one in leftovers(self.results, self.cache)}
+        known = {one.path for one in self.leftovers()}
         odd = {
             path
             for path in self.folder.rglob("*")

@@ -63,3 +63,14 @@ def test_what_it_is_not_for_is_refused_in_one_line(cli, case):
     assert told in outcome.err
     assert outcome.err.count("error: ") == 1
     assert outcome.err.strip().splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize("transform", ["hadamard", "smoothquant"])
+def test_the_divergence_is_from_the_network_that_the_transform_has_left(
+    cli, results_dir, transform
+):
+    """Norm and head have moved with the blocks' outputs: at 8 bits next to nothing diverges."""
+    args = (f"transform={transform}", *LLAMA[:2], "bits=8", *SHORT)
+    record = record_of(cli, results_dir, *args)
+    assert 0 < record.metrics["kl"] < 1e-3
+    assert record.metrics["agreement"] > 97

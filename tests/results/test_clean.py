@@ -32,14 +32,15 @@ def dead():
 
 @pytest.fixture
 def folders(tmp_path):
-    """A folder of records with a finished run, and a cache."""
-    results, cache = tmp_path / "results", tmp_path / "cache"
+    """A folder of records with a finished run, a cache, and a folder of fine-tuned networks."""
+    results, cache, networks = (tmp_path / name for name in ("results", "cache", "networks"))
+    (networks / "task").mkdir(parents=True)
     for name in ("running", "outcomes", "artifacts", "unfinished"):
         (results / name).mkdir(parents=True)
     for name in ("shared", "checkpoints", "digests", "spill"):
         (cache / name).mkdir(parents=True)
     Store(results).write(record(RUN))
-    return results, cache
+    return results, cache, networks
 
 
 @pytest.fixture
@@ -47,7 +48,8 @@ def clean(folders, capsys):
     """Return a function that cleans and returns (status, stdout, stderr)."""
 
     def call(*args):
-        options = ["--results-dir", str(folders[0]), "--cache-dir", str(folders[1])]
+        names = ("--results-dir", "--cache-dir", "--checkpoints-dir")
+        options = [str(word) for pair in zip(names, folders, strict=True) for word in pair]
         status = main(["clean", *options, *args])
         return status, *capsys.readouterr()
 
@@ -60,7 +62,7 @@ def files(folders):
 
 def parts(folders, token):
     """Write all that a process may be cut off in and return the paths."""
-    results, cache = folders
+    results, cache, networks = folders
     made = [
         results / f".{RUN}.json.{token}.part",
         results / f".probe-{token}",
@@ -71,6 +73,8 @@ def parts(folders, token):
         cache / "shared" / f".key.entry.{token}.part",
         cache / "checkpoints" / f".digits-net.safetensors.{token}.part",
         cache / "digests" / f".file.json.{token}.part",
+        networks / f".probe.{token}.part",
+        networks / "task" / f".probe.{token}.part",
     ]
     for path in made:
         path.write_bytes(b"1" * 1000)
@@ -88,12 +92,12 @@ def test_parts_of_the_dead_are_listed_with_sizes_and_then_removed(folders, clean
     made = parts(folders, dead)
     status, out, _ = clean()
     assert status == 0
-    assert out.startswith("left: 11, 11.0 kB; --yes removes it\n")
+    assert out.startswith("left: 13, 13.0 kB; --yes removes it\n")
     assert all(f"1.0 kB  {path}" in out for path in made)
     assert all(path.exists() for path in made), "listing removes nothing"
     status, out, _ = clean("--yes")
     assert status == 0
-    assert out.startswith("removed: 11, 11.0 kB\n")
+    assert out.startswith("removed: 13, 13.0 kB\n")
     assert files(folders) == kept
     assert clean()[1].startswith("nothing is left")
 
@@ -113,13 +117,13 @@ def test_parts_of_nobody_knows_whom_stay_until_they_have_been_quiet(folders, cle
     for path in made:
         for one in (path, *path.rglob("*")):
             os.utime(one, (1, 1))
-    assert clean("--yes")[1].startswith("removed: 11")
+    assert clean("--yes")[1].startswith("removed: 13")
     assert files(folders) == kept
 
 
 def test_foreign_names_stay(folders, clean):
     """A folder of records may lie beside anything."""
-    results, cache = folders
+    results, cache, _ = folders
     for path in (results / "notes.part", results / ".bashrc.old", cache / ".x.old", cache / "tmp7"):
         path.write_text("mine")
         os.utime(path, (1, 1))

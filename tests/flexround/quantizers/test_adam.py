@@ -57,10 +57,3 @@ def test_rates_of_groups_are_kept_apart() -> None:
     # Adam's first step is the rate times the gradient's sign.
     for param, start, lr in zip(params, before, (1.0, 2.0, 1.0, 2.0), strict=True):
         torch.testing.assert_close(start - param, torch.full_like(param, lr))
-
-
-def test_the_callers_groups_are_left_alone() -> None:
-    """A list that was given does not grow by what is joined to it."""
-    groups = [{"params": [p], "lr": 1.0} for p in _parameters()]
-    joined(groups)
-    assert [len(group["params"]) for group in groups] == [1, 1, 1, 1]

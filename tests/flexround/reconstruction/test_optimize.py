@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flexround.reconstruction import learning
-from flexround.reconstruction.optimize import joined
+from flexround.quantizers import adam
+from flexround.quantizers.adam import joined
 from tests.flexround.reconstruction.test_reconstruction import SETTING, quantize
 
 UNITS = 4  # of the network: a stem, two residual blocks and a head
@@ -51,7 +51,7 @@ def test_a_step_is_one_launch_for_each_rate_however_many_layers(method, groups, 
     with Operations() as seen:
         _, together = quantize(SHORT, method)
     assert seen.counts[torch.ops.aten._fused_adam_] == UNITS * SHORT.iters * groups
-    monkeypatch.setattr(learning, "joined", list)
+    monkeypatch.setattr(adam, "joined", list)
     with Operations() as seen:
         _, apart = quantize(SHORT, method)
     assert seen.counts[torch.ops.aten._fused_adam_] > UNITS * SHORT.iters * groups
