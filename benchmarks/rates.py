@@ -19,7 +19,7 @@ from typing import Any
 from results.records.record import Record
 from results.records.store import Store
 
-RATES = ("recon.lr", "quant.lr_v", "quant.lr_range", "recon.act_lr")
+RATES = ("recon.lr", "quant.lr_v", "quant.lr_range", "quant.lr_ends", "recon.act_lr")
 SETTING = ("recon.iters", "recon.act_iters", "recon.schedule")
 Key = tuple[Any, ...]
 

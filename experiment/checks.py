@@ -113,8 +113,9 @@ def check_preset(recon: str, quant: str) -> None:
     Raises:
         ValueError: names the methods that it has settings for.
     """
-    files = ROOT.joinpath("conf", "tuned", "recon").glob(f"{recon}_*.yaml")
-    methods = sorted(path.stem.removeprefix(f"{recon}_") for path in files)
+    conf = ROOT / "conf"
+    known = sorted(path.stem for path in (conf / "quant").glob("*.yaml"))
+    methods = [name for name in known if (conf / "tuned/recon" / f"{recon}_{name}.yaml").is_file()]
     if methods and quant not in methods:
         raise ValueError(
             f"recon={recon} has settings for quant={', '.join(methods)}, not for {quant}; "

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 WORDS = {
@@ -78,6 +78,7 @@ def listen(quiet: bool = False) -> None:
     A process that is quiet says nothing: another does. What is ignored (nohup) stays so.
     """
     _state.listens, _state.quiet = True, quiet
+    sys.excepthook = _say_what_no_door_did
     for number in WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end_at_once)
@@ -96,8 +97,9 @@ def door(way_on: str = "") -> Iterator[None]:
     _state.doors += 1
     _state.first.clear()
     _state.undo.clear()
-    before = _hold()
+    before: dict[int, Any] = {}
     try:
+        _hold(before)  # inside: the first handler that it sets may be called at once
         yield
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and _state.number is None:
@@ -161,21 +163,20 @@ def first(act: Callable[[], None]) -> Iterator[None]:
         _state.first.remove(act)
 
 
-def _hold() -> dict[int, Any]:
-    """Make signals raise; return what they did before."""
+def _hold(before: dict[int, Any]) -> None:
+    """Make signals raise; put into before what they did."""
     if threading.current_thread() is not threading.main_thread():
-        return {}
-    before: dict[int, object] = {}
+        return
     for number in WORDS:
         handler = signal.getsignal(number)
         if handler is not signal.SIG_IGN and handler is not None:
-            before[int(number)] = signal.signal(number, _raise)
+            before[int(number)] = handler
+            signal.signal(number, _raise)
     if _state.wakes is None:
         read, _state.wakes = os.pipe()
         os.set_blocking(_state.wakes, False)
         threading.Thread(target=_watch, args=(read,), daemon=True).start()
     signal.set_wakeup_fd(_state.wakes, warn_on_full_buffer=False)
-    return before
 
 
 def _release(before: dict[int, Any]) -> None:
@@ -186,6 +187,8 @@ def _release(before: dict[int, Any]) -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
+    if _is_lost_in(frame):
+        return  # not heard of: `_watch` tells it again
     _state.heard[number] = time.monotonic()
     if _state.number is not None:
         if time.monotonic() - _state.since > INSISTS:
@@ -199,6 +202,15 @@ def _raise(number: int, frame: FrameType | None) -> None:
     raise Left
 
 
+def _is_lost_in(frame: FrameType | None) -> bool:
+    """Return whether frame is inside a `__del__`, whose exceptions Python prints and drops."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _imports(frame: FrameType | None) -> bool:
     """Return whether frame is inside an import, where modules in C lose exceptions."""
     while frame is not None:
@@ -206,6 +218,15 @@ def _imports(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _say_what_no_door_did(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """End in one line where a signal has come between a door and what it holds."""
+    if issubclass(kind, Left):
+        _end()
+    sys.__excepthook__(kind, error, trace)
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:

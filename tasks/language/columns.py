@@ -82,7 +82,9 @@ class Column:
             )
         ((kind, names),) = there.items()
         try:
-            return datasets.load_dataset(kind, data_files=names, split="train")
+            return datasets.load_dataset(
+                kind, data_files=names, split="train", trust_remote_code=False
+            )
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             raise ValueError(
                 f"calibration_dir={self.local}: can't be read as {kind}: {_line(error)}"

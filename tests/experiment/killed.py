@@ -253,8 +253,11 @@ def points(command, first, step, number, seconds):
     return {"counts": counts, "bad": bad, "left": left}
 
 
-def _wrong_at_death(command, status, said, number):
-    """Return what an attempt that a signal has ended must not leave, or say."""
+def _wrong_at_death(command, status, said, number, process=None):
+    """Return what an attempt that a signal has ended must not leave, or say.
+
+    process, where it is given, is the only one whose claims count: others may have been killed.
+    """
     wrong = []
     for path in command.results.glob("*.json"):
         record = json.loads(path.read_text())  # never half written
@@ -266,8 +269,9 @@ def _wrong_at_death(command, status, said, number):
         wrong.append(f"status {status}")
     if "Traceback" in said or not said.strip().splitlines()[-1].startswith(("interr", "ended by")):
         wrong.append(said[-1500:])
-    if held := [p.name for p in (command.results / "running").glob("*.json")]:
-        wrong.append(f"claims {held}")
+    for path in (command.results / "running").glob("*.json"):
+        if process in (None, json.loads(path.read_text())["pid"]):
+            wrong.append(f"claim {path.name}")
     return wrong
 
 
@@ -294,7 +298,9 @@ def storm(command, rounds, seed):
             counts[number.name] += 1
             early = number == signal.SIGTERM and status == -number  # before the door was open
             killed = number == signal.SIGKILL and status == -number
-            if not (killed or early) and (wrong := _wrong_at_death(command, status, text, number)):
+            if not (killed or early) and (
+                wrong := _wrong_at_death(command, status, text, number, process)
+            ):
                 bad.append([at, kills, number.name, wrong])
         same = command.made() == expected
         counts["rounds"] += 1

@@ -37,7 +37,10 @@ def names_in(group):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_fits_its_target(option):
     # The solvers' loop is for solvers alone, and any network has to be named.
-    more = {"recon=solve": ["quant=gptq"], "model=hf": ["model.source=tiny:llama"]}.get(option, [])
+    more = {
+        "recon=solve": ["quant=gptq"], "model=hf": ["model.source=tiny:llama"],
+        "calibration=hub": ["calibration.corpus.path=any"],
+    }.get(option, [])  # fmt: skip
     validate(composed(option, "imagenet_dir=somewhere", "data_dir=.", *more))
 
 
@@ -69,7 +72,8 @@ def test_a_preset_wins_over_the_tuned_files_and_the_command_line_over_it():
     assert composed("recon=block").recon.iters == 100
 
 
-LEARNED = [quant for quant in names_in("quant") if quant not in ("rtn", "gptq", "cdquant")]
+SOLVED = ("rtn", "gptq", "gptaq", "qronos", "cdquant")
+LEARNED = [quant for quant in names_in("quant") if quant not in SOLVED]
 
 
 @pytest.mark.parametrize("preset", ["", "brecq_", "qdrop_"])
@@ -100,6 +104,10 @@ def test_signround_moves_a_weight_by_half_a_step_however_short_it_is(iters):
     rates = [recon.recon.lr * (1 - step / iters) for step in range(iters)]
     assert recon.recon.schedule == "linear"
     assert sum(rates) == pytest.approx((iters + 1) / (2 * iters))
+
+
+def test_a_preset_is_not_taken_for_one_whose_name_begins_alike():
+    check_preset("qdrop", "flexround")  # conf/tuned/recon has qdrop_fast_flexround
 
 
 def test_a_preset_without_a_schedule_for_a_method_names_those_that_have_one():

@@ -22,7 +22,7 @@ SWEEPS = {
     "bits=sort(4,2,3,reverse=true)": ["bits=4", "bits=3", "bits=2"],
     "bits=tag(small,choice(2,3))": ["bits=2", "bits=3"],
     "bits=int(choice(2,3.0))": ["bits=2", "bits=3"],
-    "quant=glob(fl*)": ["quant=flexround", "quant=flexround_fixed_s1", "quant=flexround_no_s3_s4"],
+    "quant=glob(l*)": ["quant=lrq", "quant=lwc"],
     "quant=glob([fl*,r*],exclude=*_*)": ["quant=flexround", "quant=rtn"],
     "preprocessing.mean=[1,2,3],[4,5,6]": [
         "preprocessing.mean=[1,2,3]",

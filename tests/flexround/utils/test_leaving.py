@@ -61,6 +61,45 @@ def test_a_signal_at_work_is_one_line_and_gives_back(tmp_path, number, times):
     assert out.strip() == "given back"
 
 
+WHILE_OPENING = """
+import os, threading
+start = threading.Thread.start
+
+def killed(thread):
+    os.kill(os.getpid(), {number})
+    time.sleep(1)
+    start(thread)
+
+threading.Thread.start = killed
+print("here", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", WORDS)
+def test_a_signal_while_the_door_opens_is_one_line(tmp_path, number):
+    before = WHILE_OPENING.format(number=int(number))
+    status, _, err = ended(tmp_path, "pass", number, before=before, times=0)
+    assert (status, err) == (128 + number, f"{WORDS[number]}; go on with it\n")
+
+
+def test_in_a_finalizer_no_exception_can_be_lost(tmp_path):
+    """Python would print it, with a traceback, and go on."""
+    before = (
+        "class Held:\n    def __del__(self):\n        print('here', flush=True)\n"
+        "        time.sleep(0.3)\n"
+    )
+    where = "Held(); time.sleep(60)"
+    status, out, err = ended(tmp_path, where, signal.SIGTERM, before=before)
+    assert (status, out, err) == (143, "given back\n", "ended by SIGTERM; go on with it\n")
+
+
+def test_a_signal_between_a_door_and_what_it_holds_is_one_line(tmp_path):
+    """As where contextlib has just come back from the door."""
+    before = "leaving._state.number = 15; print('here', flush=True); raise leaving.Left"
+    status, out, err = ended(tmp_path, "pass", signal.SIGTERM, before=before, times=0)
+    assert (status, out, err) == (143, "", "ended by SIGTERM\n")
+
+
 def test_before_the_door_nothing_is_given_back(tmp_path):
     assert ended(tmp_path, "pass", signal.SIGINT, before="at_work()") == (130, "", "interrupted\n")
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -85,6 +86,7 @@ class FakeTask:
     """What a record needs of a task."""
 
     metric, higher_is_better, version = "top1", True, 1
+    facts = MappingProxyType({})
 
 
 BASE = dict(run_id="r", model="m", task="t", quant="q", bits=4, seed=0, settings={"bits": 4})

@@ -201,7 +201,7 @@ def test_tiny_bert_learns_the_topics_and_is_quantized(cli, results_dir):
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [(["task=glue/foo"], "available task: c4, digits, five_shot, glue/cola"),
+    [(["task=glue/foo"], "available task: c4, digits, eleven, five_shot, glue/cola"),
      (["task=python_docs"], "the model is encoder, the task is for causal models"),
      (["task=squad", "model=tiny_gpt2"], "the model is causal, the task is for encoder models"),
      (["task.metrics=[bleu]"], "task.metrics=bleu: give some of accuracy, f1"),
