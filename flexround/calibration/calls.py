@@ -50,6 +50,27 @@ def stopped_forward() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def ended_at(calls: Mapping[nn.Module, int]) -> Iterator[None]:
+    """Run a forward pass that ends once each of calls' modules is called so often.
+
+    The last of those calls is not made; hooks that are there already have seen what it takes. With
+    no calls the pass runs to its end.
+    """
+    left = dict(calls)
+
+    def count(module: nn.Module, _: Any) -> None:
+        left[module] -= 1
+        if not any(left.values()):
+            raise StopForward
+
+    with contextlib.ExitStack() as stack:
+        for module in calls:
+            stack.callback(module.register_forward_pre_hook(count).remove)
+        stack.enter_context(stopped_forward())
+        yield
+
+
+@contextlib.contextmanager
 def stub_forward(module: nn.Module, output: Any) -> Iterator[None]:
     """Make module return output, whatever it is called with."""
     module.forward = lambda *_, **__: output

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from flexround.calibration.calls import inputs_taken
+from flexround.calibration.calls import ended_at, inputs_taken
 from flexround.models.base import ModelAdapter
 from flexround.reconstruction.block_walk import BlockAtWork
+from flexround.reconstruction.together import Together
 from flexround.solvers.base import Solver
 from flexround.solvers.hessian import Call
 from flexround.structure import Layer
@@ -41,15 +42,16 @@ class ExactBlock:
         self._work = work
         self._weights = [_weight(layer).detach().clone() for layer in work.block.layers]
 
-    def inputs(
-        self, layers: Sequence[Layer], batch: Tensor, device: torch.device
-    ) -> dict[Call, Tensor]:
+    def inputs(self, together: Together, batch: Tensor, device: torch.device) -> dict[Call, Tensor]:
         """Return what each call of layers takes on the plain samples at indices batch."""
-        names = {layer.module: layer.name for layer in layers}
+        names = {layer.module: layer.name for layer in together.layers}
+
+        def run() -> None:
+            with ended_at(together.calls):
+                self._work.plain.replay(self._work.block.module, batch, device)
+
         with self._put_back():
-            taken = inputs_taken(
-                names, lambda: self._work.plain.replay(self._work.block.module, batch, device)
-            )
+            taken = inputs_taken(names, run)
         calls: Counter[str] = Counter()
         found = {}
         for module, tensor in taken:

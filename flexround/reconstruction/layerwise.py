@@ -12,11 +12,10 @@ from torch import Tensor
 from flexround.activations.hooks import Activations
 from flexround.activations.schemes import Activation
 from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
-from flexround.calibration.calls import RecordedCalls, inputs_taken
+from flexround.calibration.calls import ended_at
 from flexround.cost import Cost
 from flexround.grid import Grid, QuantizedTensor
 from flexround.models.base import ModelAdapter
-from flexround.models.experts import every_expert
 from flexround.quantizers.rtn import RTN
 from flexround.ranges import Ranges
 from flexround.reconstruction.activation_ranges import ranges_of_full_precision
@@ -29,9 +28,9 @@ from flexround.reconstruction.precision import tensor_float32
 from flexround.reconstruction.report import BlockReport, Errors, Iterations, Stopwatch, thin
 from flexround.reconstruction.room import SOLVED, check_room
 from flexround.reconstruction.snapshots import pack, unpack
+from flexround.reconstruction.together import Together, in_one_pass, in_order
 from flexround.solvers.base import DriftSolver, Solution, Solver, solve_layer
 from flexround.solvers.hessian import Hessians
-from flexround.structure import Block, Layer
 
 
 @dataclass(frozen=True)
@@ -170,11 +169,14 @@ class _LayerJob:
         watch = Stopwatch(self.adapter.device)
         block, found = work.block, list[Solution]()
         exact = ExactBlock(work) if isinstance(self.solver, DriftSolver) else None
-        for layers in self._solved_at_once(block, work.plain):
-            hessians = self._hessians(layers, work, exact)
+        device, sets = self.adapter.device, in_one_pass(block)
+        if self.settings.sequential:
+            sets = in_order(block, work.plain, device)
+        for together in sets:
+            hessians = self._hessians(together, work, exact)
             found += [
                 solve_layer(layer, hessians, self.solver, self.grid, self.ranges)
-                for layer in layers
+                for layer in together.layers
             ]
         bits = {layer.name: layer.grid(self.grid).bits for layer in block.layers}
         report = watch.report(
@@ -188,41 +190,21 @@ class _LayerJob:
         )
         return {solution.layer: solution.integers for solution in found}, report
 
-    def _solved_at_once(self, block: Block, calls: RecordedCalls) -> list[list[Layer]]:
-        """Return the layers in sets of those that take the same tensor.
-
-        Experts work side by side: the first layers of all of them are one set. A layer that is
-        called several times is in the set of its first call.
-        """
-        if not self.settings.sequential:
-            return [list(block.layers)]
-        layers = {layer.module: layer for layer in block.layers}
-        first = torch.arange(1)
-        with every_expert(block.module):
-            taken = inputs_taken(
-                layers, lambda: calls.replay(block.module, first, self.adapter.device)
-            )
-        first_calls = {module: tensor for module, tensor in reversed(taken)}
-        sets: dict[object, list[Layer]] = {}
-        for module in dict.fromkeys(module for module, _ in taken):
-            layer = layers[module]
-            sets.setdefault(_place(layer, first_calls[module]), []).append(layer)
-        return list(sets.values())
-
     def _hessians(
-        self, layers: Sequence[Layer], work: BlockAtWork, exact: ExactBlock | None
+        self, together: Together, work: BlockAtWork, exact: ExactBlock | None
     ) -> Hessians:
         """Return the Hessians of layers on the plain calls of the block at work.
 
         With exact, the block as it came, they are those of the quantized calls, and the plain ones
         tell how far the inputs have drifted.
         """
-        hessians, device = Hessians(layers), self.adapter.device
+        hessians, device = Hessians(together.layers), self.adapter.device
         calls = work.plain if exact is None else work.quantized
         for batch in torch.arange(len(calls)).split(self.settings.batch_size):
             mask = None if self.mask is None else self.mask[batch]
-            taken = None if exact is None else exact.inputs(layers, batch, device)
-            with hessians.collecting(mask, taken), torch.no_grad():
+            taken = None if exact is None else exact.inputs(together, batch, device)
+            collecting = hessians.collecting(mask, taken)
+            with collecting, ended_at(together.calls), torch.no_grad():
                 calls.replay(work.block.module, batch, device)
         return hessians
 
@@ -239,11 +221,3 @@ class _LayerJob:
 
         sites = self.activations.start(block.name, run, len(calls))
         return {site.name: site.bits for site in sites}
-
-
-def _place(layer: Layer, taken: Tensor) -> object:
-    """Return what names the set of a layer: the tensor, or its name within one of the experts."""
-    if layer.expert is None:
-        return id(taken)
-    experts, _, own = layer.name.rpartition(".")
-    return experts.rpartition(".")[0], own
