@@ -186,7 +186,13 @@ class ZeroShot(TransformerTask):
             item = self._harness.item(name)
             own = scores(found["results"][name], metrics_of(item))
             each |= {f"{name}.{key}": value for key, value in own.items()}
-            values[name] = next(v for key, v in own.items() if key.partition(",")[0] == metric)
+            given = [value for key, value in own.items() if key.partition(",")[0] == metric]
+            if not given:
+                raise ValueError(
+                    f"lm-eval {metadata.version('lm-eval')} gave no {metric} for {name}, which its "
+                    "task promises; leave it out of task.tasks"
+                )
+            values[name] = given[0]
             if not is_group(item):
                 kept[name] = outcomes(found["samples"][name], metric, values[name])
         self.outcomes = {name: held for name, held in kept.items() if held is not None}
