@@ -166,7 +166,7 @@ class GPTQ:
         ordered = hessian[order][:, order]
         exact_factor = self._factor(ordered)
         factor = exact_factor.to(weight.dtype)
-        rest, codes = weight[:, order].clone(), torch.empty_like(weight)
+        rest, codes = weight[:, order].clone(), torch.empty_like(weight.T)
         correction = Correction()
         if across is not None:
             across = across[order][:, order]
@@ -176,34 +176,35 @@ class GPTQ:
         pull = None if correction.pull is None else correction.pull.to(weight.dtype)
         for start in range(0, into, self.block_size):
             end = min(start + self.block_size, into)
-            block, errors = rest[:, start:end].clone(), torch.empty_like(rest[:, start:end])
-            put_off = [(errors, factor)]
+            # Columns as rows, which lie together in memory.
+            block = rest[:, start:end].T.contiguous()
+            put_off = [(torch.empty_like(block), factor)]
             if pull is not None:
-                put_off.append((torch.empty_like(errors), -pull))
+                put_off.append((torch.empty_like(block), -pull))
             for j in range(start, end):
                 if columns.starts_group(j) and not self.static_groups:
                     now = rest
                     if not self.stale_scales:
                         # What this block of columns has put off, for a group that reaches beyond.
                         pending = _sum(put_off, start, j, end)
-                        now = torch.cat([rest[:, :start], block, rest[:, end:] - pending], dim=1)
+                        now = torch.cat([rest[:, :start], block.T, rest[:, end:] - pending], dim=1)
                     columns.rescale(j, now, hessian, ranges, self.scales)
-                column = block[:, j - start]
+                column = block[j - start]
                 aim = correction.aim if j == 0 else None
                 code, value = columns.round(int(order[j]), column if aim is None else aim)
-                codes[:, order[j]] = code
-                errors[:, j - start] = (column - value) / factor[j, j]
+                codes[order[j]] = code
+                put_off[0][0][j - start] = (column - value) / factor[j, j]
                 for moved, _ in put_off[1:]:
-                    moved[:, j - start] = column
+                    moved[j - start] = column
                 for moved, by in put_off:
-                    block[:, j - start :] -= moved[:, j - start, None] * by[j, j:end]
+                    block[j - start :] -= moved[j - start] * by[j, j:end, None]
             rest[:, end:] -= _sum(put_off, start, end, end)
-        return codes
+        return codes.T
 
 
 def _sum(put_off: list[tuple[Tensor, Tensor]], start: int, to: int, end: int) -> Tensor:
     """Return what columns start to to take from those from end on, [out, in - end]."""
-    moves = [moved[:, : to - start] @ by[start:to, end:] for moved, by in put_off]
+    moves = [moved[: to - start].T.contiguous() @ by[start:to, end:] for moved, by in put_off]
     return moves[0] if len(moves) == 1 else moves[0] + moves[1]
 
 
