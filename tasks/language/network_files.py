@@ -58,7 +58,7 @@ def config_of(where: str, **options: Any) -> Any:
         ValueError: when it asks for code of a hub, or counts more than any network has; also what
             transformers refuses, with others of its errors.
     """
-    from transformers import AutoConfig, PretrainedConfig
+    from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
     stated, _ = PretrainedConfig.get_config_dict(where, trust_remote_code=False, **options)
     if not isinstance(stated, dict):
@@ -69,6 +69,8 @@ def config_of(where: str, **options: Any) -> Any:
         for pattern, most in MOST.items():
             if isinstance(value, int) and value > most and re.search(pattern, name):
                 raise ValueError(f"its configuration has {name} {value}, more than {most}")
+    if "gguf_file" in options:  # each reading of such a file takes seconds
+        return CONFIG_MAPPING[stated["model_type"]].from_dict(stated)
     return AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
 
 

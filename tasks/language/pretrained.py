@@ -85,6 +85,7 @@ def load(auto: Any, source: str, head: dict[str, Any] | None = None) -> tuple[nn
             where,
             **options,
             **({"dtype": "float32"} if gguf else {}),
+            **({"config": config} if gguf and head is None else {}),
             **(head or {}),
             ignore_mismatched_sizes=head is not None,  # a head to be made may have been another's
             output_loading_info=True,
