@@ -86,7 +86,7 @@ def test_a_sweep_with_three_faults_is_finished_by_the_command_that_status_prints
     said = launcher.communicate(timeout=600)[0]
     assert launcher.returncode == 1, said
 
-    code, first = answer(sys.executable, "-m", "results", "status", str(sweep))
+    code, first = answer(sys.executable, "-m", "experiment", "status", str(sweep))
     assert code == 0
     print(said, first, sep="\n")
     lines = first.splitlines()
@@ -104,7 +104,7 @@ def test_a_sweep_with_three_faults_is_finished_by_the_command_that_status_prints
     print(last)
     assert code == 0
     assert "going on after" in "".join(p.read_text() for p in tmp_path.rglob("run.log"))
-    assert answer(sys.executable, "-m", "results", "status", str(sweep))[1] == (
+    assert answer(sys.executable, "-m", "experiment", "status", str(sweep))[1] == (
         f"{sweep}: 12 runs, 12 done\n"
     )
     records = store.load()
