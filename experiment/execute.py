@@ -86,7 +86,7 @@ def _execute(job: Job, threads: int) -> Record:
         task.reference = full_precision.reference(job.settings, own.activations)
         draft.fp_metrics = full_precision.metrics(job.settings)
         task.check_full_precision(draft.fp_metrics)
-        outputs = full_precision.outputs()
+        start = full_precision  # what quantization starts from
         if transform is not None:
             sees = Calibration(
                 calibration, recon.batch_size, grid, own.activations,
@@ -94,9 +94,8 @@ def _execute(job: Job, threads: int) -> Record:
             )  # fmt: skip
             draft.transform = apply(transform, adapter, sees)
             # What the blocks and the last norm give has moved with the weights.
-            transformed = network()
-            outputs = transformed.outputs()
-            task.reference = transformed.reference(job.settings, own.activations)
+            start = network()
+            task.reference = start.reference(job.settings, own.activations)
 
         with bar:
             integers = recon(
@@ -109,7 +108,7 @@ def _execute(job: Job, threads: int) -> Record:
                 generator=torch.Generator().manual_seed(cfg.seed),
                 callbacks=[c for c in (log, bar, logger) if c is not None],
                 checkpoints=own.checkpoints,
-                full_precision=outputs,
+                full_precision=start.outputs(),
                 cache=own.activations,
                 checked=checked,
             )

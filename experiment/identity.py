@@ -46,7 +46,9 @@ VERSIONS = {"SignRound": 2, "GPTQ": 2, "CDQuant": 2}
 VERSION = "_version_"
 FULL_STREAMS = "float32"
 # Options of later versions that are off: they are left out, as in records from before them.
-OFF = {"stream_dtype": FULL_STREAMS, "recon.held_out": 0, "recon.patience": 0}
+OFF = {
+    "stream_dtype": FULL_STREAMS, "recon.held_out": 0, "recon.patience": 0, "transform": None,
+}  # fmt: skip
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
@@ -121,11 +123,9 @@ def reduced(settings: dict[str, Any], contents: Contents) -> dict[str, Any]:
     for path, off in OFF.items():
         node, last = _holder(settings, path)
         if node.get(last) == off:
-            del node[last]
+            node.pop(last, None)
     if not model.get("leave"):
         model.pop("leave", None)  # as in records from before weights could be left
-    if settings.get("transform") is None:
-        settings.pop("transform", None)  # as in records from before there was one
     return cast(dict[str, Any], _canonical(_with_digests(settings, contents)))
 
 

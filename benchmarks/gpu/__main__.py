@@ -11,7 +11,6 @@ import math
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
@@ -22,23 +21,16 @@ from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.render import tables
 from benchmarks.gpu.runner import run_parts
 from benchmarks.gpu.store import ROOT, Store
+from flexround.utils.arguments import ArgumentParser
 from flexround.utils.atomic_files import check_writable
 
 HERE = Path(__file__).resolve().parent
 PROBE = 120.0  # seconds that the first use of a card may take
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser that refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """End with status 2 and message."""
-        self.exit(2, f"error: {message}\n")
-
-
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     """Return the options; ends the process where they make no sense."""
-    parser = Parser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser = ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--minutes", type=float, default=8.0, help="that the whole may take")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu with --tiny")
     parser.add_argument("--tiny", action="store_true", help="as small as can be")

@@ -16,29 +16,21 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
 
 from benchmarks.peers.comparisons import COMPARISONS
 from benchmarks.peers.environment import ROOT, environment_at, install
 from benchmarks.peers.inputs import Setting, prepared
 from benchmarks.peers.runs import Bench, Cut, Failed, Store, facts_of
 from benchmarks.peers.table import table
+from flexround.utils.arguments import ArgumentParser
 from flexround.utils.atomic_files import check_writable
 
 OUT = ROOT / "outputs" / "peers"
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser that refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """End with status 2 and message."""
-        self.exit(2, f"error: {message}\n")
-
-
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     """Return the options; ends the process where they make no sense."""
-    parser = Parser(prog="python -m benchmarks.peers", description=__doc__)
+    parser = ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--install", type=Path, metavar="DIR", help="make the environment, end")
     parser.add_argument("--environment", type=Path, default=OUT / "environment", metavar="DIR")
     parser.add_argument("--model", default="smollm2_135m", help="a causal one of conf/model")

@@ -49,15 +49,11 @@ def ours(label: str, *overrides: str, **settings: Any) -> Contender:
 
 
 def _signround(iters: int) -> Comparison:
-    recon = (f"recon.iters={iters}",)
     settings = {"iters": iters, "amp": False, "enable_torch_compile": False, "scale_dtype": "fp32"}
-    return Comparison(
-        f"signround-{iters}", f"W3, {iters} iterations, float32", 3,
-        [
-            Contender("auto-round, SignRound", "auto_round", settings),
-            ours("SignRound", "quant=signround", *recon),
-            ours("FlexRound", "quant=flexround", *recon),
-        ],
+    return _iterations(
+        f"signround-{iters}", f"W3, {iters} iterations, float32",
+        Contender("auto-round, SignRound", "auto_round", settings),
+        [f"recon.iters={iters}"],
         "auto-round's rate is 1 / iterations as SignRound's here; FlexRound's is the 1e-2 of "
         "conf/tuned/model. auto-round draws other mini-batches; it keeps the best iteration, as "
         "SignRound here.",
@@ -65,18 +61,23 @@ def _signround(iters: int) -> Comparison:
 
 
 def _half(iters: int) -> Comparison:
-    recon = (f"recon.iters={iters}", "recon.precision=bfloat16")
-    return Comparison(
-        f"bfloat16-{iters}", f"W3, {iters} iterations, bfloat16", 3,
-        [
-            Contender("auto-round, as it comes", "auto_round", {"iters": iters}),
-            ours("SignRound", "quant=signround", *recon),
-            ours("FlexRound", "quant=flexround", *recon),
-        ],
+    return _iterations(
+        f"bfloat16-{iters}", f"W3, {iters} iterations, bfloat16",
+        Contender("auto-round, as it comes", "auto_round", {"iters": iters}),
+        [f"recon.iters={iters}", "recon.precision=bfloat16"],
         "auto-round as it comes casts the whole network to bfloat16 where the processor has it, "
         "compiles by torch.compile (kept from the first repetition on) and has scales of 16 bits; "
         "ours runs the iterations' products in bfloat16, the rest in float32.",
     )  # fmt: skip
+
+
+def _iterations(
+    name: str, title: str, peer: Contender, recon: Sequence[str], differs: str
+) -> Comparison:
+    """Return auto-round beside our SignRound and FlexRound, at 3 bits."""
+    mine = (("SignRound", "signround"), ("FlexRound", "flexround"))
+    contenders = [peer, *(ours(label, f"quant={quant}", *recon) for label, quant in mine)]
+    return Comparison(name, title, 3, contenders, differs)
 
 
 def _gptq(bits: int) -> Comparison:

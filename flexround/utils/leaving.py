@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 WORDS = {
@@ -204,20 +204,19 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 def _is_lost_in(frame: FrameType | None) -> bool:
     """Return whether frame is inside a `__del__`, whose exceptions Python prints and drops."""
-    while frame is not None:
-        if frame.f_code.co_name == "__del__":
-            return True
-        frame = frame.f_back
-    return False
+    return any(code.co_name == "__del__" for code in _codes(frame))
 
 
 def _imports(frame: FrameType | None) -> bool:
     """Return whether frame is inside an import, where modules in C lose exceptions."""
+    return any(code.co_filename.startswith("<frozen importlib") for code in _codes(frame))
+
+
+def _codes(frame: FrameType | None) -> Iterator[CodeType]:
+    """Yield the code of frame and of all that have called it."""
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
+        yield frame.f_code
         frame = frame.f_back
-    return False
 
 
 def _say_what_no_door_did(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.language.corpora import loaded
+
 # What `datasets` calls the reader of files that end so; .gz may follow.
 KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 READABLE = "a file, or a folder of files, that end in .jsonl, .json, .parquet or .csv (and .gz)"
@@ -56,22 +58,16 @@ class Column:
         return rows
 
     def _hub(self) -> Any:
-        import datasets
-
-        try:
-            return datasets.load_dataset(
-                self.path, self.config, split=self.split, revision=self.revision,
-                trust_remote_code=False,
-            )  # fmt: skip
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(
-                f"{self.path} can't be loaded: {_line(error)}; without a network give "
-                f"calibration_dir=PATH, {READABLE}, or calibration=own, the task's own text"
-            ) from error
+        way_out = (
+            f"; without a network give calibration_dir=PATH, {READABLE}, or calibration=own, the "
+            "task's own text"
+        )
+        return loaded(
+            f"{self.path} can't be loaded", way_out, self.path, self.config,
+            split=self.split, revision=self.revision,
+        )  # fmt: skip
 
     def _files(self, path: Path) -> Any:
-        import datasets
-
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         by_kind = {kind: [str(f) for f in files if _kind(f) == kind] for kind in KINDS.values()}
         there = {kind: names for kind, names in by_kind.items() if names}
@@ -81,22 +77,11 @@ class Column:
                 f"calibration_dir={self.local}: has {found}; give {READABLE}, one kind"
             )
         ((kind, names),) = there.items()
-        try:
-            return datasets.load_dataset(
-                kind, data_files=names, split="train", trust_remote_code=False
-            )
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(
-                f"calibration_dir={self.local}: can't be read as {kind}: {_line(error)}"
-            ) from error
+        failed = f"calibration_dir={self.local}: can't be read as {kind}"
+        return loaded(failed, "", kind, data_files=names, split="train")
 
 
 def _kind(path: Path) -> str | None:
     """Return the reader of a file by the end of its name, None where there is none."""
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     return KINDS.get(suffixes[-1]) if suffixes else None
-
-
-def _line(error: Exception) -> str:
-    cause = error.__cause__ or error
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

@@ -86,18 +86,29 @@ def load_hub(
     Raises:
         ValueError: when it can't be had, with the way out.
     """
+    way_out = (
+        f"; without a network give a local folder with {', '.join(local)} (data_dir=PATH, "
+        "calibration_dir=PATH)"
+    )
+    return loaded(f"{path} can't be loaded", way_out, path, config, data_files=files, split=split)
+
+
+def loaded(failed: str, way_out: str, *names: str | None, **options: Any) -> Any:
+    """Return what `datasets.load_dataset` makes of names and options.
+
+    Raises:
+        ValueError: when it can't be had: failed, the reason and way_out in one line.
+    """
     import datasets
 
     try:
-        return datasets.load_dataset(
-            path, config, data_files=files, split=split, trust_remote_code=False
-        )
+        return datasets.load_dataset(*names, trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{path} can't be loaded: {reason}; without a network give a local folder with "
-            f"{', '.join(local)} (data_dir=PATH, calibration_dir=PATH)"
-        ) from error
+        # What stopped its making of a table is told by the cause alone.
+        made = isinstance(error, datasets.exceptions.DatasetGenerationError)
+        told = (made and error.__cause__) or error
+        reason = (str(told).strip().splitlines() or [type(told).__name__])[0]
+        raise ValueError(f"{failed}: {reason}{way_out}") from error
 
 
 @dataclass(frozen=True)

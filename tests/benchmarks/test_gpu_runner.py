@@ -20,6 +20,7 @@ from benchmarks.gpu.parts import PARTS, Part
 from benchmarks.gpu.render import tables
 from benchmarks.gpu.runner import run_parts
 from benchmarks.gpu.store import Store, read
+from tests.benchmarks.refusals import check_refused_in_one_line
 
 CPU = torch.device("cpu")
 
@@ -214,12 +215,7 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, text: str):
     ],
 )
 def test_bad_options_are_refused_in_one_line(words, line, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as end:
-        __main__.parsed(words)
-    assert end.value.code == 2
-    err = capsys.readouterr().err
-    assert line in err
-    assert len(err.splitlines()) == 1
+    check_refused_in_one_line(__main__.parsed, words, line, capsys)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

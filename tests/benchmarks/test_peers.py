@@ -23,6 +23,7 @@ from benchmarks.peers.measure import measured
 from benchmarks.peers.runs import Bench, Cut, Failed, Store
 from benchmarks.peers.table import table
 from experiment.config import composed
+from tests.benchmarks.refusals import check_refused_in_one_line
 
 MIB = 2**20
 TINY = [
@@ -218,12 +219,7 @@ def test_no_process_begins_when_the_time_is_over(tmp_path: Path):
     ],
 )
 def test_bad_options_are_refused_in_one_line(words, line, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as end:
-        __main__.parsed(words)
-    assert end.value.code == 2
-    err = capsys.readouterr().err
-    assert line in err
-    assert len(err.splitlines()) == 1
+    check_refused_in_one_line(__main__.parsed, words, line, capsys)
 
 
 def test_folders_that_are_no_environment_are_refused(tmp_path: Path, capsys):
