@@ -6,7 +6,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 READY := .venv/.ready
 
-.PHONY: demo test test-all check format leaderboard clean
+.PHONY: demo test test-all check format leaderboard figures docs clean
 
 demo: $(READY)
 	$(BIN)/python run.py -m model=resnet18 quant=rtn,adaround,flexround bits=4,3,2
@@ -31,8 +31,15 @@ format: $(READY)
 leaderboard: $(READY)
 	$(BIN)/python -m scripts.readme_tables
 
+figures: $(READY)
+	$(BIN)/python -m scripts.diagrams
+
+# The pages of docs/ as a site that loads nothing from elsewhere, in site/.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv outputs
+	rm -rf .venv outputs site
 
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into .venv: a few minutes the first time, about 6 GB with torch"
