@@ -1,10 +1,10 @@
 """Views of a folder of records: `python -m results` prints the leaderboard.
 
 `python -m results html` writes it as a page with the runs behind it, `table02` sets ours beside the
-paper's Table 2, and `wandb` logs the leaderboard as a wandb table; `plot KIND` draws the records.
-`compare FIRST SECOND` sets two methods against each other on the same seeds and samples, `ablation
-SETTING` the values of one setting side by side. `rekey` renames records of an older version, and
-`clean` lists what killed runs have left.
+paper's Table 2, `leaderboard` ranks the methods over all settings, and `wandb` logs the table as
+one of wandb; `plot KIND` draws the records. `compare FIRST SECOND` sets two methods against each
+other on the same seeds and samples, `ablation SETTING` the values of one setting side by side.
+`rekey` renames records of an older version, and `clean` lists what killed runs have left.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_words(args)
         views = {
             "ablation": _ablation, "clean": _clean, "compare": _compare, "html": _html,
-            "plot": _plot, "wandb": _wandb,
+            "leaderboard": _ranking, "plot": _plot, "wandb": _wandb,
         }  # fmt: skip
         view = views[args.pop(0)] if args and args[0] in views else _table
         if args and not args[0].startswith("-") and view is _table:
@@ -141,6 +141,18 @@ def _ablation(argv: Sequence[str]) -> str:
     parser.add_argument("--format", choices=TEXTS, default="markdown")
     args = parser.parse_args(argv)
     return render(ablation(_chosen(args), args.setting, args.by), args.setting, args.format)
+
+
+def _ranking(argv: Sequence[str]) -> str:
+    from results.tables.ranking import ranking
+    from results.tables.ranking_text import render
+
+    parser = _selection()
+    parser.prog += " leaderboard"
+    parser.description = "Rank methods by order in each setting, never by a mean over settings."
+    parser.add_argument("--format", choices=TEXTS, default="markdown")
+    args = parser.parse_args(argv)
+    return render(ranking(_chosen(args), args.by), args.format)
 
 
 def _html(argv: Sequence[str]) -> str:

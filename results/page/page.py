@@ -27,6 +27,8 @@ from results.page.svg_chart import Chart, charts
 from results.records.record import Record
 from results.tables.formats import MARK, PLUS_MINUS
 from results.tables.leaderboard import CELL, mean_text, rows_and_runs, width
+from results.tables.ranking import ranking
+from results.tables.ranking_text import TESTED, methods_text, pairs_text
 
 HERE = Path(__file__).resolve().parent
 NUMBERS = ("mean", "delta", "fp", "n", "failed")
@@ -132,6 +134,7 @@ def page(records: Sequence[Record], by: Sequence[str], folder: str) -> str:
             "runs": [[_run(record, made) for record in members] for members in runs],
             "made": [list(facts) for facts in made.facts],
         },
+        ranking=_ranking(records, by),
         numbers=("width", *NUMBERS),
         strays=[(r, f"{link}/{quote(r.run_id)}.json") for r in records if r.run_id not in shown],
         count=len(records),
@@ -140,6 +143,17 @@ def page(records: Sequence[Record], by: Sequence[str], folder: str) -> str:
         script=script,
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     )  # fmt: skip
+
+
+def _ranking(records: Sequence[Record], by: Sequence[str]) -> dict[str, Any] | None:
+    """Return the tables and remarks of all methods in order; None where there is one method."""
+    if len({record.quant for record in records if record.status == "ok"}) < 2:
+        return None
+    found = ranking(records, by)
+    tables = [
+        (list(t.columns), t.values.tolist()) for t in (methods_text(found), pairs_text(found))
+    ]
+    return {"tables": tables, "remarks": [*found.remarks, TESTED]}
 
 
 def command(record: Record) -> str | None:

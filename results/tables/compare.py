@@ -103,30 +103,31 @@ def _paired(
         for j, (right, right_runs) in enumerate(rows):
             if (left.quant, right.quant) != (found.first, found.second):
                 continue
-            if not all(_same(cells[i][k], cells[j][k]) for k in cells[i]):
+            if not all(same(cells[i][k], cells[j][k]) for k in cells[i]):
                 continue
             cell = {k: cells[j][k] if v == "-" else v for k, v in cells[i].items()}
             where = " ".join(cell.values())
-            if differing := _differing(left_runs[0], right_runs[0]):
-                found.remarks.append(f"{where} not compared: they differ in {differing}")
+            if unlike := differing(left_runs[0], right_runs[0]):
+                found.remarks.append(f"{where} not compared: they differ in {unlike}")
                 continue
             seeds = {r.seed: r for r in right_runs}
             pairs = {r.seed: (r, seeds[r.seed]) for r in left_runs if r.seed in seeds}
             if not pairs:
                 found.remarks.append(f"{where} not compared: no seed in common")
                 continue
-            if schedule := _differing(left_runs[0], right_runs[0], own=True):
+            if schedule := differing(left_runs[0], right_runs[0], own=True):
                 found.remarks.append(f"{where}: {found.first} and {found.second} have {schedule}")
             if len(pairs) == 1:
                 found.remarks.append(f"{where}: one seed, so no interval over seeds")
             yield cell, dict(sorted(pairs.items()))
 
 
-def _same(left: str, right: str) -> bool:
-    return left == right or "-" in (left, right)  # a method without the setting has any value of it
+def same(left: str, right: str) -> bool:
+    """Return whether two cells have one value; a method without the setting has any of it."""
+    return left == right or "-" in (left, right)
 
 
-def _differing(left: Record, right: Record, own: bool = False) -> str:
+def differing(left: Record, right: Record, own: bool = False) -> str:
     """Return the settings that both have and differ in; own: those of the methods' schedules."""
     mine, theirs = facts(left), facts(right)
     told = []

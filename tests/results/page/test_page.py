@@ -38,7 +38,7 @@ class Reader(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.rows, self.scripts = [], [], []
+        self.tags, self.rows, self.scripts, self._ranking = [], [], [], False
         self._in = []
         self.feed(text)
 
@@ -53,7 +53,9 @@ class Reader(HTMLParser):
         elif tag == "script":
             self.scripts.append("")
             self._in = ["script"]
-        elif tag in ("th", "td") and self.rows:
+        elif tag == "table":
+            self._ranking = attrs["class"] == "ranking"
+        elif tag in ("th", "td") and self.rows and not self._ranking:
             self._in = [tag]
             self.rows[-1]["texts"].append("")
             self.rows[-1]["numbers"].append(attrs.get("data-n"))

@@ -1,0 +1,156 @@
+"""Methods in order of their ranks: what is paired, what is not, and what too few settings say."""
+
+from __future__ import annotations
+
+import pytest
+
+from results.__main__ import main
+from results.page.page import page
+from results.records.store import Store
+from results.tables.ranking import ranking
+from results.tables.ranking_text import render
+from tests.results.records.test_store import record
+
+HEIGHTS = {"best": 3.0, "middle": 2.0, "last": 1.0}
+
+
+def run(quant, bits, value, seed=0, task="digits", **changes):
+    settings = {"bits": bits, "seed": seed, "quant": {"_target_": quant}} | changes.pop("set", {})
+    facts = dict(quant=quant, bits=bits, seed=seed, task=task, settings=settings) | changes
+    metric = facts.setdefault("metric", "top1")
+    return record(f"{quant}-{task}-{bits}-{seed}", value, metrics={metric: value}, **facts)
+
+
+def board(count=6, heights=HEIGHTS):
+    """Return records of settings in which the methods always have one order."""
+    return [
+        run(quant, 2 + at % 7, 10.0 * at + height, task=f"task{at // 7}")
+        for at in range(count)
+        for quant, height in heights.items()
+    ]
+
+
+def rows(found):
+    return {row["method"]: row for row in found.methods}
+
+
+def test_one_order_everywhere_is_the_order():
+    found = ranking(board(8))
+    assert [row["method"] for row in found.methods] == ["best", "middle", "last"]
+    assert [row["mean_rank"] for row in found.methods] == [1, 2, 3]
+    assert [row["wins"] for row in found.methods] == [100, 50, 0]
+    assert {(row["low"], row["high"]) for row in found.methods} == {(1, 1), (2, 2), (3, 3)}
+    # Eight of eight signs: 2 / 2^8 for each of three pairs; Holm makes the smallest three times it.
+    assert [row["p"] for row in found.pairs] == pytest.approx([2 / 2**8] * 3)
+    assert [row["corrected"] for row in found.pairs] == pytest.approx([6 / 2**8] * 3)
+    assert {row["alike"] for row in found.methods} == {""}
+
+
+def test_a_lower_metric_that_is_better_counts_the_other_way():
+    flipped = [
+        run(
+            r.quant, r.bits, 100 - r.value, task=r.task, metric="perplexity",
+            higher_is_better=False,
+        )
+        for r in board()
+    ]  # fmt: skip
+    assert [row["method"] for row in ranking(flipped).methods] == ["best", "middle", "last"]
+
+
+def test_no_size_of_a_metric_outweighs_another():
+    """One huge perplexity more or less changes nothing: only the order in each setting counts."""
+    both = board(4) + [
+        run(quant, 4, 1e6 if quant == "best" else 5.0 - height, task="text", metric="perplexity",
+            higher_is_better=False)
+        for quant, height in HEIGHTS.items()
+    ]  # fmt: skip
+    found = rows(ranking(both))
+    assert found["best"]["mean_rank"] == pytest.approx((4 * 1 + 3) / 5)
+    assert found["middle"]["mean_rank"] == pytest.approx((4 * 2 + 1) / 5)
+
+
+def test_settings_are_of_the_seeds_that_all_have():
+    records = [run("one", 4, 90.0, 0), run("one", 4, 10.0, 1), run("two", 4, 80.0, 0)]
+    found = rows(ranking(records))
+    assert (found["one"]["mean_rank"], found["two"]["mean_rank"]) == (1, 2)
+    with_other = [*records, run("two", 4, 70.0, 1)]
+    assert rows(ranking(with_other))["one"]["mean_rank"] == 2, "50 against 75"
+
+
+def test_too_few_settings_have_no_interval_and_no_test():
+    found = ranking(board(5))
+    assert all(row["low"] is None and row["wins_low"] is None for row in found.methods)
+    assert all(row["p"] is None for row in found.pairs)
+    text = render(found, "markdown")
+    assert "5 of 6 settings" in text
+    assert "5 settings in common, 6 are needed: no interval, and nothing is tested" in text
+    assert "p = " not in text
+    assert "Critical difference" not in text
+
+
+def test_a_method_of_few_settings_keeps_the_others_rank():
+    """Eight settings have three methods; a fourth that has one of them takes no part."""
+    found = ranking([*board(8), run("rare", 2, 99.0, task="task0")])
+    ranked = rows(found)
+    assert ranked["best"]["ranked"] == 8
+    assert ranked["rare"]["mean_rank"] is None
+    assert ranked["rare"]["wins"] == 100
+    assert found.methods[-1]["method"] == "rare"
+    assert "not ranked, for too few settings in common: rare" in found.remarks
+
+
+def test_methods_that_take_turns_are_not_told_apart():
+    records = []
+    for at in range(6):
+        records += [
+            run("left", 2 + at, 50.0 + at % 2), run("right", 2 + at, 51.0 - at % 2),
+            run("low", 2 + at, 1.0),
+        ]  # fmt: skip
+    found = rows(ranking(records))
+    assert found["left"]["mean_rank"] == found["right"]["mean_rank"] == 1.5
+    assert "right" in found["left"]["alike"]
+
+
+def test_a_method_without_a_setting_meets_each_value_of_it():
+    steps = [{"recon": {"act_steps": value}} for value in ("after", "together")]
+    records = [
+        record(str(at), 90.0 + at, quant="learned", settings={"bits": 4, "seed": 0} | step)
+        for at, step in enumerate(steps)
+    ]
+    records.append(record("rtn", 10.0, quant="rtn", settings={"bits": 4, "seed": 0}))
+    found = ranking(records)
+    assert {row["method"]: row["settings"] for row in found.methods} == {"learned": 2, "rtn": 2}
+
+
+def test_runs_of_other_samples_are_not_ranked_against_each_other():
+    records = [
+        run("one", 4, 90.0, set={"num_samples": 64}), run("two", 4, 80.0, set={"num_samples": 64}),
+        run("three", 4, 99.0, set={"num_samples": 8}),
+    ]  # fmt: skip
+    found = ranking(records)
+    assert any("without three: it differs in num_samples" in text for text in found.remarks)
+
+
+@pytest.mark.parametrize("form", ["markdown", "csv", "latex"])
+def test_from_the_command_line(tmp_path, capsys, form):
+    store = Store(tmp_path)
+    for one in board(8):
+        store.write(one)
+    assert main(["leaderboard", "--results-dir", str(tmp_path), "--format", form]) == 0
+    printed = capsys.readouterr().out
+    assert "mean rank" in printed or "mean_rank" in printed
+    assert printed.index("best") < printed.index("middle") < printed.index("last")
+
+
+def test_one_method_is_no_ranking(tmp_path, capsys):
+    store = Store(tmp_path)
+    store.write(run("one", 4, 90.0))
+    assert main(["leaderboard", "--results-dir", str(tmp_path)]) == 1
+    assert "only one has finished a run; it takes two methods" in capsys.readouterr().err
+
+
+def test_the_page_ranks_too_where_there_is_something_to_rank():
+    shown = page(board(), (), "results")
+    assert "Ranking" in shown
+    assert "not told apart from" in shown
+    assert "Ranking" not in page([run("one", 4, 90.0)], (), "results")
