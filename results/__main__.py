@@ -24,14 +24,11 @@ from pathlib import Path
 
 from flexround.utils.arguments import ArgumentParser, check_words
 from flexround.utils.file_errors import storage_errors
+from results.records.reading import DEFAULT, OUTPUTS, outcomes_in, read, with_units
 from results.records.record import Record
-from results.records.selection import select, why_none
-from results.records.store import Store
 from results.tables.leaderboard import FORMATS, leaderboard, render
 
 ROOT = Path(__file__).resolve().parent.parent
-OUTPUTS = ROOT / "outputs"
-DEFAULT = OUTPUTS / "results"
 MOVED = ("plan", "rekey", "status")  # commands of python -m experiment
 TEXTS = ("markdown", "csv", "latex")
 
@@ -52,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             view = _published
         with storage_errors():
             print(view(args), flush=True)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except ValueError as error:  # a record's own text may have several lines
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}; give another folder", file=sys.stderr)
@@ -127,7 +124,7 @@ def _compare(argv: Sequence[str]) -> str:
     parser.add_argument("second", help="the method that it is compared with")
     parser.add_argument("--format", choices=TEXTS, default="markdown")
     args = parser.parse_args(argv)
-    outcomes = Store(args.results_dir).outcomes
+    outcomes = outcomes_in(args.results_dir)
     return render(compare(_chosen(args), outcomes, args.first, args.second, args.by), args.format)
 
 
@@ -180,7 +177,7 @@ def _plot(argv: Sequence[str]) -> str:
     args = parser.parse_args(argv)
     chosen = _chosen(args)
     if args.kind in OF_UNITS:
-        chosen = _whole(args.results_dir, chosen)
+        chosen = with_units(args.results_dir, chosen)
     drawn = figures(args.kind, chosen, args.by)
     return "\n".join(str(path) for path in write(drawn, args.out))
 
@@ -230,22 +227,7 @@ def _chosen(args: argparse.Namespace) -> list[Record]:
             raise ValueError(f"--where {text}: give NAME=VALUE")
         where[key] = value
     where |= {k: v for k in ("task", "model") if (v := getattr(args, k))}
-    records = Store(args.results_dir).load(blocks=False)
-    if not records:
-        raise ValueError(f"no records in {args.results_dir}; python run.py writes them")
-    chosen = select(records, where)
-    if not chosen:
-        raise ValueError(why_none(records, where))
-    return chosen
-
-
-def _whole(folder: Path, rows: Sequence[Record]) -> list[Record]:
-    """Return the records of rows with their units."""
-    names = {row.run_id for row in rows}
-    found = Store(folder).load(names)
-    if len(found) < len(rows):  # a file is called otherwise than its run
-        found = [record for record in Store(folder).load() if record.run_id in names]
-    return found
+    return read(args.results_dir, where)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ there is one object in memory.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import io
@@ -120,10 +121,13 @@ def _text(value: Any) -> str:
 
 def _row(record: Record, texts: _Texts) -> Record:
     """Return record without its blocks, equal values shared with other records."""
-    data = {name: getattr(record, name) for name in OWN}
-    data |= {name: texts.value(_text(getattr(record, name))) for name in SHARED}
-    data["settings"] = {k: texts.value(_text(v)) for k, v in record.settings.items()}
-    return _sharing(data)
+    row = copy.copy(record)  # which is checked already
+    for name in SHARED:
+        object.__setattr__(row, name, texts.value(_text(getattr(record, name))))
+    settings = {k: texts.value(_text(v)) for k, v in record.settings.items()}
+    object.__setattr__(row, "settings", settings)
+    object.__setattr__(row, "blocks", NOT_READ)
+    return row
 
 
 def _sharing(data: Mapping[str, Any]) -> Record:

@@ -6,16 +6,22 @@ Right or wrong takes a bit: 50,000 images are 6.25 kB. Everything else is kept i
 from __future__ import annotations
 
 import io
+import logging
 import math
 import struct
 import tokenize
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import ArrayLike
+
+from flexround.utils.file_errors import read_bytes
+
+log = logging.getLogger(__name__)
 
 Outcomes = dict[str, np.ndarray[Any, Any]]
 
@@ -40,6 +46,17 @@ def pack(outcomes: Mapping[str, ArrayLike], started: str) -> bytes:
     file = io.BytesIO()
     np.savez(file, **held)
     return file.getvalue()
+
+
+def read(path: Path, started: str) -> Outcomes:
+    """Return the outcomes in the file at path, none where there are none that can be read."""
+    try:
+        return unpack(read_bytes(path), started)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("outcomes %s passed over: %s", path, error)
+        return {}
 
 
 def unpack(data: bytes, started: str) -> Outcomes:

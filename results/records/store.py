@@ -17,6 +17,7 @@ from flexround.utils.exclusive_files import keep_as, set_aside
 from flexround.utils.file_errors import read_bytes, unreadable
 from results.records import index
 from results.records.claim import Claim
+from results.records.dropped import Dropped, tell
 from results.records.record import SCHEMA, OldSchema, OtherSchema, Record, parse
 
 if TYPE_CHECKING:
@@ -143,16 +144,9 @@ class Store:
 
     def outcomes(self, record: Record) -> Outcomes:
         """Return the outcomes of record's evaluation samples, none where none can be read."""
-        from results.records.outcomes import unpack
+        from results.records.outcomes import read
 
-        path = self.outcomes_path(record.run_id)
-        try:
-            return unpack(read_bytes(path), record.started)
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            log.warning("outcomes %s passed over: %s", path, error)
-            return {}
+        return read(self.outcomes_path(record.run_id), record.started)
 
     def write(self, record: Record, outcomes: Mapping[str, Any] | None = None) -> Path:
         """Write record; an older one of the same run goes to history/. Return its path.
@@ -180,17 +174,24 @@ class Store:
             move(part, path)
         return path
 
-    def load(self, run_ids: Iterable[str] | None = None, *, blocks: bool = True) -> list[Record]:
+    def load(
+        self,
+        run_ids: Iterable[str] | None = None,
+        *,
+        blocks: bool = True,
+        dropped: Dropped | None = None,
+    ) -> list[Record]:
         """Return all records, or those of run_ids, oldest first.
 
-        All without their blocks are rows of the folder's index, which is much faster.
+        All without their blocks are rows of the folder's index, which is much faster. What can't
+        be read is logged, or with dropped put there.
         """
         old = 0
 
         def read(path: Path) -> Record | None:
             nonlocal old
             try:
-                return self._read(path)
+                return self._read(path, dropped)
             except OldSchema:
                 old += 1
                 return None
@@ -207,7 +208,7 @@ class Store:
                 raise ValueError(
                     f"all {old} records in {self.root} are of an older version; {rekey}"
                 )
-            log.warning("%d records of an older version left out; %s", old, rekey)
+            tell(dropped, f"{old} records", f"of an older version: {rekey}")
         return sorted((r for r in found if r is not None), key=lambda r: r.started)
 
     def _files(self) -> list[Path]:
@@ -220,7 +221,7 @@ class Store:
             raise unreadable(str(self.root), error, "its owner can change its rights") from error
         return [self.root / name for name in names if Path(name).suffix == ".json"]
 
-    def _read(self, path: Path) -> Record | None:
+    def _read(self, path: Path, dropped: Dropped | None = None) -> Record | None:
         """Return the record at path, None where there is none or it can't be read.
 
         Raises:
@@ -233,7 +234,7 @@ class Store:
         except (OSError, ValueError) as error:
             if isinstance(error, OldSchema):
                 raise
-            log.warning("record %s passed over: %s", path, error)
+            tell(dropped, f"record {path}", str(error))
             return None
 
 

@@ -1,0 +1,94 @@
+"""Reading of records for a view: those of a folder or file, chosen, with their units where asked.
+
+The command line and the notebook's functions read records here alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexround.utils.file_errors import read_bytes, unreadable
+from results.records.dropped import Dropped, tell, told
+from results.records.record import Record, parse
+from results.records.selection import select, why_none
+from results.records.store import Store
+
+if TYPE_CHECKING:
+    from results.records.outcomes import Outcomes
+
+OUTPUTS = Path(__file__).resolve().parents[2] / "outputs"
+DEFAULT = OUTPUTS / "results"  # where run.py writes records
+LINES = ".jsonl"  # a file of records, one a line, in the place of a folder
+
+
+def read(
+    place: str | Path, where: Mapping[str, Any] | None = None, dropped: Dropped | None = None
+) -> list[Record]:
+    """Return the records in place without their units, oldest first: those with where's settings.
+
+    place is a folder with one file a run, or a .jsonl file with one line a run. What can't be read
+    is logged, or with dropped put there; values of where are compared as the command line's words.
+
+    Raises:
+        ValueError: when there is no record, none that can be read, or none with these settings.
+    """
+    place = Path(place).expanduser()
+    if not place.exists():
+        raise ValueError(f"{place}: there is no such folder; python run.py writes records into one")
+    if place.is_dir():
+        records = Store(place).load(blocks=False, dropped=dropped)
+    else:
+        records = _lines(place, dropped)
+    if not records:
+        raise ValueError(
+            f"none of the {len(dropped)} records in {place} can be read: {told(dropped)}"
+            if dropped
+            else f"no records in {place}; python run.py writes them"
+        )
+    wanted = {name: str(value) for name, value in (where or {}).items()}
+    chosen = select(records, wanted)
+    if not chosen:
+        raise ValueError(why_none(records, wanted))
+    return chosen
+
+
+def with_units(place: str | Path, rows: Sequence[Record]) -> list[Record]:
+    """Return the records in place that rows are of, with their units."""
+    place, names = Path(place).expanduser(), {row.run_id for row in rows}
+    if not place.is_dir():
+        return [record for record in _lines(place) if record.run_id in names]
+    found = Store(place).load(names)
+    if len(found) < len(rows):  # a file is called otherwise than its run
+        found = [record for record in Store(place).load() if record.run_id in names]
+    return found
+
+
+def outcomes_in(place: str | Path) -> Callable[[Record], Outcomes]:
+    """Return what finds the outcomes of a record's evaluation samples, which a file has none of."""
+    place = Path(place).expanduser()
+    return Store(place).outcomes if place.is_dir() else lambda record: {}
+
+
+def _lines(path: Path, dropped: Dropped | None = None) -> list[Record]:
+    """Return the records of a file with one a line, oldest first.
+
+    Raises:
+        ValueError: when it is no such file, or can't be read.
+    """
+    if path.suffix != LINES:
+        raise ValueError(f"{path}: give the folder of the records, or a {LINES} file of them")
+    try:
+        lines = read_bytes(path).splitlines()
+    except OSError as error:
+        raise unreadable(str(path), error, "its owner can change its rights") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(parse(line))
+        except ValueError as error:
+            tell(dropped, f"line {number} of {path}", str(error))
+    return sorted(records, key=lambda record: record.started)
