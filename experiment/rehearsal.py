@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from flexround.models.base import ModelAdapter, check_kind
-from flexround.models.language_adapter import chain_of
+from flexround.models.layer_chain import chain_of
 from flexround.structure import Layer, is_quantizable
 from tasks.base import Task
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,20 @@ class ModelAdapter(ABC):
 
         Raises:
             NotImplementedError: as for `last_outputs`.
+        """
+        raise NotImplementedError
+
+    def vocabulary(self) -> int | None:
+        """Return how many tokens the head tells apart; None where it predicts no next token."""
+        return None
+
+    def head(self) -> Callable[[Any, Tensor], Tensor]:
+        """Return what makes logits of (batch, the last block's outputs), as it is now.
+
+        It lies on the device in float32 at least, and gradients reach the outputs.
+
+        Raises:
+            NotImplementedError: for a model without a `vocabulary`.
         """
         raise NotImplementedError
 

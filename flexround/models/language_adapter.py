@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from flexround.calibration.activation_cache import ActivationCache
@@ -24,41 +26,12 @@ from flexround.models.base import ModelAdapter
 from flexround.models.coverage import without_left
 from flexround.models.experts import Expert, every_expert, split_experts
 from flexround.models.language_activation_sites import sites_of
+from flexround.models.layer_chain import chain_of, first_of
 from flexround.models.position_ids import with_position_ids
 from flexround.models.replay_check import check_replay
 from flexround.structure import Block, Layer, is_quantizable
 
 Tokens = Mapping[str, Tensor]  # input_ids, attention_mask, ...: [batch, tokens]
-
-
-def chain_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the transformer layers of model by name, in order.
-
-    Raises:
-        ValueError: when there is no list of like layers, or there are several.
-    """
-    lists = {
-        name: module for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len({type(layer) for layer in module}) == 1
-        and any(is_quantizable(sub) for sub in module.modules())
-    }  # fmt: skip
-    outermost = [name for name in lists if not any(name.startswith(f"{o}.") for o in lists)]
-    kind = type(model).__name__
-    if not outermost:
-        raise ValueError(f"{kind} holds no list of like transformer layers")
-    if len(outermost) > 1:
-        raise ValueError(
-            f"{kind} holds several lists of layers ({', '.join(outermost)}); only networks that "
-            "are one chain of layers can be quantized"
-        )
-    (name,) = outermost
-    return {f"{name}.{index}": layer for index, layer in lists[name].named_children()}
-
-
-def first_of(output: Any) -> Any:
-    """Return the hidden states of what a layer gives: the first of a tuple, or all of it."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 class LanguageAdapter(ModelAdapter):
@@ -117,9 +90,14 @@ class LanguageAdapter(ModelAdapter):
             self.model.to(self.device)
         return self._logits(batch)
 
-    def _logits(self, batch: Tokens) -> Tensor:
+    def _logits(self, batch: Tokens, tensors: dict[str, Tensor] | None = None) -> Tensor:
+        """Return the logits; tensors stand for the model's own of these names."""
         batch = with_position_ids(self.model, batch)
-        out = self.model(**{name: values.to(self.device) for name, values in batch.items()})
+        given = {name: values.to(self.device) for name, values in batch.items()}
+        if tensors is None:
+            out = self.model(**given)
+        else:
+            out = functional_call(self.model, tensors, kwargs=given)
         if "start_logits" in out:
             return torch.stack([out.start_logits, out.end_logits], dim=-1)
         logits: Tensor = out.logits
@@ -136,10 +114,34 @@ class LanguageAdapter(ModelAdapter):
     def logits_after(self, batch: Tokens, outputs: Tensor) -> Tensor:
         """Return the logits that the model's norm and head make of outputs of its last layer."""
         self.prepare()
+        return self._after(None, batch, outputs)
+
+    def _after(self, tensors: dict[str, Tensor] | None, batch: Tokens, outputs: Tensor) -> Tensor:
+        """Return the logits behind the last layer's outputs; tensors as in `_logits`."""
         form = self._forms[-1]
         output = (outputs, *form[1:]) if isinstance(form, tuple) else outputs
         with self._passed(len(self._chain), output):
-            return self._logits(batch)
+            return self._logits(batch, tensors)
+
+    def vocabulary(self) -> int | None:
+        """Return how many tokens the head tells apart; None for a classifier."""
+        model: Any = self.model
+        head = model.get_output_embeddings()
+        return None if head is None else len(head.weight)
+
+    def head(self) -> Callable[[Tokens, Tensor], Tensor]:
+        """Return what makes logits of (batch, the last layer's outputs), as it is now.
+
+        It is the last norm and the head, on the device in float32 at least whatever the model's
+        type is, and gradients reach the outputs. The layers stay where they are.
+        """
+        inside = tuple(f"{name}." for name in self._chain)
+        stored = (*self.model.named_parameters(), *self.model.named_buffers())
+        tensors = {
+            name: in_float(tensor).to(self.device) for name, tensor in stored
+            if not name.startswith(inside)
+        }  # fmt: skip
+        return partial(self._after, tensors)
 
     def record_calls(
         self, batches: Sequence[Tokens], cache: ActivationCache | None = None

@@ -18,7 +18,8 @@ from flexround.calibration.disk_tensors import DiskTensors
 from flexround.grid import QuantizedTensor
 from flexround.models.checkpoint_shards import Shards
 from flexround.models.experts import is_fused
-from flexround.models.language_adapter import LanguageAdapter, Tokens, chain_of, first_of
+from flexround.models.language_adapter import LanguageAdapter, Tokens
+from flexround.models.layer_chain import chain_of, first_of
 from flexround.structure import Block
 from flexround.utils.memory import give_back
 

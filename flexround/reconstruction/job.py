@@ -22,6 +22,7 @@ from flexround.ranges import Ranges
 from flexround.reconstruction.block_walk import BlockAtWork
 from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.checkpoints import Checkpoints
+from flexround.reconstruction.logit_loss import LogitLoss
 from flexround.reconstruction.precision import precision_on, products
 from flexround.reconstruction.report import BlockReport, Errors
 from flexround.reconstruction.settings import Settings
@@ -71,6 +72,7 @@ class UnitJob:
         learns: whether the method learns anything; nor does a run of round-to-nearest learn step
             sizes.
         checkpoints: keeps the finished units.
+        last: the loss of the last block, None where it is like the others'.
     """
 
     settings: Settings
@@ -85,6 +87,7 @@ class UnitJob:
     drop_generator: torch.Generator
     learns: bool
     checkpoints: Checkpoints
+    last: LogitLoss | None = None
 
     @property
     def learns_activations(self) -> bool:
@@ -121,9 +124,19 @@ class UnitJob:
         self, unit: Unit, output: Tensor, targets: Tensor, batch: Tensor, power: float = 2.0
     ) -> Tensor:
         """Return the reconstruction loss of unit's output on the samples at batch, [batch]."""
-        device, dim = self.adapter.device, unit.channel_dim
+        wanted = rows(targets, batch, self.adapter.device)
+        if self.last is not None and self.last.is_of(unit.module):
+            return self.last(output, wanted, batch)
         mask = None if self.mask is None else self.mask[batch]
-        return reconstruction_loss(output, rows(targets, batch, device), dim, mask, power)
+        return reconstruction_loss(output, wanted, unit.channel_dim, mask, power)
+
+    def _positions(self, unit: Unit, output: Tensor, batch: Tensor) -> int:
+        """Return over how many positions the same is a mean."""
+        if self.last is not None and self.last.is_of(unit.module):
+            return int(self.last.counted(batch).sum())
+        if self.mask is None:
+            return output.numel() // output.shape[unit.channel_dim]
+        return int(self.mask[batch].sum())
 
     def learned_from(self, calls: RecordedCalls) -> int:
         """Return how many of the samples of calls are learned from: those not held out, first."""
@@ -173,10 +186,7 @@ class UnitJob:
             for batch in batches:
                 raw = inputs.replay(unit.module, batch, self.adapter.device)
                 output = unit.output(raw)
-                if self.mask is None:
-                    count = output.numel() // output.shape[unit.channel_dim]
-                else:
-                    count = int(self.mask[batch].sum())
+                count = self._positions(unit, output, batch)
                 mean = means.calibration if batch[0] < seen else means.held_out
                 mean.add(self.loss(unit, output, targets, batch).item(), count)
                 yield raw

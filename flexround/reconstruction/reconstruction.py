@@ -19,7 +19,7 @@ from flexround.activations.schemes import Activation
 from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
 from flexround.grid import Grid, PerTensor, QuantizedTensor
 from flexround.models.base import ModelAdapter
-from flexround.quantizers.base import QuantizerFactory
+from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import MinMax, Ranges
 from flexround.reconstruction.activation_ranges import ranges_of_full_precision
 from flexround.reconstruction.block_walk import Walk, block_walk
@@ -36,6 +36,7 @@ from flexround.reconstruction.checks import (
 )
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.learning import quantize_unit
+from flexround.reconstruction.logit_loss import LogitLoss, check_last_loss
 from flexround.reconstruction.precision import precision_on, tensor_float32
 from flexround.reconstruction.room import LEARNED, SOLVED, check_room
 from flexround.reconstruction.settings import Settings
@@ -82,10 +83,13 @@ class Reconstruction(Settings):
         activations = None
         if activation is not None:
             activations = Activations(adapter.blocks(), activation, ranges, drop_generator)
+        mask, last = adapter.loss_mask(calibration), None
+        if self.last_loss != "block":
+            tokens = {key: torch.cat([b[key] for b in calibration]) for key in calibration[0]}
+            last = LogitLoss(self.last_loss, adapter, tokens, mask)
         job = UnitJob(
-            self, adapter, quantizer, grid, ranges, generator, callbacks,
-            adapter.loss_mask(calibration), activations, drop_generator, checked.learns,
-            checkpoints or NoCheckpoints(),
+            self, adapter, quantizer, grid, ranges, generator, callbacks, mask, activations,
+            drop_generator, checked.learns, checkpoints or NoCheckpoints(), last,
         )  # fmt: skip
         walk = Walk(
             adapter, calibration, cache or ActivationCache(), self.batch_size,
@@ -128,6 +132,7 @@ class Reconstruction(Settings):
             check_step_sizes(self, activation)
             check_sites(activation, adapter)
         check_machine(self, adapter)
+        check_last_loss(self.last_loss, adapter)
         if self.unit == "layer" and any(layer.expert for layer in adapter.layers().values()):
             raise ValueError(
                 "recon.unit=layer: an expert sees tokens of all samples together; give "
@@ -154,6 +159,13 @@ class Reconstruction(Settings):
             raise ValueError(
                 f"recon.iters=0 leaves {type(made).__name__} at round-to-nearest; give "
                 "quant=rtn, or iterations"
+            )
+        adds = type(made).regularizer is not WeightQuantizer.regularizer
+        if adds and self.last_loss != "block":
+            raise ValueError(
+                f"recon.last_loss={self.last_loss}: what {type(made).__name__} adds to the loss is "
+                "weighed against that of a block's output; give recon.last_loss=block, or another "
+                "quant="
             )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from flexround.kernels.qdrop import RESOLUTION
 from flexround.reconstruction.early_end import check_patience
+from flexround.reconstruction.logit_loss import LastLoss
 from flexround.reconstruction.optimize import Schedule
 from flexround.reconstruction.precision import Precision
 
@@ -42,6 +43,10 @@ class Settings:
         patience: end a unit whose held-out error has not fallen for so many looks of the
             early_end.LOOKS that are taken, and keep the parameters of the lowest, in the place of
             keep_best's; 0 takes all iterations.
+        last_loss: of the last block: that of its output like any other's (block), or through the
+            last norm and the head: the next token's distribution against the full-precision
+            network's (logits, LFQ), the logits' squared error (logits_mse), or the calibration
+            text's own next tokens (next_token, as auto-round's port of LFQ).
     """
 
     unit: Literal["block", "layer"]
@@ -60,6 +65,7 @@ class Settings:
     compile: bool
     held_out: int = 0
     patience: int = 0
+    last_loss: LastLoss = "block"
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -68,6 +74,7 @@ class Settings:
             ("inputs", self.inputs, ("quant", "fp", "mixed")),
             ("act_steps", self.act_steps, ("start", "after", "together")),
             ("act_inputs", self.act_inputs, ("quant", "fp")),
+            ("last_loss", self.last_loss, get_args(LastLoss)),
         ):
             if value not in allowed:
                 raise ValueError(f"recon.{name}={value}: give one of {', '.join(allowed)}")
@@ -90,4 +97,9 @@ class Settings:
             raise ValueError(
                 "recon.unit=layer with recon.act_steps=together: step sizes are learned a block at "
                 "a time; give recon.unit=block, or recon.act_steps=after"
+            )
+        if self.last_loss != "block" and self.unit == "layer":
+            raise ValueError(
+                f"recon.unit=layer with recon.last_loss={self.last_loss}: that is a loss of the "
+                "whole last block; give recon.unit=block, or recon.last_loss=block"
             )

@@ -149,6 +149,8 @@ EARLY = {
         ["quant=gptq", "recon.held_out=8"],
         ["recon.held_out", "known keys: _target_, batch_size, sequential"],
     ),
+    "last_loss_idle": (["quant=rtn", "recon.last_loss=logits"], ["recon.last_loss=logits does"]),
+    "last_loss_solver": (["quant=gptaq", "recon.last_loss=logits"], ["recon.last_loss", "known"]),
     "keep_best_idle": (
         ["recon.held_out=8", "recon.patience=2", "recon.keep_best=true"],
         ["recon.keep_best=true does nothing with the chosen recon.patience"],
@@ -178,6 +180,19 @@ BUILD = {
     "no_images": (["task=imagenet"], ["needs imagenet_dir=PATH"]),
     "images": (["task=imagenet", "imagenet_dir=/nowhere"], ["imagenet_dir=/nowhere"]),
     "patience_alone": (["recon.patience=2"], ["recon.patience=2", "give recon.held_out=32"]),
+    "last_loss_images": (
+        ["recon.last_loss=logits"],
+        ["recon.last_loss=logits is of the next token", "ResNet", "give recon.last_loss=block"],
+    ),
+    "last_loss_word": (["recon.last_loss=kl"], ["recon.last_loss=kl", "'logits_mse' or"]),
+    "last_loss_layer": (
+        ["model=tiny_llama", "recon.unit=layer", "recon.last_loss=logits"],
+        ["recon.unit=layer with recon.last_loss=logits", "give recon.unit=block"],
+    ),
+    "last_loss_adaround": (
+        ["model=tiny_llama", "quant=adaround", "recon.last_loss=logits"],
+        ["recon.last_loss=logits: what AdaRound adds", "or another quant="],
+    ),
     "warmup": (["quant=adaround", "quant.warmup=2"], ["quant.warmup=2", "[0, 1)"]),
     "p": (["ranges.p=-1"], ["ranges.p=-1", "above 0"]),
     "nothing": (["task.preprocessing=null", "task=imagenet", "imagenet_dir=x"], ["preprocessing"]),

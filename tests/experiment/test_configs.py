@@ -143,7 +143,8 @@ CHANGES = [
     "bits=3", "symmetric=false", "seed=1", "num_samples=64", "quant=adaround", "model=resnet50",
     "recon=layer", "recon.iters=3", "recon.lr=0.1", "quant.learn_s1=false", "ranges=min_max",
     "granularity=per_channel", "checkpoint=x.pth", "model.first_last_bits=null",
-    "stream_dtype=bfloat16", "stream_dtype=float16", "recon.held_out=8",
+    "stream_dtype=bfloat16", "stream_dtype=float16", "recon.held_out=8", "recon.last_loss=logits",
+    "recon.last_loss=logits_mse", "recon.last_loss=next_token",
 ]  # fmt: skip
 
 
@@ -163,6 +164,10 @@ def test_without_samples_held_out_a_run_has_the_id_from_before_there_could_be_an
     waits = identity(composed("recon.held_out=8", "recon.patience=2"))["recon"]
     assert (waits["held_out"], waits["patience"]) == (8, 2)
     assert "keep_best" not in waits, "the held-out error decides what is kept"
+
+
+def test_with_the_last_block_like_any_other_a_run_has_the_id_from_before_there_was_a_choice():
+    assert "last_loss" not in identity(composed("recon.last_loss=block"))["recon"]
 
 
 @pytest.mark.parametrize(

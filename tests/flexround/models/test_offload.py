@@ -47,6 +47,11 @@ CASES = {
         METHODS["flexround"],
         STATIC,
     ),
+    "last_loss": (
+        replace(SHORT, act_steps="after", act_iters=3, act_inputs="fp", last_loss="logits"),
+        METHODS["flexround"],
+        STATIC,
+    ),
     "cdquant": (Solve(4, sequential=True), CYCLIC, None),
     "qronos": (Solve(4, sequential=True), QRONOS, None),
 }

@@ -1,0 +1,39 @@
+"""Chain of like layers in a transformer, found by its structure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from flexround.structure import is_quantizable
+
+
+def chain_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the transformer layers of model by name, in order.
+
+    Raises:
+        ValueError: when there is no list of like layers, or there are several.
+    """
+    lists = {
+        name: module for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len({type(layer) for layer in module}) == 1
+        and any(is_quantizable(sub) for sub in module.modules())
+    }  # fmt: skip
+    outermost = [name for name in lists if not any(name.startswith(f"{o}.") for o in lists)]
+    kind = type(model).__name__
+    if not outermost:
+        raise ValueError(f"{kind} holds no list of like transformer layers")
+    if len(outermost) > 1:
+        raise ValueError(
+            f"{kind} holds several lists of layers ({', '.join(outermost)}); only networks that "
+            "are one chain of layers can be quantized"
+        )
+    (name,) = outermost
+    return {f"{name}.{index}": layer for index, layer in lists[name].named_children()}
+
+
+def first_of(output: Any) -> Any:
+    """Return the hidden states of what a layer gives: the first of a tuple, or all of it."""
+    return output[0] if isinstance(output, tuple) else output
