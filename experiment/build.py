@@ -12,13 +12,16 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
+
+if TYPE_CHECKING:
+    from flexround.grid import Grid
 
 _ARBITRARY = ConfigDict(arbitrary_types_allowed=True, strict=True)
 
@@ -46,6 +49,19 @@ def build(node: DictConfig | None, plugins: Sequence[str] = ()) -> Any:
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
         raise
+
+
+def build_grid(cfg: DictConfig) -> Grid:
+    """Return the grid of the weights; a table of levels is symmetric whatever symmetric= says.
+
+    Raises:
+        ValueError: when bits or groups are none that it has.
+    """
+    from flexround.grid import Grid  # with it comes torch
+
+    levels = build(cfg.grid, cfg.plugins)
+    symmetric = cfg.symmetric or levels is not None
+    return Grid(cfg.bits, symmetric, build(cfg.granularity, cfg.plugins), levels)
 
 
 def validate(cfg: DictConfig) -> None:

@@ -62,6 +62,7 @@ class RunConfig:
     calibration: Any = None
     quant: Any = MISSING
     granularity: Any = MISSING
+    grid: Any = None
     ranges: Any = MISSING
     recon: Any = MISSING
     activation: Any = None

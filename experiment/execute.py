@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from experiment.build import build, validate
+from experiment.build import build, build_grid, validate
 from experiment.device import device_name, device_of, processor
 from experiment.full_precision import FullPrecision
 from experiment.job import Job
@@ -19,7 +19,6 @@ from experiment.rehearsal import Checks, rehearse
 from experiment.resources import Resources
 from experiment.threads import number_for, running_on
 from flexround.attach import check_weights
-from flexround.grid import Grid
 from flexround.quantizers.rtn import RTN
 from flexround.reconstruction.callbacks import ReportLog
 from flexround.transforms.base import Calibration, apply
@@ -43,7 +42,7 @@ def _execute(job: Job, threads: int) -> Record:
     validate(cfg)
     made = partial(build, plugins=cfg.plugins)
     task, model, recon = made(cfg.task), made(cfg.model), made(cfg.recon)
-    grid = Grid(cfg.bits, cfg.symmetric, made(cfg.granularity))
+    grid = build_grid(cfg)
     quantizer, ranges, activation = made(cfg.quant), made(cfg.ranges), made(cfg.activation)
     transform = made(cfg.transform)
     if transform is not None:

@@ -49,6 +49,9 @@ class MinMax:
 
     def __call__(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Return (scale, zero_point), both [groups, 1], for values [groups, elements]."""
+        if grid.levels is not None:
+            scale = grid.levels.cover(values.abs().amax(dim=1, keepdim=True))
+            return scale, torch.zeros_like(scale)
         steps = 2**grid.bits - 1
         if grid.symmetric:
             scale = 2 * values.abs().amax(dim=1, keepdim=True) / steps
@@ -96,7 +99,7 @@ class LpSearch:
         widest, zero_point = MinMax()(values, grid)
         best_scale = widest
         best_error = torch.full_like(widest, torch.inf)
-        for scale in self._scales(widest):
+        for scale in self._scales(widest, grid):
             error = lp_error(values, scale, zero_point, grid, self.p)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
@@ -114,18 +117,20 @@ class LpSearch:
     def _best_of(self, values: Tensor, grid: Grid, width: int) -> tuple[Tensor, Tensor]:
         """Return the same for some of the groups, by way of the candidates that may be best."""
         widest, zero_point = MinMax()(values, grid)
-        scales = torch.cat(self._scales(widest), dim=1).T.contiguous()
+        scales = torch.cat(self._scales(widest, grid), dim=1).T.contiguous()
 
         def error(rows: Tensor, scale: Tensor) -> Tensor:
             picked, zeros = values.index_select(0, rows), zero_point.index_select(0, rows)
             return lp_error(picked, scale, zeros, grid, self.p, width)
 
-        roots = Roots(values, zero_point, grid.bounds, self.p)
+        roots = Roots(values, zero_point, grid.codes(values), self.p)
         return best_scale(roots, scales, error)[:, None], zero_point
 
-    def _scales(self, widest: Tensor) -> list[Tensor]:
+    def _scales(self, widest: Tensor, grid: Grid) -> list[Tensor]:
         """Return the candidates, each [groups, 1]."""
-        shares = (1 - self.step * index for index in range(self.candidates))
+        shares = [1 - self.step * index for index in range(self.candidates)]
+        if grid.levels is not None:
+            return grid.levels.candidates(widest, shares)
         return [(widest * share).clamp(min=SCALE_FLOOR) for share in shares]
 
 
@@ -220,8 +225,11 @@ def lp_error(
     """
     error = torch.zeros_like(scale)
     for chunk in values.split(width or _width(values), dim=1):
-        levels = grid.encode(chunk, scale, zero_point).sub_(zero_point)
-        error += power(levels.mul_(scale).sub_(chunk), p).sum(dim=1, keepdim=True)
+        if grid.levels is None:
+            found = grid.encode(chunk, scale, zero_point).sub_(zero_point).mul_(scale)
+        else:
+            found = grid.nearest(chunk, scale, zero_point)
+        error += power(found.sub_(chunk), p).sum(dim=1, keepdim=True)
     return error
 
 

@@ -128,13 +128,17 @@ class Layer:
         """Return the grid of this layer in a run on grid.
 
         A layer that keeps its own bits has its groups widened to channels: the group sizes that
-        fit the inner layers seldom divide a stem's 27 or 147 weights a channel.
+        fit the inner layers seldom divide a stem's 27 or 147 weights a channel. It is on integers,
+        also where the others are on a table of levels.
         """
         if self.bits is None:
             return grid
         whole = isinstance(grid.granularity, PerGroup)
         return replace(
-            grid, bits=self.bits, granularity=PerChannel() if whole else grid.granularity
+            grid,
+            bits=self.bits,
+            granularity=PerChannel() if whole else grid.granularity,
+            levels=None,
         )
 
     @torch.no_grad()

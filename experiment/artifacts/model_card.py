@@ -12,7 +12,7 @@ from operator import add
 import pandas as pd
 
 from flexround.artifact.artifact import Artifact, size_of
-from flexround.grid import Granularity
+from flexround.grid import Granularity, Grid
 from results.records.record import Record
 from results.tables.paper_comparison import published_beside
 
@@ -43,8 +43,7 @@ def model_card(artifact: Artifact, record: Record) -> str:
 def _how(artifact: Artifact, record: Record) -> str:
     grids = Counter(layer.grid for layer in artifact.layers.values())
     weights = "; ".join(
-        f"{count} layers at {grid.bits} bit, {'symmetric' if grid.symmetric else 'asymmetric'}, "
-        f"{words(grid.granularity)}"
+        f"{count} layers at {grid.bits} bit, {kind_of(grid)}, {words(grid.granularity)}"
         for grid, count in grids.most_common()
     )
     kinds = Counter((site.bits, site.static) for site in artifact.sites.values())
@@ -71,6 +70,13 @@ def _coverage(record: Record) -> str:
         return ""
     kept = f"; left in full precision: {', '.join(record.left)}" if record.left else ""
     return f"They are {record.quantized_share:.2%} of the weights in the model's blocks{kept}. "
+
+
+def kind_of(grid: Grid) -> str:
+    """Return the name of a grid's table of levels, or whether its integers have a zero point."""
+    if grid.levels is not None:
+        return grid.levels.name
+    return "symmetric" if grid.symmetric else "asymmetric"
 
 
 def words(granularity: Granularity) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiment.artifacts.model_card import words
+from experiment.artifacts.model_card import kind_of, words
 from experiment.artifacts.provenance import provenance_of
 from experiment.artifacts.stated_overrides import composable
 from experiment.build import build, check_plugins, validate
@@ -131,7 +131,7 @@ def inspect(path: str) -> str:
             "layer": name,
             "shape": "x".join(map(str, layer.codes.shape)),
             "bits": layer.grid.bits,
-            "grid": "symmetric" if layer.grid.symmetric else "asymmetric",
+            "grid": kind_of(layer.grid),
             "granularity": words(layer.grid.granularity),
             "bytes": sizes[name].bytes,
             "bits a weight": f"{sizes[name].bits:.3f}",

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override, QuotedString
 from experiment.errors import value_errors
 
 GROUPS = (
-    "model", "task", "protocol", "calibration", "quant", "granularity", "ranges", "recon",
+    "model", "task", "protocol", "calibration", "quant", "granularity", "grid", "ranges", "recon",
     "activation", "transform", "scale", "experiment",
 )  # fmt: skip
 # Options without a group that decide a result, and the device, which a machine has or has not.

@@ -51,7 +51,9 @@ def size_of(layer: QuantizedTensor) -> Size:
     """Return what a layer takes in an artifact."""
     bits, count = layer.grid.bits, layer.codes.numel()
     zero_points = 0 if layer.grid.symmetric else packed_bytes(layer.scale.numel(), bits)
-    return Size(count, packed_bytes(count, bits) + layer.scale.nbytes + zero_points)
+    powers = layer.grid.levels is not None and layer.grid.levels.powers
+    scales = layer.scale.numel() if powers else layer.scale.nbytes
+    return Size(count, packed_bytes(count, bits) + scales + zero_points)
 
 
 @dataclass(frozen=True)

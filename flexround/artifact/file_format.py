@@ -1,10 +1,11 @@
 """File format of an artifact: one safetensors file.
 
 A quantized weight NAME is NAME.codes (packed, see packing.py; symmetric codes are stored from 0),
-NAME.scale [groups, 1] and on an asymmetric grid NAME.zero_point (packed alike). A static activation
-range is SITE.act_scale and SITE.act_zero_point. Every other parameter stands under its own name, as
-it is. The header (header.py) tells bits, grid, granularity and shape of each layer, the
-activations' bits, the run's record, and a digest of everything.
+NAME.scale [groups, 1] and on an asymmetric grid NAME.zero_point (packed alike). On a table of
+levels a code is a place in it, and scales that are powers of two are bytes, exponents plus 127. A
+static activation range is SITE.act_scale and SITE.act_zero_point. Every other parameter stands
+under its own name, as it is. The header (header.py) tells bits, grid, granularity and shape of each
+layer, the activations' bits, the run's record, and a digest of everything.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from flexround.artifact.header import (
     DIGEST,
     FORMAT,
     KEY,
+    LEVELS_FORMAT,
     check_name,
     locate,
     read_header,
@@ -41,11 +43,13 @@ from flexround.grid import (
     PerTensor,
     QuantizedTensor,
 )
+from flexround.levels import BY_NAME, Levels
 
 GRANULARITIES: dict[str, Callable[..., Any]] = {
     kind.__name__: kind for kind in (PerTensor, PerChannel, PerGroup)
 }
 
+BIAS = 127  # of a scale that is a power of two, a byte: E8M0
 WEIGHTS = ("float32", "float16", "bfloat16", "float64")  # what a network may store its weights in
 MOST_WEIGHTS = 2**48  # of a layer: more is no layer, and overflows
 
@@ -81,13 +85,32 @@ def _header(artifact: Artifact) -> dict[str, Any]:
             "symmetric": layer.grid.symmetric,
             "granularity": type(layer.grid.granularity).__name__,
             **asdict(cast(Any, layer.grid.granularity)),
+            **_levels_of(layer.grid),
             "shape": list(layer.codes.shape),
             "dtype": artifact.dtypes[name],
         }
         for name, layer in artifact.layers.items()
     }
     sites = {name: site.header() for name, site in artifact.sites.items()}
-    return {"format": FORMAT, "layers": layers, "sites": sites, "facts": dict(artifact.facts)}
+    even = all(layer.grid.levels is None for layer in artifact.layers.values())
+    version = FORMAT if even else LEVELS_FORMAT
+    return {"format": version, "layers": layers, "sites": sites, "facts": dict(artifact.facts)}
+
+
+def _levels_of(grid: Grid) -> dict[str, str]:
+    """Return the entry that names the grid's table of levels; none where there is no table.
+
+    Raises:
+        ValueError: when the format does not know the table.
+    """
+    if grid.levels is None:
+        return {}
+    if type(grid.levels) is not BY_NAME.get(grid.levels.name):
+        raise ValueError(
+            f"grid={grid.levels.name}: an artifact holds {', '.join(BY_NAME)} and integers; give "
+            "save=false"
+        )
+    return {"levels": grid.levels.name}
 
 
 def read(path: str | Path) -> Artifact:
@@ -161,6 +184,8 @@ def _site(name: str, facts: Mapping[str, Any], part: Callable[[str], Tensor]) ->
 def _packed(layer: QuantizedTensor) -> dict[str, Tensor]:
     grid = layer.grid
     parts = {"codes": pack(layer.codes - grid.qmin, grid.bits), "scale": layer.scale}
+    if grid.levels is not None and grid.levels.powers:
+        parts["scale"] = (torch.frexp(layer.scale).exponent + (BIAS - 1)).to(torch.uint8)
     if not grid.symmetric:
         parts["zero_point"] = pack(layer.zero_point, grid.bits)
     elif layer.zero_point.any():
@@ -182,19 +207,38 @@ def _unpacked(
     if not all(type(size) is int for size in options.values()):
         raise ValueError(f"group_size {str(options)[:40]}")
     granularity = GRANULARITIES[facts["granularity"]](**options)
-    grid = Grid(facts["bits"], facts["symmetric"], granularity)
+    grid = Grid(facts["bits"], facts["symmetric"], granularity, _levels(facts.get("levels")))
     groups = len(granularity.group(torch.empty(shape, device="meta")))
     scale = part(f"{name}.scale")
+    if grid.levels is not None and grid.levels.powers:
+        if scale.dtype != torch.uint8:
+            raise ValueError("scales that are no exponents, a byte each")
+        scale = torch.exp2(scale.double() - BIAS).to(torch.float32)
     if list(scale.shape) != [groups, 1] or not scale.is_floating_point():
         raise ValueError(f"scales {list(scale.shape)}, {groups} groups in its header")
     # SignRound's full-range symmetric grid has scales of either sign.
     if not (scale.isfinite() & (scale != 0 if grid.symmetric else scale > 0)).all():
         raise ValueError("a scale that is 0, negative or not finite")
     codes = unpack(part(f"{name}.codes"), grid.bits, shape.numel()).view(shape) + grid.qmin
+    if codes.max() > grid.qmax:
+        raise ValueError(f"a code beyond the levels of {facts['levels']}")
     zero_point = torch.zeros_like(scale)
     if not grid.symmetric:
         zero_point = unpack(part(f"{name}.zero_point"), grid.bits, groups).view(-1, 1).to(scale)
     return QuantizedTensor(codes, scale, zero_point, grid)
+
+
+def _levels(name: Any) -> Levels | None:
+    """Return the table of levels of that name, None for integers.
+
+    Raises:
+        ValueError: when there is none of that name.
+    """
+    if name is None:
+        return None
+    if not isinstance(name, str) or name not in BY_NAME:
+        raise ValueError(f"levels {str(name)[:40]!r}; there are {', '.join(BY_NAME)}")
+    return BY_NAME[name]()
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
+LEVELS_FORMAT = 2  # of files with a table of levels, which a reader of format 1 would not see
 FILE = "flexround.safetensors"
 KEY, DIGEST = "flexround", "sha256"
 # Bytes of a tensor's elements by what safetensors calls their type.
@@ -70,9 +71,10 @@ def read_header(path: Path) -> tuple[dict[str, Any], str]:
         version = header["format"]
     except (ValueError, KeyError) as error:
         raise ValueError(f"artifact {path} has a damaged header ({error})") from error
-    if type(version) is not int or version != FORMAT:
+    if type(version) is not int or version not in (FORMAT, LEVELS_FORMAT):
         raise ValueError(
-            f"artifact {path} is of format {str(version)[:40]}, this version reads {FORMAT}"
+            f"artifact {path} is of format {str(version)[:40]}, this version reads {FORMAT} "
+            f"and {LEVELS_FORMAT}"
         )
     return header, metadata.get(DIGEST, "")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexround.grid import Grid
+from flexround.grid import Codes, Grid
 from flexround.kernels.chunking import (
     WHOLE,
     compiling_now,
@@ -25,7 +25,7 @@ LOG2_E = math.log2(math.e)
 
 def _divide_and_round(
     masked_quotient: Tensor | None, out: Tensor | None, w: Tensor, s2: Tensor, s3: Tensor | None,
-    s4: Tensor | None, s: Tensor, zero_point: Tensor, bounds: tuple[int, int],
+    s4: Tensor | None, s: Tensor, zero_point: Tensor, codes: Codes,
 ) -> None:  # fmt: skip
     """Write W_hat to out and W / S [inside] to masked_quotient, [out, elements] as w and s2 are.
 
@@ -42,7 +42,7 @@ def _divide_and_round(
     scaled.exp2_().mul_(w)
     grouped = scaled.view(len(s), -1)
     whole = None if out is None else out.view(len(s), -1)
-    levels, inside = to_levels(grouped / s, zero_point, bounds, whole)
+    levels, inside = to_levels(grouped / s, zero_point, codes, whole)
     grouped.mul_(inside)
     levels.mul_(s)
 
@@ -96,14 +96,14 @@ class ElementwiseDivision(torch.autograd.Function):
         out = torch.empty_like(weight).flatten(1)
         # A whole weight's worth of memory, which a compiled pass does not need to be fast.
         masked_quotient = None if compiling_now() else torch.empty_like(out)
-        operands = _operands(*tensors)
+        operands, codes = _operands(*tensors), grid.codes(weight)
         for rows, groups in _parts(out, s1):
             part = None if masked_quotient is None else part_of(masked_quotient, rows)
             s, z = part_of(s1, groups), part_of(zero_point, groups)
             own = _rows_of(operands, rows)
-            _divide_and_round_fused(part, part_of(out, rows), *own, s, z, grid.bounds)
+            _divide_and_round_fused(part, part_of(out, rows), *own, s, z, codes)
         ctx.save_for_backward(*tensors, s1, zero_point, masked_quotient, out)
-        ctx.grid = grid
+        ctx.codes = codes
         return out.view(weight.shape)
 
     @staticmethod
@@ -122,7 +122,7 @@ class ElementwiseDivision(torch.autograd.Function):
             s, recompute = part_of(s1, groups), None
             if operands is not None:
                 z = part_of(zero_point, groups)
-                recompute = (*_rows_of(operands, rows), s, z, ctx.grid.bounds)
+                recompute = (*_rows_of(operands, rows), s, z, ctx.codes)
             grads = (
                 part_of(grad_log_s2, rows),
                 part_of(grad_s1, groups),

@@ -18,6 +18,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from flexround.grid import Codes
+from flexround.levels import nearest_places
+
 CHUNK = 1 << 16  # elements worked on at a time: with two copies they stay in a core's own cache
 PART = 1 << 20  # elements searched at once: what is held of every candidate grows with them
 STRIDES = (16, 8, 4, 2, 1)  # between candidates that are tried, pass after pass
@@ -48,11 +51,9 @@ class Roots:
         lost: a smaller root may have lost its digits.
     """
 
-    def __init__(
-        self, values: Tensor, zero_point: Tensor, bounds: tuple[int, int], p: float
-    ) -> None:
+    def __init__(self, values: Tensor, zero_point: Tensor, codes: Codes, p: float) -> None:
         """Take values [rows, elements] and zero_point [rows, 1]."""
-        self._values, self._p, self._bounds = values, p, bounds
+        self._values, self._p, self._codes = values, p, codes
         self._zero_point, self._symmetric = zero_point, not bool(zero_point.any())
         self._step = max(1, CHUNK // values.shape[1])
         width = min(CHUNK, values.shape[1])
@@ -64,8 +65,8 @@ class Roots:
     def __call__(self, rows: Tensor, scale: Tensor) -> Tensor:
         """Return the roots of the rows at the places [tries] at scale [tries]."""
         # A pass less than to add the zero point and to take it off again.
-        low = self._bounds[0] - self._zero_point.index_select(0, rows)
-        high, found = low + (self._bounds[1] - self._bounds[0]), []
+        low = self._codes.low - self._zero_point.index_select(0, rows)
+        high, found = low + (self._codes.high - self._codes.low), []
         for start in range(0, len(rows), self._step):
             own = slice(start, start + self._step)
             found.append(self._errors(rows[own], scale[own, None], low[own], high[own]))
@@ -81,10 +82,14 @@ class Roots:
         for part in values.split(CHUNK, dim=1):
             steps, levels = (held[: len(part), : part.shape[1]] for held in self._memory[:2])
             torch.mul(part, scale.reciprocal(), out=steps)
-            torch.round(steps, out=levels)
-            if self._symmetric:
-                levels.clamp_(*self._bounds)
+            table = self._codes.table
+            if table is not None:
+                places = nearest_places(steps, table).clamp_(0, len(table.levels) - 1)
+                levels.copy_(table.levels[places])
+            elif self._symmetric:
+                torch.round(steps, out=levels).clamp_(self._codes.low, self._codes.high)
             else:
+                torch.round(steps, out=levels)
                 torch.maximum(levels, low, out=levels)
                 torch.minimum(levels, high, out=levels)
             total += power(levels.sub_(steps), self._p).sum(dim=1)

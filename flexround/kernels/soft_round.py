@@ -7,22 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexround.grid import Grid
+from flexround.grid import Codes, Grid
 from flexround.kernels.chunking import fused, part_of, parts
+from flexround.levels import neighbours
 
 ZETA, GAMMA = 1.1, -0.1  # the rectified sigmoid's stretch, eq. 23
 
 
 @fused
 def _soften(
-    sigmoid: Tensor, values: Tensor, scale: Tensor, zero_point: Tensor, bounds: tuple[int, int],
+    sigmoid: Tensor, values: Tensor, scale: Tensor, zero_point: Tensor, codes: Codes,
     slope: Tensor, out: Tensor,
 ) -> None:  # fmt: skip
     """Write the soft-rounded values to out and their derivative by sigmoid to slope."""
-    low, high = bounds
+    low, high, table = codes
     up = torch.mul(sigmoid, ZETA - GAMMA, out=slope).add_(GAMMA)
     rectified = up.clamp(0, 1)
     inside = up.eq_(rectified)  # explicit and inclusive of the bounds, see to_levels
+    if table is not None:
+        lower, gap = neighbours(values / scale, table)
+        gap.mul_(scale)
+        torch.addcmul(lower.mul_(scale), rectified, gap, out=out)
+        inside.mul_(gap).mul_(ZETA - GAMMA)
+        return
     soft = torch.div(values, scale, out=out).floor_().add_(rectified)
     if low == 0:
         soft.add_(zero_point)
@@ -36,6 +43,8 @@ def _soften(
 class SoftRound(torch.autograd.Function):
     """scale * (clamp(floor(values / scale) + h + zero_point) - zero_point), learned through h.
 
+    On a table of levels scale * (l + h g): the level below values / scale, and the gap above it.
+
     h = clip(sigmoid(V) * (zeta - gamma) + gamma, 0, 1), eq. 23; the derivative counts both clips'
     bounds as inside.
     """
@@ -45,11 +54,11 @@ class SoftRound(torch.autograd.Function):
         ctx: Any, sigmoid: Tensor, values: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid
     ) -> Tensor:
         """Return the soft-rounded values, [groups, elements]; keeps d out / d sigmoid."""
-        out, slope = torch.empty_like(values), torch.empty_like(values)
+        out, slope, codes = torch.empty_like(values), torch.empty_like(values), grid.codes(values)
         for part in parts(values):
             own, zeros = part_of(scale, part[0]), part_of(zero_point, part[0])
             given = part_of(sigmoid, *part), part_of(values, *part)
-            _soften(*given, own, zeros, grid.bounds, part_of(slope, *part), part_of(out, *part))
+            _soften(*given, own, zeros, codes, part_of(slope, *part), part_of(out, *part))
         ctx.save_for_backward(slope)
         return out
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from flexround.grid import Grid
 from flexround.kernels.fake_quantize import FakeQuantize
-from flexround.quantizers.base import RoundThrough, WeightQuantizer, on_grid, straight_through
+from flexround.levels import straight_through
+from flexround.quantizers.base import RoundThrough, WeightQuantizer, on_grid
 from flexround.ranges import SCALE_FLOOR, Ranges
 
 
@@ -24,7 +25,8 @@ class AdaQuant(WeightQuantizer):
     """W_hat = s1 * (round(clamp((W + V) / s1 + z)) - z), R and L the range and its low end.
 
     s1 = R / (2^bits - 1) and z = round(-L / s1), 0 on a symmetric grid, which has no L. A step of
-    the optimizer moves the whole range by the learning rate, and s1 by that over 2^bits - 1. V
+    the optimizer moves the whole range by the learning rate, and s1 by that over 2^bits - 1, or
+    over what a table of levels spans. V
     [out, in, *kernel] starts at zero; R and L [groups, 1] are held as their change since the first
     range, so that training starts at round-to-nearest to the last bit. V and the range each have
     their own learning rate, in units of the weight; the setting's learning rate is not used. V may
@@ -35,7 +37,8 @@ class AdaQuant(WeightQuantizer):
 
     def reference(self, weight: Tensor) -> Tensor:
         """Return the equation's W_hat in plain torch operations and autograd, same shape."""
-        s1 = self.scale + self.range_change / (self.grid.qmax - self.grid.qmin)
+        s1 = self.scale + self.range_change / self.grid.width
+        s1 = self.grid.admitted(s1)
         z = self.zero_point
         if self.low_change is not None:
             end = -(self.low + self.low_change) / s1
@@ -69,9 +72,9 @@ class AdaQuant(WeightQuantizer):
 
     def dequantization_scale(self) -> Tensor:
         """Return s1, [groups, 1]."""
-        s1 = self.scale + self.range_change / (self.grid.qmax - self.grid.qmin)
+        s1 = self.scale + self.range_change / self.grid.width
         # As in the authors' code a range below the floor counts as the floor; at it, it may grow.
-        return torch.where(s1 < SCALE_FLOOR, SCALE_FLOOR, s1)
+        return self.grid.admitted(torch.where(s1 < SCALE_FLOOR, SCALE_FLOOR, s1))
 
     def dequantization_zero_point(self) -> Tensor:
         """Return z, [groups, 1], whole numbers of the grid."""

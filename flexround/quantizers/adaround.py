@@ -20,6 +20,8 @@ from flexround.ranges import Ranges
 class AdaRound(WeightQuantizer):
     """W_hat = s * clamp(floor(W / s) + h(V)), with lambda * sum(1 - |2 h(V) - 1|^beta) added.
 
+    On a table of levels it is s * (l + h(V) g), l the level below W / s and g the gap above it.
+
     V [groups, elements] starts where the soft weight equals the full-precision one; its hard
     rounding, V >= 0, is then round-to-nearest. The scale is never trained. The penalty is a sum
     over weights and reg_weight (lambda) is tied to a reconstruction loss that sums over channels.
@@ -34,6 +36,9 @@ class AdaRound(WeightQuantizer):
             h = (self.v >= 0).to(weight.dtype)
         else:
             h = torch.clamp(torch.sigmoid(self.v) * (ZETA - GAMMA) + GAMMA, 0, 1)
+        if self.grid.levels is not None:
+            lower, gap = self.grid.neighbours(self.grid.granularity.group(weight) / self.scale)
+            return ((lower + h * gap) * self.scale).reshape(weight.shape)
         codes = torch.floor(self.grid.granularity.group(weight) / self.scale) + h + self.zero_point
         # Codes lie on a bound only where h is clamped itself: no gradient is at stake there.
         codes = torch.clamp(codes, self.grid.qmin, self.grid.qmax)
@@ -66,10 +71,13 @@ class AdaRound(WeightQuantizer):
         self.warmup = warmup
         self.anneal = anneal
         steps = grid.granularity.group(weight.detach()) / self.scale
-        rest = steps - torch.floor(steps)
+        lower, gap = grid.neighbours(steps)
+        rest = torch.where(gap > 0, (steps - lower) / gap, 0.0)
         v = -torch.log((ZETA - GAMMA) / (rest - GAMMA) - 1)
         # On a tie h is 1/2 either way; its sign follows round-to-nearest, which rounds to even.
-        up = torch.round(steps) > torch.floor(steps)
+        ones, zeros = torch.ones_like(self.scale), torch.zeros_like(self.scale)
+        nearest = torch.round(steps) if grid.levels is None else grid.nearest(steps, ones, zeros)
+        up = nearest > lower
         v = torch.where(up, v.clamp(min=0), v.clamp(max=-torch.finfo(v.dtype).eps))
         self.v = nn.Parameter(v)
         self._sigmoid: Tensor | None = None
@@ -85,6 +93,9 @@ class AdaRound(WeightQuantizer):
             soft: Tensor = SoftRound.apply(self._sigmoid, values, scale, self.zero_point, self.grid)
             return soft
         up = (self.v >= 0).to(values.dtype)
+        if self.grid.levels is not None:
+            lower, gap = self.grid.neighbours(values / scale)
+            return torch.addcmul(lower, up, gap) * scale
         codes = torch.floor(values / scale) + up + self.zero_point
         return (codes.clamp_(self.grid.qmin, self.grid.qmax) - self.zero_point) * scale
 

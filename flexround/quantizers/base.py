@@ -26,17 +26,18 @@ from torch import Tensor, nn
 
 from flexround.grid import Grid, QuantizedTensor
 from flexround.kernels.fake_quantize import fake_quantize
+from flexround.levels import straight_through
 from flexround.quantizers.adam import Adam
 from flexround.ranges import Ranges
 
 
-def straight_through(values: Tensor, passing: Tensor) -> Tensor:
-    """Return values to the last bit, with the gradient of passing instead of their own."""
-    return values.detach() + (passing - passing.detach())
-
-
 def on_grid(
-    steps: Tensor, zero_point: Tensor, scale: Tensor, grid: Grid, clamp_first: bool = False
+    steps: Tensor,
+    zero_point: Tensor,
+    scale: Tensor,
+    grid: Grid,
+    clamp_first: bool = False,
+    shift: Tensor | float = 0.0,
 ) -> Tensor:
     """Return scale * (clamp(round(steps) + zero_point, qmin, qmax) - zero_point).
 
@@ -45,13 +46,36 @@ def on_grid(
     bounds, the bounds included. This mask is written out because torch.clamp's own gradient at a
     bound is 1, 0.5 or 0 depending on torch's version, and at 2 bits a third of all codes lie there.
     With clamp_first the clamp comes before the rounding: the same values, but no gradient from up
-    to half a step beyond a bound.
+    to half a step beyond a bound. shift is added to steps.
+
+    On a table of levels it is scale * level of the nearest, and shift is in units of the gap that a
+    step lies in: it moves by that many of the places between which it lies.
     """
+    if grid.levels is not None:
+        return _on_levels(steps, scale, grid, clamp_first, shift)
+    steps = steps + shift
     unclamped = (steps if clamp_first else torch.round(steps)) + zero_point
     codes = torch.clamp(unclamped, grid.qmin, grid.qmax)
     inside = codes == unclamped
     codes = straight_through(torch.round(codes), (steps + zero_point) * inside)
     return (codes - zero_point) * scale
+
+
+def _on_levels(
+    steps: Tensor, scale: Tensor, grid: Grid, clamp_first: bool, shift: Tensor | float
+) -> Tensor:
+    """Return on_grid's values for a table, by the distance of every step to every level."""
+    levels = steps.new_tensor(grid.levels.values if grid.levels is not None else ())
+    cell = (steps[..., None] >= levels[1:-1]).sum(-1)
+    gap = levels.diff()[cell]
+    place = (cell + (steps - levels[cell]) / gap + shift).detach()  # the levels are 0, 1, ...
+    last = len(levels) - 1
+    # Codes count from that of 0, and ties go to the even one.
+    code = torch.round(place + grid.qmin).clamp(grid.qmin, grid.qmax)
+    slack = 0.0 if clamp_first else 0.5
+    inside = (place >= -slack) & (place <= last + slack)
+    found = levels[(code - grid.qmin).long()]
+    return straight_through(found, (steps + gap * shift) * inside) * scale
 
 
 class RoundThrough(torch.autograd.Function):
@@ -147,8 +171,8 @@ class WeightQuantizer(nn.Module):
         """Return the integers that `forward(weight)` stands for once hard."""
         scale, zero_point = self.dequantization_scale(), self.dequantization_zero_point()
         # Read off the result: level * scale / scale misses the level by far less than a half.
-        levels = torch.round(self.grid.granularity.group(self(weight)) / scale)
-        codes = (levels + zero_point).to(torch.int16).reshape(weight.shape)
+        codes = self.grid.encode(self.grid.granularity.group(self(weight)), scale, zero_point)
+        codes = codes.to(torch.int16).reshape(weight.shape)
         return QuantizedTensor(codes, scale.clone(), zero_point.clone(), self.grid)
 
 

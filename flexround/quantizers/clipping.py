@@ -18,7 +18,8 @@ class ClippedRange(WeightQuantizer):
 
     With l = sigmoid(b) low and h = sigmoid(g) high an asymmetric grid has s = (h - l) / (2^b - 1)
     and z = round(-l / s), whose rounding passes no gradient, as in the authors' code. A symmetric
-    one has s = 2 max(-l, h) / (2^b - 1) and z = 0. low and high [groups, 1] are the ends of the
+    one has s = 2 max(-l, h) / (2^b - 1) and z = 0, a table of levels the scale that covers
+    max(-l, h). low and high [groups, 1] are the ends of the
     first range, under ranges=min_max the weight's own. A subclass says where b and g start.
     """
 
@@ -42,6 +43,8 @@ class ClippedRange(WeightQuantizer):
     def dequantization_scale(self) -> Tensor:
         """Return s, [groups, 1]."""
         low, high = self.clipped()
+        if self.grid.levels is not None:
+            return self.grid.levels.cover(torch.maximum(-low, high))
         width = 2 * torch.maximum(-low, high) if self.grid.symmetric else high - low
         scale: Tensor = (width / (2**self.grid.bits - 1)).clamp(min=SCALE_FLOOR)
         return scale
@@ -120,6 +123,9 @@ def _scale_and_zero_point(quantizer: ClippedRange) -> tuple[Tensor, Tensor]:
     """Return s and z of the equation, in torch's operations; only s has a gradient."""
     low = torch.sigmoid(quantizer.low_logit) * quantizer.low
     high = torch.sigmoid(quantizer.high_logit) * quantizer.high
+    if quantizer.grid.levels is not None:
+        s = quantizer.grid.levels.cover(torch.maximum(-low, high))
+        return s, torch.zeros_like(s)
     steps = 2**quantizer.grid.bits - 1
     if quantizer.grid.symmetric:
         s = 2 * torch.maximum(-low, high) / steps

@@ -24,7 +24,7 @@ class FlexRound(WeightQuantizer):
         """Return the equation's W_hat in plain torch operations and autograd, same shape."""
         logs = [log for log in (self.log_s2, self.log_s3, self.log_s4) if log is not None]
         divided = weight / torch.exp(sum(logs[1:], logs[0]))  # W / (S2 * s3 * s4)
-        s1 = self.scale * torch.exp(self.log_s1)
+        s1 = self.grid.admitted(self.scale * torch.exp(self.log_s1))
         steps = self.grid.granularity.group(divided) / s1
         return on_grid(steps, self.zero_point, s1, self.grid).reshape(weight.shape)
 
@@ -50,7 +50,7 @@ class FlexRound(WeightQuantizer):
 
     def dequantization_scale(self) -> Tensor:
         """Return s1, [groups, 1]."""
-        return self.scale * torch.exp(self.log_s1)
+        return self.grid.admitted(self.scale * torch.exp(self.log_s1))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the fake-quantized weight, same shape."""

@@ -33,7 +33,7 @@ class LRQ(WeightQuantizer):
         """Return the equation's W_hat in plain torch operations and autograd, same shape."""
         product = self.l2 if self.u2 is None else self.l2 @ self.u2
         divided = weight / torch.exp(product + self.r2 + self.c2)
-        s1 = self.scale * torch.exp(self.log_s1)
+        s1 = self.grid.admitted(self.scale * torch.exp(self.log_s1))
         steps = self.grid.granularity.group(divided) / s1
         return on_grid(steps, self.zero_point, s1, self.grid).reshape(weight.shape)
 
@@ -83,7 +83,7 @@ class LRQ(WeightQuantizer):
 
     def dequantization_scale(self) -> Tensor:
         """Return s1, [groups, 1]."""
-        return self.scale * torch.exp(self.log_s1)
+        return self.grid.admitted(self.scale * torch.exp(self.log_s1))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the fake-quantized weight, same shape."""

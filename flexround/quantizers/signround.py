@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from flexround.grid import Grid
 from flexround.kernels.fake_quantize import FakeQuantize
-from flexround.quantizers.base import RoundThrough, WeightQuantizer, on_grid, straight_through
+from flexround.levels import straight_through
+from flexround.quantizers.base import RoundThrough, WeightQuantizer, on_grid
 from flexround.ranges import SCALE_FLOOR, Ranges
 
 
@@ -25,7 +26,8 @@ class SignRound(WeightQuantizer):
     max. With l = alpha low and h = beta high an asymmetric grid has s = (h - l) / (2^b - 1) and
     z = round(-l / s), the one place where an end is rounded. A symmetric grid has the larger one of
     -l and h at the code -2^(b-1), the full range: s = max(-l, h) / 2^(b-1), **negative** where h is
-    not the smaller one, and z = 0.
+    not the smaller one, and z = 0. On a table of levels the larger one is the largest level, and V
+    is in units of the gap that W / s lies in: at most half of it leads to one of its two ends.
 
     V [groups, elements] starts at 0, alpha and beta [groups, 1] at 1 and stay in [0, 1]: training
     starts at round-to-nearest on that grid to the last bit. V has no clamp of its own: each step
@@ -42,15 +44,18 @@ class SignRound(WeightQuantizer):
         Both roundings pass the gradient straight through, that of z to alpha and beta.
         """
         low, high = self.alpha * self.low, self.beta * self.high
-        if self.grid.symmetric:
+        if self.grid.levels is not None:
+            s = self.grid.levels.cover(torch.maximum(-low, high))
+            z = torch.zeros_like(s)
+        elif self.grid.symmetric:
             sign = torch.where(-low > high, 1.0, -1.0)
             s = sign * torch.maximum(-low, high) / -self.grid.qmin
             z = torch.zeros_like(s)
         else:
             s = (high - low) / self.grid.qmax
             z = straight_through(torch.round(-low / s), -low / s)
-        steps = self.grid.granularity.group(weight) / s + self.v
-        return on_grid(steps, z, s, self.grid).reshape(weight.shape)
+        steps = self.grid.granularity.group(weight) / s
+        return on_grid(steps, z, s, self.grid, shift=self.v).reshape(weight.shape)
 
     def __init__(self, weight: Tensor, *, grid: Grid, ranges: Ranges) -> None:
         super().__init__(weight, grid=grid, ranges=ranges)
@@ -72,6 +77,8 @@ class SignRound(WeightQuantizer):
     def dequantization_scale(self) -> Tensor:
         """Return s, [groups, 1]; on a symmetric grid either sign, and never 0."""
         low, high = self.alpha * self.low, self.beta * self.high
+        if self.grid.levels is not None:
+            return self.grid.levels.cover(torch.maximum(-low, high))
         if not self.grid.symmetric:
             return ((high - low) / self.grid.qmax).clamp(min=SCALE_FLOOR)
         # Equal ends share the gradient, which torch.maximum halves between them.

@@ -154,7 +154,8 @@ class Reconstruction(Settings):
         """
         # Without storage, and larger than any layer that a rank could be too large for.
         empty = torch.empty(8192, 8192, device="meta")
-        made = quantizer(empty, grid=replace(grid, granularity=PerTensor()), ranges=MinMax())
+        plain = replace(grid, granularity=PerTensor(), levels=None)
+        made = quantizer(empty, grid=plain, ranges=MinMax())
         if not self.iters and made.param_groups(self.lr):
             raise ValueError(
                 f"recon.iters=0 leaves {type(made).__name__} at round-to-nearest; give "

@@ -88,7 +88,7 @@ class CDQuant:
             t.double()
             for t in (weight, _spread(first.scale, first), _spread(first.zero_point, first))
         )
-        values = (first.codes - zero) * scale
+        values = grid.decode(first.codes, scale, zero)
         step = len(weight) // len(hessian)
         for index, own in enumerate(hessian.double()):
             part = slice(index * step, (index + 1) * step)
@@ -97,7 +97,7 @@ class CDQuant:
                 exact[part], values[part], gradient, own, scale[part], zero[part], grid
             )  # fmt: skip
             self._descend(rows, watch if watch is not None and len(hessian) == 1 else None)
-        codes = torch.round(values / scale) + zero
+        codes = grid.encode(values, scale, zero)
         return QuantizedTensor(codes.to(torch.int16), first.scale, first.zero_point, grid)
 
     def _first(

@@ -24,7 +24,7 @@ def best_values(
     the best level is the one nearest to it. A coordinate without curvature keeps its value.
     """
     target = values - gradient / curvature.clamp(min=torch.finfo(curvature.dtype).tiny)
-    found = (grid.encode(target, scale, zero) - zero) * scale
+    found = grid.nearest(target, scale, zero)
     return torch.where(curvature > 0, found, values)
 
 
@@ -107,8 +107,8 @@ def move_pair(rows: Rows, order: Tensor) -> bool:
     scale, zero = rows.scale[:, a], rows.zero[:, a]
     best = torch.zeros_like(held_a)
     new_a, new_b = held_a, held_b
-    for level in range(rows.grid.qmin, rows.grid.qmax + 1):
-        level_a = (level - zero) * scale
+    for code in range(rows.grid.qmin, rows.grid.qmax + 1):
+        level_a = rows.grid.decode(torch.full_like(held_a, code), scale, zero)
         move_a = level_a - held_a
         grad = grad_b + move_a * across
         level_b = rows.best(b, grad)

@@ -242,7 +242,7 @@ class _Columns:
         group = column // self._width if self._grouped else 0
         scale, zero = self._scale[:, group], self._zero[:, group]
         codes = self._grid.encode(values, scale, zero)
-        return codes, (codes - zero) * scale
+        return codes, self._grid.decode(codes, scale, zero)
 
     def quantized(self, codes: Tensor, weight: Tensor) -> QuantizedTensor:
         """Return the codes [out, in] with their scales."""

@@ -46,8 +46,8 @@ def best_scales(
     values, local = grid.granularity.group(weight), _local(hessian, grid)
     best_scale, best_error = widest, torch.full_like(widest, torch.inf, dtype=local.dtype)
     for share in shares:
-        scale = (widest * share).clamp(min=SCALE_FLOOR)
-        change = (grid.encode(values, scale, zero_point) - zero_point) * scale - values
+        scale = grid.admitted((widest * share).clamp(min=SCALE_FLOOR))
+        change = grid.nearest(values, scale, zero_point) - values
         error = _error(change.view(weight.shape).to(local.dtype), local, len(scale))
         better = error < best_error
         best_error = torch.where(better, error, best_error)

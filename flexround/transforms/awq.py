@@ -137,8 +137,7 @@ def error_of(place: Place, scales: Tensor, grams: Mapping[str, Tensor], grid: Gr
         inputs = scales[place.index].to(weight)
         values = own.granularity.group(weight * inputs)
         scale, zero_point = MinMax()(values, own)
-        levels = own.encode(values, scale, zero_point) - zero_point
-        rounded = (levels * scale).reshape(weight.shape) / inputs
+        rounded = own.nearest(values, scale, zero_point).reshape(weight.shape) / inputs
         change = rounded - weight
         total += ((change @ grams[layer.name][0].float()) * change).sum().item() / 2
     return total

@@ -49,7 +49,7 @@ def conditions_of(settings: dict[str, Any]) -> dict[str, str]:
     protocol = task.get("protocol")
     found = {
         "granularity": _word(granularity),
-        "symmetric": str(settings["symmetric"]).lower(),
+        "symmetric": str(settings.get("symmetric", True)).lower(),
         "ranges": _word(settings["ranges"]),
         "calibration": _drawn_from(calibration["corpus"]) if calibration else "own",
         "num_samples": str(settings["num_samples"]),

@@ -19,6 +19,7 @@ SEEDS = ("seed", "quant.seed")  # what runs of one cell may differ in
 # Settings that become a column by themselves where runs of one cell differ in them.
 TOLD_APART = (
     "recon.act_steps", "act_stem_bits", "kv_bits", "granularity._target_", "group_size",
+    "grid._target_",
     "symmetric", "recon.unit", "transform._target_", "checkpoint", "task_version", "metric",
 )  # fmt: skip
 FORMATS = ("markdown", "csv", "latex", "html")

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers.child import Job
-from experiment.build import build, validate
+from experiment.build import build, build_grid, validate
 from experiment.config import composed
-from flexround.grid import Grid
 
 
 def start(job: Job) -> Any:
@@ -21,7 +20,7 @@ def start(job: Job) -> Any:
          *job.settings["overrides"]]
     )  # fmt: skip
     validate(cfg)
-    grid = Grid(cfg.bits, cfg.symmetric, build(cfg.granularity))
+    grid = build_grid(cfg)
     quantizer, recon = build(cfg.quant), build(cfg.recon)
     recon.check_method(quantizer, grid)
     adapter = build(cfg.model).adapter(build(cfg.task), None, torch.device("cpu"), None)

@@ -38,12 +38,27 @@ def check_layers(
             raise ValueError(f"{name} holds {' and '.join(classes)}; layer {layer} is a {kind}")
 
 
+def check_integer(grid: Grid, layer: str, name: str) -> None:
+    """Check that the codes of layer are integers, which is what the format name holds.
+
+    Raises:
+        ValueError: when they are places in a table of levels.
+    """
+    if grid.levels is not None:
+        raise ValueError(
+            f"layer {layer}: {name} is written with integers, and this weight is on "
+            f"grid={grid.levels.name}; quantize with grid=integer"
+        )
+
+
 def check_one_grid(artifact: Artifact, name: str) -> Grid:
     """Return the grid that all layers are on.
 
     Raises:
-        ValueError: when there are several.
+        ValueError: when there are several, or it is none of integers.
     """
+    for layer, integers in artifact.layers.items():
+        check_integer(integers.grid, layer, name)
     grids = {layer.grid for layer in artifact.layers.values()}
     if len(grids) > 1:
         raise ValueError(f"{name} gets one grid for all layers, not {len(grids)}")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from flexround.activations.quantizers import FAKE_QUANTIZE
+from flexround.artifact.exports.huggingface import check_integer
 from flexround.artifact.exports.onnx_graph import replace_activation, replace_weight
 from flexround.grid import QuantizedTensor
 from flexround.models.base import ModelAdapter
@@ -96,6 +97,7 @@ def check_integers(adapter: ModelAdapter, integers: Mapping[str, QuantizedTensor
         where = "the model" if name in layers else "the integers"
         raise ValueError(f"layer {name}: only {where} has it; give the integers of this model")
     for name, quantized in integers.items():
+        check_integer(quantized.grid, name, "ONNX")
         weight = output_first(layers[name], cast(Tensor, layers[name].weight))
         if weight.dtype != torch.float32:
             raise ValueError(f"layer {name}: its weight is {weight.dtype}; ONNX export is float32")

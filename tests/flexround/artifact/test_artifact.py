@@ -290,7 +290,7 @@ CHANGES = {
     "unknown": (first(granularity="PerMoon"), ["PerMoon"]),
     "layer": (lambda h: h["layers"].update(x=h["layers"]["2.conv1"]), ["x.scale", "does not hold"]),
     "site": (lambda h: h["sites"].update(x=h["sites"]["1.output"]), ["x.act_scale"]),
-    "format": (lambda h: h.update(format=2), ["of format 2, this version reads 1"]),
+    "format": (lambda h: h.update(format=3), ["of format 3, this version reads 1"]),
     "list": (lambda h: h.update(layers=[]), ["header"]),
 }
 

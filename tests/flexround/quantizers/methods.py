@@ -76,7 +76,7 @@ def shaken(quantizer, size, seed=1):
         for name, p in quantizer.named_parameters():
             if name in ("range_change", "low_change"):  # of a range that stays a positive one
                 part = torch.empty_like(p).uniform_(-0.3, 0.3, generator=generator)
-                p.add_(part * quantizer.scale * (2**quantizer.grid.bits - 1))
+                p.add_(part * quantizer.scale * quantizer.grid.width)
             else:
                 p.add_(torch.empty_like(p).uniform_(-size, size, generator=generator))
     return quantizer
