@@ -1,10 +1,11 @@
 """Views of a folder of records: `python -m results` prints the leaderboard.
 
 `python -m results html` writes it as a page with the runs behind it, `table02` sets ours beside the
-paper's Table 2, `leaderboard` ranks the methods over all settings, and `wandb` logs the table as
-one of wandb; `plot KIND` draws the records. `compare FIRST SECOND` sets two methods against each
-other on the same seeds and samples, `ablation SETTING` the values of one setting side by side.
-`rekey` renames records of an older version, and `clean` lists what killed runs have left.
+paper's Table 2 and `signround` (lrq, cdquant, gptq) beside that method's papers, `leaderboard` ranks
+the methods over all settings, and `wandb` logs the table as one of wandb; `plot KIND` draws the
+records. `compare FIRST SECOND` sets two methods against each other on the same seeds and samples,
+`ablation SETTING` the values of one setting side by side. `rekey` renames records of an older
+version, and `clean` lists what killed runs have left.
 """
 
 from __future__ import annotations
@@ -197,17 +198,33 @@ def _table(argv: Sequence[str]) -> str:
 
 def _published(argv: Sequence[str]) -> str:
     from results.tables.formats import latex
+    from results.tables.other_papers import PAPERS, compare_with_others, left_out, of_paper
     from results.tables.paper_comparison import as_text, compare_with_paper, frame, text
     from results.tables.published_numbers import published
 
     parser = _selection()
-    parser.add_argument("table", help="one of the paper's, such as table02 or figure07")
+    parser.add_argument(
+        "table",
+        help="one of FlexRound's paper, such as table02 or figure07; or signround, lrq, cdquant, "
+        "gptq: all tables of theirs, signround/w4g128 one of them",
+    )
     parser.add_argument("--format", choices=TEXTS, default="markdown")
     args = parser.parse_args(argv)
     if args.by:
         raise ValueError(f"--by {args.by[0]} does nothing with a table of the paper; leave it out")
-    published(args.table)  # a name that is none is told before records are looked for
-    joined = frame(compare_with_paper(args.table, _chosen(args)))
+    # A name that is none is told before records are looked for.
+    left: Sequence[str] = ()
+    if args.table.partition("/")[0] in PAPERS:
+        cells = of_paper(args.table)
+        left = left_out(cells)
+        joined = frame(compare_with_others(cells, _chosen(args)))
+    else:
+        try:
+            published(args.table)
+        except ValueError as error:
+            others = f"other papers are {', '.join(PAPERS)}"
+            raise ValueError(f"{error} {others}") from None
+        joined = frame(compare_with_paper(args.table, _chosen(args)))
     for column, name in (("model", args.model), ("task", args.task)):
         if name is None:
             continue
@@ -216,7 +233,9 @@ def _published(argv: Sequence[str]) -> str:
         joined = joined[joined[column] == name]
     if args.format == "csv":
         return joined.to_csv(index=False).rstrip("\n")
-    return latex(as_text(joined)) if args.format == "latex" else text(joined)
+    if args.format == "latex":
+        return latex(as_text(joined))
+    return "\n".join([text(joined), *left])
 
 
 def _chosen(args: argparse.Namespace) -> list[Record]:

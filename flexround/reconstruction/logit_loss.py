@@ -83,6 +83,7 @@ class LogitLoss:
                 total += loss.detach()
                 if gradient is not None:
                     loss.backward()  # part is all that learns of what it is made of
+                    assert part.grad is not None
                     gradient[piece] = part.grad
         count = max(1, int(counted.sum()))
         if gradient is None:

@@ -1,7 +1,8 @@
 """Numbers that others have published, for tables that set them beside our own.
 
-paper.csv holds Tables 1 to 24 and Figure 7 of FlexRound (arXiv 2306.00317v2), other_methods.csv
-what the authors of other methods, or their code, have published. Names are the command line's: of
+paper.csv holds Tables 1 to 24 and Figure 7 of FlexRound (arXiv 2306.00317v2), others.csv what the
+authors of other methods, or their code, have published: by paper (a method's name) and table, which
+a preset experiment=PAPER/TABLE is called by where there is one. Names are the command line's: of
 models, tasks (a part of zero_shot is the metric), methods (fp is no quantization) and metrics; a
 metric with a dot is a setting that a table lists, not a result. bits is 32 or 16 for fp, else
 W4A16, W4 where the activations are not mentioned, - where nothing is. setting is words: B
@@ -12,7 +13,7 @@ command line.
 
 ImageNet is the median of five trials, symmetric per tensor; language models are asymmetric per
 tensor, LLaMA's weights per channel. Zero-shot numbers look like acc_norm where a task has it.
-Times and memory in other_methods.csv have the task none.
+Times and memory in others.csv have the task none.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ class Cell:
     """One published number.
 
     Attributes:
-        table: table02 or figure07 of the FlexRound paper; for other methods the paper or file.
+        table: table02 or figure07 of the FlexRound paper, or opt of another.
         printed: the value with the digits that it was published with.
         note: an oddity of the number, or what it was taken from.
+        paper: the method that the paper is of, empty for FlexRound's.
+        source: the paper or file that it stands in, empty for FlexRound's.
     """
 
     table: str
@@ -49,6 +52,8 @@ class Cell:
     metric: str
     printed: str
     note: str
+    paper: str = ""
+    source: str = ""
 
     @property
     def value(self) -> float:
@@ -57,6 +62,7 @@ class Cell:
 
 
 COLUMNS = ("table", "model", "task", "method", "setting", "bits", "metric", "value", "note")
+OTHERS = ("paper", "table", "source", *COLUMNS[1:])
 
 
 def published(table: str | None = None) -> list[Cell]:
@@ -74,8 +80,10 @@ def others(source: str | None = None) -> list[Cell]:
     Raises:
         ValueError: when there is no such source; names the nearest ones.
     """
-    columns = ("source", *COLUMNS[1:])
-    return _of("source", source, read(FOLDER / "other_methods.csv", columns))
+    cells = read(FOLDER / "others.csv", OTHERS)
+    if source is None or any(cell.source == source for cell in cells):
+        return [cell for cell in cells if source in (None, cell.source)]
+    raise ValueError(_no("source", source, {cell.source for cell in cells}))
 
 
 def read(path: Path, columns: Sequence[str]) -> list[Cell]:
@@ -92,9 +100,10 @@ def read(path: Path, columns: Sequence[str]) -> list[Cell]:
         for row in rows:
             if problem := _problem(row, columns):
                 raise ValueError(f"{path}:{rows.line_num}: {problem}")
-            cell = Cell(*row)
-            if cells.setdefault(tuple(row[:7]), cell) is not cell:
-                raise ValueError(f"{path}:{rows.line_num}: a second value of {' '.join(row[:7])}")
+            named = dict(zip(columns, row, strict=True))
+            cell = Cell(printed=named.pop("value"), **named)
+            if cells.setdefault(tuple(row[:-2]), cell) is not cell:
+                raise ValueError(f"{path}:{rows.line_num}: a second value of {' '.join(row[:-2])}")
     return list(cells.values())
 
 
@@ -115,7 +124,11 @@ def _problem(row: Sequence[str], columns: Sequence[str]) -> str | None:
 def _of(kind: str, table: str | None, cells: list[Cell]) -> list[Cell]:
     if table is None or any(cell.table == table for cell in cells):
         return [cell for cell in cells if table in (None, cell.table)]
-    plain = re.sub(r"\W*0*(\d+)$", lambda m: m[1].zfill(2), table.lower())  # Table 2 is table02
-    known = sorted({cell.table for cell in cells})
-    near = [plain] if plain in known else difflib.get_close_matches(table, known, n=3)
-    raise ValueError(f"no {kind} {table}; did you mean {' or '.join(near or known)}?")
+    raise ValueError(_no(kind, table, {cell.table for cell in cells}))
+
+
+def _no(kind: str, name: str, known: set[str]) -> str:
+    """Return that there is no such name, and the nearest that there are."""
+    plain = re.sub(r"\W*0*(\d+)$", lambda m: m[1].zfill(2), name.lower())  # Table 2 is table02
+    near = [plain] if plain in known else difflib.get_close_matches(name, sorted(known), n=3)
+    return f"no {kind} {name}; did you mean {' or '.join(near or sorted(known))}?"

@@ -41,7 +41,7 @@ def test_a_method_keeps_its_own_protocol_on_every_preset(task, quant):
 @pytest.mark.parametrize(
     ("preset", "count", "task"),
     [("lrq/mmlu", 12, "mmlu"), ("lrq/common_sense", 12, "zero_shot"),
-     ("signround/zero_shot", 12, "eleven")],
+     ("signround/w4", 12, "eleven")],
 )  # fmt: skip
 def test_a_papers_sweep_is_on_its_task_and_in_small_on_an_embedded_one(preset, count, task):
     full = jobs([f"experiment={preset}"])

@@ -170,6 +170,7 @@ OTHERS_COUNTS = {
     "BRECQ@e455d62 README.md": 4,
     "QDrop@ef37616 README.md": 5 * 6,
     "QuantEase@e8c7d71 README.md": 4 * 3,
+    "arXiv 2407.11534 Table 1": 2,  # all that a review has of it
     "auto-round@b9f3d00 docs/paper_acc.md": 4 + 4 * 4 * 6 + 4 * 4,  # fp; schemes; MMLU
     "auto-round@b9f3d00 docs/alg_202508.md": 2,
     "auto-round@b9f3d00 docs/full_range_sym.md": 3,
@@ -200,6 +201,9 @@ OTHERS = {
         mnasnet_x2 imagenet qdrop _ W3A3 top1 64.05""",
     "QuantEase@e8c7d71 README.md": """
         opt_1_3b wikitext2 quantease per_channel W3 perplexity 21.30""",
+    "arXiv 2407.11534 Table 1": """
+        llama2_70b zero_shot lrq per_channel+kv_bits=8 W8A8 average 65.93
+        llama2_70b zero_shot flexround per_channel+kv_bits=8 W8A8 average 65.86""",
     "auto-round@b9f3d00 docs/paper_acc.md": """
         llama2_7b zero_shot signround group_size=128 W2 average_11 48.64
         llama2_70b zero_shot awq per_channel W4 average_11 66.28
