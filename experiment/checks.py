@@ -69,22 +69,6 @@ def check_loop(cfg: DictConfig) -> None:
         )
 
 
-def check_ranges(cfg: DictConfig, chosen: str) -> None:
-    """Check that chosen, the member of ranges=, has a zero point to move where that is its use.
-
-    Raises:
-        ValueError: when weights and activations are all on grids without one.
-    """
-    symmetric = cfg.symmetric or cfg.grid is not None
-    static = cfg.activation is not None and "symmetric" in cfg.activation
-    if chosen == "lp_2d" and symmetric and not (static and not cfg.activation.symmetric):
-        raise ValueError(
-            "ranges=lp_2d moves the zero point, which symmetric=true and tables of levels "
-            "have none of; give ranges=lp, symmetric=false with grid=integer, or "
-            "activation=static_per_tensor activation.symmetric=false"
-        )
-
-
 def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> None:
     """Refuse options given by hand that do nothing for what was chosen.
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiment.artifacts.provenance import check_free, is_of
 from experiment.build import check_plugins
-from experiment.checks import check_idle, check_loop, check_preset, check_ranges, check_values
+from experiment.checks import check_idle, check_loop, check_preset, check_values
 from experiment.conditions import changes, conditions
 from experiment.config import check_keys
 from experiment.environment import check_environment
@@ -25,6 +25,7 @@ from experiment.identity import identity, places, run_id
 from experiment.outcome import _in_sweep, write_outcome
 from experiment.recorder import Draft, recording
 from experiment.sweeps.jobs import as_typed, names_of, sweep_overrides
+from flexround.api.rules import check_moving_zero_point
 from flexround.utils.leaving import undoing
 from results.records.leftovers import is_stale, sweep
 from results.records.record import Record
@@ -162,7 +163,8 @@ def current_job(cfg: DictConfig) -> Job:
     check_loop(cfg)
     if "recon" not in cfg.idle.get("quant", ()):  # round-to-nearest is the same in every setting
         check_preset(choices["recon"], names["quant"])
-    check_ranges(cfg, choices["ranges"])
+    symmetric = cfg.symmetric or cfg.grid is not None
+    check_moving_zero_point(choices["ranges"], symmetric, cfg.activation)
     settings = _identity(cfg)
     store = Store(cfg.results_dir)
     store.check_writable()

@@ -22,6 +22,18 @@ from flexround.models.tracing import Trace, first_line, logits_of, trace
 from flexround.structure import check_layer, is_quantizable
 
 
+class NoChain(ValueError):
+    """A network whose blocks are no chain.
+
+    Attributes:
+        block: the name of the one whose output is not all that what follows it needs.
+    """
+
+    def __init__(self, line: str, block: str) -> None:
+        super().__init__(line)
+        self.block = block
+
+
 def check_network(model: nn.Module, example: Tensor, leave: Sequence[str] = ()) -> None:
     """Check that all weights that decide model's output on example can be quantized.
 
@@ -60,7 +72,7 @@ def check_chain(adapter: ModelAdapter, example: Tensor, order: Trace) -> None:
     order is the trace of adapter's model on example.
 
     Raises:
-        ValueError: when one needs more; names it.
+        NoChain: when one needs more; names it.
     """
     blocks = adapter.blocks()
     outputs = [order.first[block.module].output for block in blocks]
@@ -71,9 +83,10 @@ def check_chain(adapter: ModelAdapter, example: Tensor, order: Trace) -> None:
         except Exception as error:  # a network may raise anything on another block's results
             same, why = False, f" ({first_line(error)})"
         if not same:
-            raise ValueError(
+            raise NoChain(
                 f"block {after.name} needs more than the output of {block.name} before it; "
-                f"only networks that are a chain of blocks can be reconstructed{why}"
+                f"only networks that are a chain of blocks can be reconstructed{why}",
+                block.name,
             )
     with ExitStack() as stack:
         for block, output in zip(
@@ -81,7 +94,9 @@ def check_chain(adapter: ModelAdapter, example: Tensor, order: Trace) -> None:
         ):
             stack.enter_context(stub_forward(block.module, output))
         if not _equal(adapter.model(example), order.output):
-            raise ValueError(f"the logits need more than the output of {block.name} at the end")
+            raise NoChain(
+                f"the logits need more than the output of {block.name} at the end", block.name
+            )
 
 
 def _equal(found: Tensor, wanted: Tensor) -> bool:

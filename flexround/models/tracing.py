@@ -59,17 +59,16 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
         ValueError: when its forward pass fails on them, or gives no tensor with a batch axis.
     """
     name, size = type(model).__name__, " x ".join(map(str, images.shape[2:]))
+    what = f"images of {size} pixels" if images.dim() == 4 else f"inputs {list(images.shape)}"
     try:
         output = model(images)
     except Exception as error:  # a network may raise anything, about an image's size above all
-        raise ValueError(
-            f"{name}'s forward pass fails on images of {size} pixels: {first_line(error)}"
-        ) from error
+        raise ValueError(f"{name}'s forward pass fails on {what}: {first_line(error)}") from error
     if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != len(images):
         found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
-            f"{name} answers {len(images)} images with {found}; only classifiers, with one row of "
-            "logits an image, can be quantized"
+            f"{name} answers {len(images)} samples with {found}; only networks that give a row of "
+            "numbers a sample, as classifiers do, can be quantized"
         )
     return output
 

@@ -167,10 +167,12 @@ class VisionAdapter(ModelAdapter):
         first_last_bits: int | None,
         device: torch.device,
         leave: Sequence[str] = (),
+        units: Sequence[str] = (),
     ) -> None:
         """Fold BatchNorm and find the blocks by running model on example [2, 3, height, width].
 
-        leave names weights that stay in full precision.
+        leave names weights that stay in full precision, units modules that are a block each, as
+        those of BLOCK_CLASSES are.
 
         Raises:
             ValueError: when the network is not a chain of blocks, or holds a weight that can't be
@@ -186,7 +188,7 @@ class VisionAdapter(ModelAdapter):
         check_network(self.model, self._example, leave)
         fold_batch_norm(self.model, self._example)
         order = trace(self.model, self._example)
-        blocks = find_blocks(self.model, order, first_last_bits, BLOCK_CLASSES)
+        blocks = find_blocks(self.model, order, first_last_bits, BLOCK_CLASSES, units)
         self._blocks = without_left(blocks, leave)
         self.coverage()
         # One sample's output of every block stands in for it when a later block's input is wanted.

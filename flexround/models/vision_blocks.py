@@ -21,9 +21,15 @@ ACTIVATIONS = (
 
 
 def find_blocks(
-    model: nn.Module, order: Trace, first_last_bits: int | None, classes: Sequence[str]
+    model: nn.Module,
+    order: Trace,
+    first_last_bits: int | None,
+    classes: Sequence[str],
+    units: Sequence[str] = (),
 ) -> list[Block]:
-    """Return the units in execution order: modules of the classes, and the layers outside of them.
+    """Return the blocks in execution order: modules of the classes, units, the layers outside.
+
+    classes are names of classes, units those of single modules.
 
     Raises:
         ValueError: when there is no layer, or a layer or unit is not called once with one tensor.
@@ -44,7 +50,8 @@ def find_blocks(
         for module in called
     }
     blocks = []
-    for unit in dict.fromkeys(_units(model, classes)):
+    single = {model.get_submodule(name) for name in units}
+    for unit in dict.fromkeys(_units(model, classes, single)):
         within = set(unit.modules())
         inside = [layers[module] for module in called if module in within]
         if inside:
@@ -56,12 +63,15 @@ def find_blocks(
     return with_sites(blocks, order, names, ACTIVATIONS)
 
 
-def _units(module: nn.Module, classes: Sequence[str]) -> Iterator[nn.Module]:
+def _units(
+    module: nn.Module, classes: Sequence[str], single: set[nn.Module]
+) -> Iterator[nn.Module]:
     for child in module.children():
-        if type(child).__name__ in classes or isinstance(child, QUANTIZABLE):
+        known = type(child).__name__ in classes or child in single
+        if known or isinstance(child, QUANTIZABLE):
             yield child
         else:
-            yield from _units(child, classes)
+            yield from _units(child, classes, single)
 
 
 def _channel_dim(unit: nn.Module, order: Trace) -> int:

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 
 import run  # noqa: F401  registers the schema
 from experiment.build import validate
-from experiment.checks import check_idle, check_preset, check_ranges, check_values
+from experiment.checks import check_idle, check_preset, check_values
 from experiment.identity import identity, run_id
+from flexround.api.rules import check_moving_zero_point
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = [path.relative_to(CONF).with_suffix("") for path in sorted(CONF.rglob("*.yaml"))]
@@ -292,7 +293,8 @@ def test_a_search_of_zero_points_is_refused_where_there_are_none(given, refused)
     cfg = composed("ranges=lp_2d", *given)
     if refused:
         with pytest.raises(ValueError, match="moves the zero point, which symmetric=true has none"):
-            check_ranges(cfg, "lp_2d")
+            check_moving_zero_point("lp_2d", cfg.symmetric, cfg.activation)
     else:
-        check_ranges(cfg, "lp_2d")
-    check_ranges(composed("ranges=lp", *given), "lp")
+        check_moving_zero_point("lp_2d", cfg.symmetric, cfg.activation)
+    cfg = composed("ranges=lp", *given)
+    check_moving_zero_point("lp", cfg.symmetric, cfg.activation)

@@ -142,7 +142,7 @@ NETWORKS = {
     "a unit passed by": (
         lambda: Calling(lambda unit, x: unit.conv(x)), "block unit is not called as a whole"),
     "no layer": (lambda: nn.Sequential(nn.Flatten()), "no convolution or linear layer"),
-    "several answers": (lambda: Twofold(*chain(nn.Conv2d(3, 4, 3))), "answers 2 images with tuple"),
+    "several answers": (lambda: Twofold(*chain(nn.Conv2d(3, 4, 3))), "2 samples with tuple"),
     "images of another size": (
         lambda: VisionModel("timm", "vit_tiny_patch16_224", None, 8, False, False, []).build(5),
         "forward pass fails on images of 64 x 64 pixels: AssertionError"),

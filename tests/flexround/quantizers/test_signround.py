@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiment.resolvers import _signround_lr
+from flexround.api.rules import _signround_lr
 from flexround.attach import attach, freeze
 from flexround.grid import Grid, PerChannel
 from flexround.quantizers.signround import SignRound, SignSGD

@@ -1,0 +1,197 @@
+"""Presets of methods and loops: the defaults of conf/, as `python -m scripts.presets` writes them.
+
+presets.json is made from the YAML files and held to them by a test; nothing here has a default of
+its own. A method is chosen by its name, and everything below it by the command line's own names
+(recon.iters, quant.rank, group_size).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+from flexround.api.rules import check_moving_zero_point, resolved
+
+FILE = Path(__file__).with_name("presets.json")
+Kind = Literal["vision", "language"]
+# By a group's name: where a member of it stands in the file.
+GROUPS = ("granularity", "ranges", "activation", "transform")
+NOT_GIVEN = ("scale",)  # of the roots: a sweep's, and no option of a call
+
+
+@cache
+def presets() -> dict[str, Any]:
+    """Return what the file holds; nobody changes it."""
+    found: dict[str, Any] = json.loads(FILE.read_text())
+    return found
+
+
+def methods() -> list[str]:
+    """Return the names of all methods and solvers."""
+    return list(presets()["methods"])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a call has chosen.
+
+    Attributes:
+        names: the chosen member by group: quant, recon, granularity, ranges, activation, transform.
+        values: every setting, nested as on the command line.
+    """
+
+    names: dict[str, str]
+    values: dict[str, Any]
+
+    def build(self, group: str) -> Any:
+        """Return the object that a group's settings describe, None where it has none."""
+        return _built(self.values[group])
+
+
+def choose(kind: Kind, method: str, given: Mapping[str, Any]) -> Choice:
+    """Return the settings of method on a network of kind; given are options by dotted name.
+
+    Raises:
+        ValueError: for a method, member, option or type of value that there is not, and for an
+            option that does nothing under what was chosen; says what there is.
+    """
+    known = presets()
+    own = known["methods"][_member("method", method, methods())]
+    names = {"quant": method, **_chosen_groups(known, own, kind, given)}
+    loop = own["loops"][names["recon"]]
+    tree = dict(known["root"]) | loop["root"] | {"quant": own["quant"], "recon": loop["recon"]}
+    of_kind = known["kinds"][kind]
+    tree["symmetric"] = of_kind["symmetric"]
+    tree["model"] = {"leave": [], "first_last_bits": of_kind["first_last_bits"]}
+    tree |= {group: known[group][names[group]]["node"] for group in GROUPS}
+    tree = json.loads(json.dumps(tree))  # a copy, to be written to
+    plain = resolved(tree, tree)
+    values = {name: value for name, value in given.items() if name not in names}
+    for name, value in values.items():
+        _set(tree, plain, name, value)
+    tree = resolved(tree, tree)
+    _check_idle(known, loop["idle"], names, tree, given)
+    if kind == "language" and "model.first_last_bits" in given:
+        raise ValueError(
+            "model.first_last_bits is for networks of tensors; a language model's first and last "
+            "layers (embeddings, head) stay in full precision"
+        )
+    check_moving_zero_point(names["ranges"], tree["symmetric"], tree["activation"])
+    return Choice(names, tree)
+
+
+def _chosen_groups(
+    known: Mapping[str, Any], own: Mapping[str, Any], kind: Kind, given: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the member of each group: the given one, or what the rest of the call asks for."""
+    granularity = "per_group" if "group_size" in given else known["kinds"][kind]["granularity"]
+    activation = "static_per_tensor" if "act_bits" in given else "none"
+    first = {
+        "granularity": granularity, "ranges": own["ranges"], "activation": activation,
+        "transform": "none",
+    }  # fmt: skip
+    names = {g: _member(g, given.get(g, first[g]), known[g]) for g in GROUPS}
+    return {"recon": _member("recon", given.get("recon", own["loop"]), own["loops"])} | names
+
+
+def _member(group: str, name: Any, known: Iterable[str]) -> str:
+    """Return name.
+
+    Raises:
+        ValueError: when it is none of known.
+    """
+    there = list(known)
+    if isinstance(name, str) and name in there:
+        return name
+    near = difflib.get_close_matches(str(name), there, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(f"{group}={name!r}: {hint}give one of {', '.join(there)}")
+
+
+def _set(tree: dict[str, Any], plain: Mapping[str, Any], name: str, value: Any) -> None:
+    """Set the option called name in tree; plain has the defaults that its type is told by.
+
+    Raises:
+        ValueError: when there is no such option, or value is of another type.
+    """
+    known = {key: default for key, default in _leaves(plain) if key not in NOT_GIVEN}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        group = name.partition(".")[0]
+        here = [key for key in known if key.startswith(f"{group}.")]
+        shown = here if "." in name and here else [key for key in known if "." not in key]
+        raise ValueError(f"{name}: there is no such option; {hint}there are {', '.join(shown)}")
+    if not _is_like(known[name], value):
+        raise ValueError(f"{name}={value!r}: give {_words(known[name])}, as {known[name]!r}")
+    *parents, last = name.split(".")
+    for parent in parents:
+        tree = tree[parent]
+    tree[last] = value
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield every option below node by dotted name, with its value; no class's own names."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif not key.startswith("_"):
+            yield prefix + key, value
+
+
+def _is_like(default: Any, value: Any) -> bool:
+    """Return whether value is of default's type; a missing number may become one."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if default is None or isinstance(default, int):
+        return isinstance(value, int) or (value is None and default in (None, 8))
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, list):
+        return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+    return isinstance(value, type(default))
+
+
+def _words(default: Any) -> str:
+    if isinstance(default, bool):
+        return "True or False"
+    kinds = {int: "a whole number", float: "a number", list: "a list of names", str: "a word"}
+    return kinds.get(type(default), "a whole number or None")
+
+
+def _check_idle(
+    known: Mapping[str, Any], of_loop: Mapping[str, Any], names: Mapping[str, str],
+    tree: Mapping[str, Any], given: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Refuse options given that do nothing under what was chosen.
+
+    Raises:
+        ValueError: names the option and the choice that leaves it without effect.
+    """
+    idle = {group: known[group][names[group]]["idle"] for group in GROUPS} | dict(of_loop)
+    leaves = dict(_leaves(tree))
+    for group, options in idle.items():
+        for option in resolved(options, tree):
+            for name, value in given.items():
+                if name == option or name.startswith(f"{option}."):
+                    chosen = names.get(group, leaves.get(group))
+                    raise ValueError(
+                        f"{name}={value!r} does nothing with {group}={chosen}; leave it out, or "
+                        f"choose another {group}"
+                    )
+
+
+def _built(node: Any) -> Any:
+    """Return what node describes; a class is named by its _target_, as everywhere in conf/."""
+    if not isinstance(node, Mapping):
+        return node
+    module, _, name = node["_target_"].rpartition(".")
+    made = getattr(importlib.import_module(module), name)
+    arguments = {key: _built(value) for key, value in node.items() if not key.startswith("_")}
+    return partial(made, **arguments) if node.get("_partial_") else made(**arguments)

@@ -1,0 +1,225 @@
+"""Quantization of a network in memory by one call, with the harness's methods and defaults."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import nn
+
+from flexround.api.calibration import batches_of, count, first
+from flexround.api.networks import adapter_of
+from flexround.api.presets import Choice, choose
+from flexround.artifact.artifact import Size, size_of
+from flexround.calibration.activation_cache import ActivationCache
+from flexround.grid import Grid, QuantizedTensor
+from flexround.models.base import ModelAdapter
+from flexround.models.coverage import Coverage
+from flexround.models.tracing import first_line
+from flexround.reconstruction.callbacks import ReportLog
+from flexround.reconstruction.report import BlockReport
+from flexround.reconstruction.settings import Settings
+from flexround.transforms.base import Calibration, apply, check_kind
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized network and what it was made of.
+
+    Attributes:
+        network: a copy of the one given, in eval mode, its quantized weights dequantized in place
+            (BatchNorm folded); with act_bits its activations are quantized at every call.
+        layers: by layer the integers: codes [out, in, *kernel] int16, scale and zero_point
+            [groups, 1], grid; codes stand for scale * (codes - zero_point).
+        units: what became of each unit of reconstruction, in order; `results.units` makes a frame.
+        coverage: which share of the blocks' weights is quantized, and what was left.
+        settings: everything that decided the result, by the command line's names.
+    """
+
+    network: nn.Module
+    layers: Mapping[str, QuantizedTensor]
+    units: list[BlockReport]
+    coverage: Coverage
+    settings: Mapping[str, Any]
+
+    @property
+    def size(self) -> Size:
+        """Weights and bytes of the integers, packed, scales and zero points included."""
+        return reduce(add, (size_of(layer) for layer in self.layers.values()))
+
+    def __repr__(self) -> str:
+        bits = sorted({layer.grid.bits for layer in self.layers.values()})
+        told = " and ".join(map(str, bits))
+        return (
+            f"<{type(self.network).__name__} by {self.settings['quant']}: {len(self.layers)} "
+            f"layers at {told} bits, {self.size.bits:.2f} bits a weight with scales; "
+            f"{self.coverage.summary()}>"
+        )
+
+
+def quantize(
+    model: nn.Module,
+    calibration: Any,
+    method: str = "flexround",
+    bits: int = 4,
+    *,
+    granularity: str | None = None,
+    group_size: int | None = None,
+    symmetric: bool | None = None,
+    act_bits: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Quantized:
+    """Return model quantized by method, with the integers; model itself stays as it is.
+
+    The numbers are those of `python run.py` on the same network, calibration set and seed.
+
+    Args:
+        model: a network of vectors or images whose layers are Linear and convolutions, cut into
+            the smallest blocks that are a chain; or a language model or encoder of transformers.
+        calibration: samples as model takes them, on any device: a tensor [samples, ...], a list of
+            tensors or dicts (batches), or a DataLoader, of whose pairs the labels are left aside.
+        method: one of `flexround.methods()`, as quant= on the command line.
+        bits: of a weight, 2 to 8.
+        granularity: per_tensor, per_channel or per_group. Without it the paper's: one scale a
+            tensor, symmetric, for networks of tensors; one an output channel, asymmetric, for text.
+        group_size: weights that share a scale, under per_group.
+        symmetric: codes around 0 rather than around a zero point.
+        act_bits: quantize activations too, 2 to 8 bits.
+        seed: of the mini-batches.
+        device: where blocks are worked on, cpu or cuda; without it where model lies.
+        options: everything else by the command line's name: {"recon": "qdrop", "recon.iters": 500,
+            "recon.lr": 1e-3, "quant.rank": 64, "model.first_last_bits": None, "model.leave": [..]}.
+
+    >>> import torch, flexround
+    >>> _ = torch.manual_seed(0)
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> found = flexround.quantize(net, torch.randn(64, 8), bits=3, options={
+    ...     "recon.iters": 20, "model.first_last_bits": None})
+    >>> found.layers["0"].codes.shape, int(found.layers["0"].codes.max()) <= 3
+    (torch.Size([16, 8]), True)
+    >>> bool((found.network[0].weight == found.layers["0"].dequantize()).all())
+    True
+
+    Raises:
+        ValueError: for a network that can't be followed (names the layer), an unknown method, an
+            option that there is not or that does nothing, bits out of range, calibration data that
+            are empty, too few or not finite.
+    """
+    given = _given(
+        bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric,
+        act_bits=act_bits, seed=seed, options=options,
+    )  # fmt: skip
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+    batches, kind = batches_of(calibration, model)
+    choice = choose(kind, method, given)
+    grid = Grid(bits, choice.values["symmetric"], choice.build("granularity"))
+    quantizer, recon = choice.build("quant"), choice.build("recon")
+    recon.check_method(quantizer, grid)
+    _check_enough(recon, count(batches), choice)
+    transform = choice.build("transform")
+    if transform is not None:
+        check_kind(transform, kind, offload=False)
+    home = _home(model)
+    at_work = home if device is None else _device(device)
+    network, own = _copy(model), choice.values["model"]
+    adapter = adapter_of(
+        network, kind, first(batches), at_work, own["leave"], own["first_last_bits"]
+    )
+    coverage, cache = adapter.coverage(), ActivationCache()
+    if transform is not None:
+        draws = torch.Generator().manual_seed(seed)
+        apply(transform, adapter, Calibration(batches, recon.batch_size, grid, cache, draws))
+    log = ReportLog()
+    integers = recon(
+        adapter, batches, quantizer=quantizer, grid=grid, ranges=choice.build("ranges"),
+        activation=choice.build("activation"), generator=torch.Generator().manual_seed(seed),
+        callbacks=[log], cache=cache,
+    )  # fmt: skip
+    network = _finished(adapter, model, home)
+    return Quantized(network, integers, log.blocks, coverage, choice.values | choice.names)
+
+
+def _given(options: Mapping[str, Any] | None, **arguments: Any) -> dict[str, Any]:
+    """Return everything that was given, by the command line's names.
+
+    Raises:
+        ValueError: when something is given twice.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}
+    options = {} if options is None else options
+    if not isinstance(options, Mapping):
+        raise ValueError(f"options={options!r}: give a dict, such as {{'recon.iters': 500}}")
+    if twice := [name for name in options if name in arguments or name == "quant"]:
+        raise ValueError(f"options has {twice[0]}, which is an argument of its own; give it there")
+    return given | dict(options)
+
+
+def _check_enough(recon: Any, samples: int, choice: Choice) -> None:
+    """Check that a mini-batch can be drawn of the samples.
+
+    Raises:
+        ValueError: when it can't be.
+    """
+    if not isinstance(recon, Settings):
+        return
+    left = samples - recon.held_out
+    if left < recon.batch_size and (recon.held_out or recon.iters):
+        but = f" but for recon.held_out={recon.held_out}" if recon.held_out else ""
+        raise ValueError(
+            f"calibration holds {samples} samples{but}, fewer than "
+            f"recon.batch_size={recon.batch_size}; give more, or "
+            f"options={{'recon.batch_size': {max(1, left)}}}"
+        )
+
+
+def _home(model: nn.Module) -> torch.device:
+    """Return where model lies.
+
+    Raises:
+        ValueError: when it has no weights in memory, or on several devices.
+    """
+    places = {parameter.device for parameter in model.parameters()}
+    if len(places) != 1 or torch.device("meta") in places:
+        found = ", ".join(sorted(map(str, places))) or "no parameters"
+        raise ValueError(f"{type(model).__name__} has {found}; give a network on one device")
+    return places.pop()
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except Exception as error:  # whatever torch raises for a word, or a GPU that is not there
+        raise ValueError(f"device={device}: {first_line(error)}; give cpu, or leave it out") from (
+            error
+        )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a module's own parts raise
+        raise ValueError(
+            f"{type(model).__name__} can't be copied: {first_line(error)}; the copy is what is "
+            "quantized"
+        ) from error
+
+
+def _finished(adapter: ModelAdapter, model: nn.Module, home: torch.device) -> nn.Module:
+    """Return adapter's network as a caller goes on with it: at home, its config as it was."""
+    config, before = (getattr(net, "config", None) for net in (adapter.model, model))
+    if config is not None and hasattr(before, "use_cache"):
+        config.use_cache = before.use_cache
+    return adapter.model.to(home)

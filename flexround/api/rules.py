@@ -1,0 +1,117 @@
+"""Rules of the configuration: values that follow from other values, as ${signround_lr:...}.
+
+They are what conf/ and `flexround.quantize` compute alike; nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def _by_scale(scale: str, full: Any, smoke: Any) -> Any:
+    """Return full, or smoke under scale=smoke."""
+    return smoke if scale == "smoke" else full
+
+
+def _candidates(clipping: bool, candidates: int) -> int:
+    """Return how many ranges are tried: 1, that of min-max, without clipping."""
+    return candidates if clipping else 1
+
+
+def _idle_rank(rule: str) -> list[str]:
+    """Return the options of LRQ that do nothing under a rule for its ranks."""
+    return ["quant.rank"] if rule == "code" else []
+
+
+def _only_for(needed: str, chosen: str, *options: str) -> list[str]:
+    """Return the options that do nothing unless needed is chosen, for idle: none where it is."""
+    return [] if chosen == needed else list(options)
+
+
+def _signround_lr(iters: int, bits: int) -> float:
+    """Return auto-round's rate: 1 / iters, doubled from 1000 iterations on at 3 bits and fewer."""
+    return (2 if iters >= 1000 and bits <= 3 else 1) / max(1, iters)
+
+
+def check_moving_zero_point(
+    ranges: str, symmetric: bool, activation: Mapping[str, Any] | None
+) -> None:
+    """Check that ranges, a member's name, has a zero point to move where that is its use.
+
+    symmetric says so of the weights' grid, a table of levels included; activation are the settings
+    of the activations' quantizers, None where there are none.
+
+    Raises:
+        ValueError: when weights and activations are all on symmetric grids.
+    """
+    static = activation is not None and "symmetric" in activation
+    asymmetric = activation is not None and static and not activation["symmetric"]
+    if ranges == "lp_2d" and symmetric and not asymmetric:
+        raise ValueError(
+            "ranges=lp_2d moves the zero point, which symmetric=true and tables of levels "
+            "have none of; give ranges=lp, symmetric=false with grid=integer, or "
+            "activation=static_per_tensor activation.symmetric=false"
+        )
+
+
+RULES: dict[str, Callable[..., Any]] = {
+    "by_scale": _by_scale,
+    "candidates": _candidates,
+    "idle_rank": _idle_rank,
+    "only_for": _only_for,
+    "signround_lr": _signround_lr,
+}
+
+
+def resolved(node: Any, tree: Mapping[str, Any]) -> Any:
+    """Return node with each ${name} as tree has it and each ${rule:value,...} as the rule says.
+
+    This is the part of OmegaConf's grammar that the presets use: a text is one such expression as a
+    whole, or none. Names are dotted paths from the root of tree.
+
+    >>> resolved({"lr": "${signround_lr:${iters},4}"}, {"iters": 200})
+    {'lr': 0.005}
+
+    Raises:
+        ValueError: for a rule or a name that there is not.
+    """
+    if isinstance(node, Mapping):
+        return {key: resolved(value, tree) for key, value in node.items()}
+    if isinstance(node, list):
+        return [resolved(value, tree) for value in node]
+    if not isinstance(node, str) or not node.startswith("${"):
+        return node
+    name, colon, arguments = node[2:-1].partition(":")
+    if not colon:
+        return resolved(_at(name, tree), tree)
+    if name not in RULES:
+        raise ValueError(f"{node}: there is no rule {name} of {', '.join(RULES)}")
+    return RULES[name](*(_argument(text, tree) for text in _split(arguments)))
+
+
+def _at(name: str, tree: Mapping[str, Any]) -> Any:
+    found: Any = tree
+    for part in name.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            raise ValueError(f"${{{name}}}: there is no such option")
+        found = found[part]
+    return found
+
+
+def _argument(text: str, tree: Mapping[str, Any]) -> Any:
+    if text.startswith("${"):
+        return resolved(text, tree)
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def _split(arguments: str) -> list[str]:
+    """Return arguments at the commas that stand in no inner expression."""
+    parts, depth = [""], 0
+    for character in arguments:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts

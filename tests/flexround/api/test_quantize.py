@@ -1,0 +1,382 @@
+"""One call quantizes a network in memory, with the numbers of the command line."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import flexround
+import results
+from experiment.build import build
+from experiment.config import composed
+from flexround.api import presets, rules
+from flexround.api import quantize as call
+from flexround.artifact.file_format import read
+from results.records.store import Store
+from scripts.presets import FILE, text
+from tasks.language.tiny_families import config_of
+from tests.conftest import TINY
+
+ROOT = Path(__file__).resolve().parents[3]
+SHORT = {"recon.iters": 3, "recon.batch_size": 8}
+LLAMA = ("model=tiny_llama", "task.seq_len=16", "protocol.max_windows=8")
+BERT = ("model=tiny_bert", "task.max_len=32")
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Return linear layers of these widths with ReLU between them, drawn by a seed."""
+    torch.manual_seed(0)
+    parts: list[nn.Module] = []
+    for into, out in pairwise(widths):
+        parts += [nn.Linear(into, out), nn.ReLU()]
+    return nn.Sequential(*parts[:-1])
+
+
+def samples(count: int = 32, *shape: int) -> Tensor:
+    """Return normal samples of a seed of their own."""
+    return torch.randn(count, *(shape or (8,)), generator=torch.Generator().manual_seed(1))
+
+
+class Residual(nn.Module):
+    """Two convolutions and a skip, of a class that no adapter knows."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return torch.relu(x + self.body(x))
+
+
+class OwnNet(nn.Module):
+    """A stem, residual blocks in a list, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.layers = nn.ModuleList([Residual(8) for _ in range(3)])
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        x = self.stem(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("network", "method", "bits", "given", "arguments"),
+    [
+        # digits has a schedule of its own for a method, which a network in memory has not.
+        (TINY, "flexround", 3, ("recon.iters=3", "recon.batch_size=8", "recon.lr=1e-3"), {}),
+        (TINY, "rtn", 4, (), {}),
+        (
+            TINY, "adaround", 4,
+            ("recon.iters=3", "recon.batch_size=8", "recon.lr=1e-3", "recon=qdrop",
+             "recon.act_lr=4e-5", "quant.reg_weight=0.01",
+             "activation=static_per_tensor", "act_bits=6"),
+            {"act_bits": 6},
+        ),
+        (LLAMA, "signround", 2, ("recon.iters=3", "seed=7"), {"seed": 7}),
+        (
+            LLAMA, "flexround", 4,
+            ("recon.iters=3", "recon.batch_size=4", "recon.lr=0.01", "granularity=per_group",
+             "group_size=8", "symmetric=true"),
+            {"group_size": 8, "symmetric": True},
+        ),
+        (LLAMA, "cdquant", 3, ("quant.start=rtn", "quant.sweeps=2"), {}),
+        (LLAMA, "gptq", 3, ("transform=smoothquant", "transform.alpha=0.7"), {}),
+        (
+            BERT, "lrq", 4,
+            ("recon.iters=2", "recon.batch_size=4", "quant.rank=2", "granularity=per_tensor"),
+            {"granularity": "per_tensor"},
+        ),
+    ],
+)  # fmt: skip
+def test_its_codes_are_those_of_the_command_line(
+    cli, results_dir, cache_dir, network, method, bits, given, arguments
+):
+    run = [*network, "num_samples=16", f"quant={method}", f"bits={bits}", *given]
+    if method in ("signround", "gptq", "cdquant"):  # whose own is C4, of the hub
+        run += ["calibration=own", "protocol=file"]
+    done = cli(*run, "save=true")
+    assert done.status == 0, done.err
+    (record,) = Store(results_dir).load()
+    saved = read(Store(results_dir).artifact(record.run_id))
+
+    cfg = composed([*run, f"cache_dir={cache_dir}"])
+    task, model = build(cfg.task), build(cfg.model)
+    own = {text.partition("=")[0]: text.partition("=")[2] for text in given}
+    options = {n: _value(v) for n, v in own.items() if n not in arguments and n not in TAKEN}
+    net = task.load(model, None).eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    found = flexround.quantize(
+        net, task.calibration(16, cfg.seed), method, bits, **arguments, options=options
+    )
+
+    assert found.layers.keys() == saved.layers.keys()
+    for name, layer in saved.layers.items():
+        mine = found.layers[name]
+        assert torch.equal(mine.codes, layer.codes), name
+        assert torch.equal(mine.scale, layer.scale), name
+        assert torch.equal(mine.zero_point, layer.zero_point), name
+        assert mine.grid == layer.grid
+    reports = [unit.error_after for unit in found.units]
+    assert reports == [block["error_after"] for block in record.blocks]
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), "the network given stays as it is"
+
+
+# What the arguments say in the place of an option.
+TAKEN = ("seed", "activation", "granularity", "group_size", "symmetric", "act_bits")
+
+
+def _value(text: str) -> object:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def test_the_presets_are_those_that_hydra_composes():
+    assert FILE.read_text() == text(), "stale: python -m scripts.presets makes it again"
+
+
+def test_arguments_without_a_value_have_the_command_lines_default():
+    parameters = inspect.signature(flexround.quantize).parameters
+    cfg = composed([])
+    assert parameters["method"].default == "flexround"
+    assert (parameters["bits"].default, parameters["seed"].default) == (cfg.bits, cfg.seed)
+
+
+@pytest.mark.parametrize("method", flexround.methods())
+def test_every_method_quantizes_a_network_in_memory(method):
+    learned = method not in ("rtn", "gptq", "gptaq", "qronos", "cdquant")
+    options = {"model.first_last_bits": None} | (SHORT if learned else {})
+    options |= {"quant.rank": 2} if method == "lrq" else {}
+    net, data = mlp(8, 16, 16, 4), samples()
+    found = flexround.quantize(net, data, method, 3, granularity="per_channel", options=options)
+    assert list(found.layers) == ["0", "2", "4"]
+    for name, layer in found.layers.items():
+        assert layer.grid.bits == 3
+        weight = found.network.get_submodule(name).weight
+        assert torch.equal(weight, layer.dequantize())
+        assert layer.codes.unique().numel() <= 8
+        assert layer.scale.shape == (len(weight), 1)
+    assert type(found.network[0]) is nn.Linear, "no parametrization is left"
+    assert not found.network.training
+    assert [unit.name for unit in found.units] == ["0", "2", "4"]
+    assert found.coverage.share == 1
+    units = results.units(found)
+    assert units.index.get_level_values("unit").tolist() == ["0", "2", "4"]
+    assert method in repr(found)
+    assert "3 layers at 3 bits" in repr(found)
+
+
+def test_rounding_to_nearest_is_the_equation():
+    weight = torch.tensor([[-1.0, 0.26, 0.5, 1.0]])
+    net = nn.Sequential(nn.Linear(4, 1, bias=False))
+    net[0].weight.data = weight
+    options = {"ranges": "min_max", "model.first_last_bits": None}
+    found = flexround.quantize(net, samples(4, 4), "rtn", 2, options=options)
+    scale = 2 * 1.0 / 3
+    assert found.layers["0"].scale.item() == pytest.approx(scale)
+    assert found.layers["0"].codes.tolist() == [[-2, 0, 1, 1]], "clamped to -2 .. 1"
+    assert found.network[0].weight[0].tolist() == pytest.approx([-2 * scale, 0, scale, scale])
+
+
+def test_data_come_as_a_tensor_a_list_or_a_loader_alike():
+    net, data = mlp(8, 16, 4), samples(32)
+    loader = DataLoader(TensorDataset(data, torch.zeros(32)), batch_size=8)
+    ways = (data, list(data.split(8)), [(part, None) for part in data.split(16)], loader)
+    codes = [
+        flexround.quantize(net, way, bits=3, options=SHORT | {"model.first_last_bits": None})
+        .layers["0"]
+        .codes
+        for way in ways
+    ]
+    for other in codes[1:]:
+        assert torch.equal(other, codes[0])
+
+
+def test_a_language_model_takes_token_ids_or_dicts():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    net = transformers.AutoModelForCausalLM.from_config(config_of("llama"))
+    ids = torch.randint(0, 100, (8, 16), generator=torch.Generator().manual_seed(0))
+    options = {"recon.iters": 2, "recon.batch_size": 4}
+    first = flexround.quantize(net, ids, bits=4, options=options)
+    again = flexround.quantize(net, [{"input_ids": ids, "labels": ids}], bits=4, options=options)
+    assert first.layers
+    assert all(name.startswith("model.layers.") for name in first.layers)
+    for name, layer in first.layers.items():
+        assert torch.equal(layer.codes, again.layers[name].codes)
+        assert not layer.grid.symmetric
+        assert layer.scale.shape[0] == layer.codes.shape[0], "a scale an output channel"
+    assert first.network.config.use_cache == net.config.use_cache
+    with pytest.raises(ValueError, match=r"first_last_bits is for networks of tensors"):
+        flexround.quantize(net, ids, options=options | {"model.first_last_bits": 8})
+
+
+def test_blocks_of_an_unknown_class_are_found():
+    net, data = OwnNet(), samples(16, 3, 12, 12)
+    found = flexround.quantize(net, data, bits=4, options=SHORT)
+    names = ["stem", "layers.0", "layers.1", "layers.2", "head"]
+    assert [unit.name for unit in found.units] == names
+    assert len(found.layers) == 8
+    weights = {name: found.network.get_submodule(name).weight for name in found.layers}
+    for name, layer in found.layers.items():
+        assert torch.equal(weights[name], layer.dequantize())
+    assert found.network(data).shape == (16, 10)
+
+
+def test_activations_are_quantized_at_every_call():
+    net, data = OwnNet(), samples(16, 3, 12, 12)
+    plain = flexround.quantize(net, data, bits=8, options=SHORT)
+    coarse = flexround.quantize(net, data, bits=8, act_bits=2, options=SHORT)
+    exact = net.eval()(data)
+    errors = [(found.network(data) - exact).norm() for found in (plain, coarse)]
+    assert errors[1] > 2 * errors[0]
+
+
+class Skipping(nn.Module):
+    """A skip across the whole network, so that no part of it is a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        a = self.a(x)
+        return self.c(a + self.b(a))
+
+
+class Recurrent(nn.Module):
+    """A network whose weights are no layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+BAD = {
+    "skip": (lambda: Skipping(), samples(), {}, "block c needs more than the output of b"),
+    "recurrent": (lambda: Recurrent(), samples(32, 5, 8), {}, "LSTM holds rnn.weight_ih_l0"),
+    "no layer": (lambda: nn.Sequential(nn.BatchNorm1d(8)), samples(), {}, "no convolution or"),
+    "no network": (lambda: "net", samples(), {}, "give a torch.nn.Module"),
+    "no weights": (lambda: nn.ReLU(), samples(), {}, "no parameters"),
+    "other size": (lambda: mlp(9, 4), samples(), {}, "forward pass fails on inputs"),
+    "empty": (lambda: mlp(8, 4), [], {}, "calibration is empty"),
+    "empty batch": (lambda: mlp(8, 4), samples(32)[:0], {}, "holds no sample"),
+    "no data": (lambda: mlp(8, 4), None, {}, "calibration is a NoneType"),
+    "an array": (lambda: mlp(8, 4), [samples().numpy()], {}, "numpy.ndarray, no tensor"),
+    "few": (lambda: mlp(8, 4), samples(4), {}, r"recon.batch_size=32.*'recon.batch_size': 4"),
+    "not finite": (lambda: mlp(8, 4), samples() / 0, {}, "batch 1: sample 0 .* not finite"),
+    "two sizes": (lambda: mlp(8, 4), [samples(), samples(8, 9)], {}, r"batch 2 is \[9\]"),
+    "dicts": (lambda: mlp(8, 4), {"input_ids": samples()}, {}, "Sequential has no config"),
+    "method": (lambda: mlp(8, 4), samples(), {"method": "flexrond"}, "mean flexround.*gptq"),
+    "bits": (lambda: mlp(8, 4), samples(), {"bits": 9}, "bits=9: give a whole number from 2 to 8"),
+    "half a bit": (lambda: mlp(8, 4), samples(), {"bits": 3.5}, "bits=3.5: give a whole number"),
+    "act_bits": (lambda: mlp(8, 4), samples(), {"act_bits": 1}, "act_bits=1: give a whole number"),
+    "device": (lambda: mlp(8, 4), samples(), {"device": "nowhere"}, "device=nowhere"),
+    "granularity": (lambda: mlp(8, 4), samples(), {"granularity": "row"}, "per_channel, per_group"),
+    "idle group": (
+        lambda: mlp(8, 4), samples(), {"granularity": "per_tensor", "group_size": 4},
+        "group_size=4 does nothing with granularity=per_tensor",
+    ),
+    "odd group": (lambda: mlp(8, 8, 8, 8), samples(), {"group_size": 3}, "layer 2: group_size=3"),
+    "options": (lambda: mlp(8, 4), samples(), {"options": 3}, "options=3: give a dict"),
+    "twice": (lambda: mlp(8, 4), samples(), {"options": {"bits": 4}}, "argument of its own"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_can_not_be_done_is_one_line(case):
+    make, data, arguments, told = BAD[case]
+    with pytest.raises(ValueError, match=told) as refused:
+        flexround.quantize(make(), data, **arguments)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value", "told"),
+    [
+        ("flexround", "recon.iter", 5, "did you mean recon.iters"),
+        ("flexround", "quant.rank", 5, "quant.learn_s1, quant.use_s3, quant.use_s4"),
+        ("flexround", "iters", 5, "no such option"),
+        ("flexround", "scale", "smoke", "no such option"),
+        ("flexround", "recon._target_", "os.system", "no such option"),
+        ("flexround", "recon.iters", "many", "give a whole number"),
+        ("flexround", "recon.iters", True, "give a whole number"),
+        ("flexround", "quant.use_s3", 1, "give True or False"),
+        ("flexround", "recon.iters", -1, "give 0 or more"),
+        ("flexround", "recon.act_iters", 5, "does nothing with"),
+        ("flexround", "kv_bits", 8, "does nothing with activation=none"),
+        ("flexround", "recon", "solve", "give one of block"),
+        ("flexround", "ranges", "lp_2d", "moves the zero point"),
+        ("flexround", "model.leave", "0", "give a list of names"),
+        ("flexround", "model.leave", ["nope"], "names no weight"),
+        ("flexround", "transform", "awq", "transformer language model"),
+        ("rtn", "recon.iters", 5, "does nothing with quant=rtn"),
+        ("adaquant", "recon.lr", 1e-3, "does nothing with quant=adaquant"),
+        ("gptq", "recon", "block", "give one of solve"),
+        ("gptq", "clipping", False, "does nothing with ranges=min_max"),
+        ("cdquant", "quant.gptq.damp", 0.1, "does nothing with quant.start=owc"),
+        ("lrq_", "quant.rank", 2, "did you mean lrq"),
+    ],
+)
+def test_an_option_that_is_none_or_does_nothing_is_refused(method, option, value, told):
+    with pytest.raises(ValueError, match=told) as refused:
+        flexround.quantize(mlp(8, 8, 4), samples(), method, options={option: value})
+    assert "\n" not in str(refused.value)
+
+
+def test_weights_that_are_left_stay_in_full_precision():
+    net = mlp(8, 8, 4)
+    found = flexround.quantize(net, samples(), "rtn", options={"model.leave": ["2"]})
+    assert list(found.layers) == ["0"]
+    assert torch.equal(found.network[2].weight, net[2].weight)
+    assert found.coverage.left == ("2.weight",)
+
+
+@pytest.mark.parametrize("module", [rules, call])
+def test_its_examples_are_true(module):
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def test_the_library_is_imported_without_torch_until_it_is_used():
+    code = (
+        "import sys, flexround; assert 'quantize' in dir(flexround); print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_nothing_changes_the_presets():
+    before = FILE.read_text()
+    flexround.quantize(mlp(8, 8, 4), samples(), options=SHORT)
+    assert presets.presets() == json.loads(before)
