@@ -1,11 +1,11 @@
 """Views of a folder of records: `python -m results` prints the leaderboard.
 
-`python -m results html` writes it as a page with the runs behind it, `table02` sets ours beside the
-paper's Table 2 and `signround` (lrq, cdquant, gptq) beside that method's papers, `leaderboard` ranks
-the methods over all settings, and `wandb` logs the table as one of wandb; `plot KIND` draws the
-records. `compare FIRST SECOND` sets two methods against each other on the same seeds and samples,
-`ablation SETTING` the values of one setting side by side. `rekey` renames records of an older
-version, and `clean` lists what killed runs have left.
+`python -m results html` writes it as a page with the runs behind it, `table02` sets ours beside
+the paper's Table 2 and `signround` (lrq, cdquant, gptq) beside that method's papers, `leaderboard`
+ranks the methods over all settings, and `wandb` logs the table as one of wandb; `plot KIND` draws
+the records. `compare FIRST SECOND` sets two methods against each other on the same seeds and
+samples, `ablation SETTING` the values of one setting side by side. `rekey` renames records of an
+older version, and `clean` lists what killed runs have left.
 """
 
 from __future__ import annotations
