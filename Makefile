@@ -9,7 +9,7 @@ READY := .venv/.ready
 .PHONY: demo test test-all check format leaderboard figures docs clean
 
 demo: $(READY)
-	$(BIN)/python run.py -m model=resnet18 quant=rtn,adaround,flexround bits=4,3,2
+	$(BIN)/python run.py -m model=mobilenet_v2 quant=rtn,adaround,flexround bits=3,2
 
 test: $(READY)
 	$(PYTEST) -m "not slow and not real_data and not slurm"

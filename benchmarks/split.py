@@ -30,6 +30,7 @@ PARTS = {
     "calibration samples": (
         "tasks.language.perplexity:LanguageModeling.calibration",
         "tasks.vision.digits:Digits.calibration",
+        "tasks.vision.scattered_digits:ScatteredDigits.calibration",
     ),
     "checks": (
         "flexround.reconstruction.reconstruction:Reconstruction.check",

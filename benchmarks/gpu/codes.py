@@ -174,7 +174,8 @@ def _record(folder: Path, device: str) -> Row:
     results = folder / "results"
     command = [
         sys.executable, str(ROOT / "run.py"), "model=efficientnet_lite0",
-        "model.name=test_efficientnet", "quant=flexround", "recon.iters=20", "num_samples=64",
+        "model.name=test_efficientnet", "task=digits", "quant=flexround", "recon.iters=20",
+        "num_samples=64",
         f"device={device}", f"results_dir={results}", f"cache_dir={folder.parent / 'cache'}",
         f"hydra.run.dir={folder / 'run'}", "progress=false",
     ]  # fmt: skip

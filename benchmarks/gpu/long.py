@@ -27,7 +27,13 @@ ASKED_TO_LEAVE = (128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL)  # exi
 LEAVING = 20.0  # seconds in which a run that is asked to end does so
 PACKING = 15.0  # seconds for long.tar.gz
 REAL = ("task=imagenet", "num_samples=256", "threads=4")
-TINY = ("model.name=test_efficientnet", "num_samples=32", "recon.iters=2", "threads=1")
+TINY = (
+    "model.name=test_efficientnet",
+    "task=digits",
+    "num_samples=32",
+    "recon.iters=2",
+    "threads=1",
+)
 
 
 def rows(context: Context) -> Iterator[Row]:

@@ -72,7 +72,7 @@ def _planned(cfg: DictConfig, choices: Choices) -> PlannedRun:
     return PlannedRun(model, task, quant, options, settings, name, record)
 
 
-EMBEDDED = ("digits", "python_docs", "python_topics")
+EMBEDDED = ("scattered_digits", "digits", "python_docs", "python_topics")
 
 
 def needs(run: PlannedRun) -> Iterator[tuple[str, bool | None]]:

@@ -130,9 +130,9 @@ def test_the_model_needs_its_line(checkout):
 def test_the_task_measures_turned_digits(cli, results_dir, checkout):
     checkout.apply("tasks/vision/turned_digits.py")
     checkout.apply("conf/task/turned_digits.yaml")
-    turned = cli("-m", *SHORT, "quant=rtn", "task=turned_digits", "task.degrees=0,20",
-                 checkout.conf)  # fmt: skip
-    upright = cli(*SHORT, "quant=rtn", "task=digits")
+    turned = cli("-m", *TINY[:2], *SHORT[3:], "quant=rtn", "task=turned_digits",
+                 "task.degrees=0,20", checkout.conf)  # fmt: skip
+    upright = cli(*SHORT, "quant=rtn")
     assert (turned.status, upright.status) == (0, 0), turned.err + upright.err
     found = {(r.task, r.settings["task"].get("degrees")): r for r in Store(results_dir).load()}
     still, moved, digits = (

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import hashlib
 import importlib
 import json
@@ -37,7 +36,9 @@ from experiment.command_line import command_line
 from results.records.leftovers import leftovers
 
 torch.set_num_threads(1)
-VISION = ["model=efficientnet_lite0", "model.name=test_efficientnet", "num_samples=64"]
+VISION = [
+    "model=efficientnet_lite0", "model.name=test_efficientnet", "task=digits", "num_samples=64",
+]  # fmt: skip
 LANGUAGE = ["model=tiny_llama", "num_samples=4", "task.seq_len=32", "protocol.max_windows=2"]
 CASES = {
     "vision": [run, *VISION, "quant=rtn", "bits=3", "save=true"],
@@ -64,10 +65,10 @@ TIMES = ("seconds", "started", "peak_memory_gib", "commit", "overrides", "places
 def cut_first_use_short():
     """Let networks be trained for as long as it takes to see what is written, and no longer."""
     from tasks.language import tiny_models
-    from tasks.vision import digits
+    from tasks.vision.digits import Digits
 
     tiny_models.RECIPE = dataclasses.replace(tiny_models.RECIPE, steps=2)
-    digits.Recipe = functools.partial(digits.Recipe, epochs=1)
+    Digits.recipe = dataclasses.replace(Digits.recipe, epochs=1)
 
 
 class Mutations:

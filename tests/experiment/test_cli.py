@@ -237,7 +237,7 @@ def test_an_idle_option_serves_the_other_members_of_a_sweep(cli, results_dir):
      (["model.name=resnet19"], "timm has no such model")],
 )  # fmt: skip
 def test_what_only_a_begun_run_can_see_leaves_a_failed_record(cli, results_dir, args, words):
-    outcome = cli(TINY[0], *(args if "name" in args[0] else (TINY[1], *args)))
+    outcome = cli(TINY[0], TINY[2], *(args if "name" in args[0] else (TINY[1], *args)))
     assert outcome.status == 1
     assert words in outcome.err.splitlines()[-1]
     assert outcome.err.splitlines()[-1].startswith("error: ")
@@ -258,7 +258,8 @@ def tiny_imagenet(root, tmp_path):
     network = VisionModel("timm", "test_efficientnet", None, 8, False, False, []).build(1000)
     checkpoints.save(network, tmp_path / "net.safetensors")
     return [
-        *TINY, "task=imagenet", f"imagenet_dir={root}", f"checkpoint={tmp_path}/net.safetensors",
+        *TINY[:2], "task=imagenet", f"imagenet_dir={root}",
+        f"checkpoint={tmp_path}/net.safetensors",
         "task.num_workers=0", "quant=rtn", "num_samples=4",
     ]  # fmt: skip
 

@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from tasks.language import pretrained, tiny_models
-from tasks.vision.digits import Digits
+from tasks.vision.trained import TrainedTask
 
 SMALL = transformers.LlamaConfig(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
@@ -19,7 +19,7 @@ def _nothing_is_made(monkeypatch):
     def made(*_: object, **__: object) -> None:
         raise AssertionError("a network is trained or fetched")
 
-    monkeypatch.setattr(Digits, "_fit", made)
+    monkeypatch.setattr(TrainedTask, "_fit", made)
     monkeypatch.setattr(tiny_models, "_train", made)
     monkeypatch.setattr(tiny_models, "_encoder", made)
     monkeypatch.setattr(pretrained, "load", made)
@@ -31,7 +31,8 @@ REFUSED = {
         ["model=resnet18", "granularity=per_group", "group_size=7"],
         "group_size=7 does not divide the 576 weights",
     ),
-    "samples": (["model=resnet18", "num_samples=9999"], "digits has 1433 training images"),
+    "samples": (["model=resnet18", "task=digits", "num_samples=9999"], "digits has 1433 training"),
+    "scattered": (["model=resnet18", "num_samples=99999"], "draws up to 65536 calibration images"),
     "tokens": (
         ["model=resnet18", "activation=dynamic_per_token"], "is for transformers",
     ),

@@ -24,7 +24,7 @@ def digits(tmp_path, monkeypatch):
     monkeypatch.setattr(task, "build", lambda _: torch.nn.Linear(2, 1))
     fitted = []
 
-    def fit(model, recipe):
+    def fit(model):
         fitted.append(1)
         network = torch.nn.Linear(2, 1)
         torch.nn.init.constant_(network.weight, 3.0)

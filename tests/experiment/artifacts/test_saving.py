@@ -70,7 +70,7 @@ def test_eval_reaches_the_records_own_metric(cli, tool, results_dir, cache_dir, 
 @pytest.mark.slow
 def test_so_does_resnet18(cli, tool, results_dir):
     record, folder = saved(
-        cli, results_dir, "quant=rtn", "bits=2", "num_samples=64",
+        cli, results_dir, "task=digits", "quant=rtn", "bits=2", "num_samples=64",
         "activation=static_per_tensor", "act_bits=4",
     )  # fmt: skip
     assert record.model == "resnet18"

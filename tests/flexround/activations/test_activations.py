@@ -18,6 +18,7 @@ from flexround.models.language_adapter import LanguageAdapter
 from flexround.models.vision import VisionAdapter
 from flexround.ranges import LpSearch, MinMax
 from flexround.reconstruction.callbacks import ReportLog
+from tests.conftest import TINY
 from tests.flexround.models.test_language import EXAMPLE, network
 from tests.flexround.quantizers.methods import METHODS
 from tests.flexround.reconstruction.test_reconstruction import (
@@ -327,6 +328,6 @@ def test_what_makes_no_sense_is_refused(make, message):
      (["activation=static"], "available activation: dynamic_per_token, none, static_per_tensor")],
 )  # fmt: skip
 def test_bad_input_is_one_line(cli, args, message):
-    outcome = cli("model=efficientnet_lite0", "model.name=test_efficientnet", *args)
+    outcome = cli(*TINY, *args)
     assert outcome.status == 1
     assert message in outcome.err.splitlines()[-1]

@@ -19,6 +19,7 @@ from flexround.ranges import LpSearch, MinMax
 from flexround.reconstruction.activation_ranges import first_samples
 from flexround.reconstruction.callbacks import ReportLog
 from flexround.reconstruction.layerwise import Solve
+from tests.conftest import TINY
 from tests.flexround.activations.test_activations import BRECQ, QDROP, STATIC, draws
 from tests.flexround.quantizers.methods import METHODS
 from tests.flexround.reconstruction.test_reconstruction import (
@@ -276,7 +277,7 @@ def test_the_command_line_wins_over_a_preset():
       "recon.act_inputs=mixed")],
 )  # fmt: skip
 def test_bad_input_is_one_line(cli, args, message):
-    outcome = cli("model=efficientnet_lite0", "model.name=test_efficientnet", *args)
+    outcome = cli(*TINY, *args)
     assert outcome.status == 1
     assert message in outcome.err.splitlines()[-1]
 

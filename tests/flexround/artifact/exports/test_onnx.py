@@ -286,13 +286,13 @@ def test_what_onnx_cannot_express_is_refused_and_nothing_is_written(tmp_path, ma
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["resnet18", "tiny_bert"])
+@pytest.mark.parametrize("model", ["resnet18 task=digits", "tiny_bert"])
 def test_a_trained_network_in_8_bits_answers_its_test_set_as_in_torch(
     model, tmp_path, cache_dir, monkeypatch
 ):
     options = ["quant=rtn", "bits=8", "act_bits=8", "activation=static_per_tensor", "recon=qdrop"]
     with initialize_config_module("conf", version_base="1.3"):
-        cfg = compose("config", [f"model={model}", f"cache_dir={cache_dir}", *options])
+        cfg = compose("config", [*f"model={model}".split(), f"cache_dir={cache_dir}", *options])
     task = build(cfg.task)
     target = build(cfg.model).adapter(task, None, CPU)
     batches = task.calibration(128, 0)
