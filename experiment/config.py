@@ -67,9 +67,11 @@ class RunConfig:
     recon: Any = MISSING
     activation: Any = None
     transform: Any = None
+    allocation: Any = None
     logger: Any = None
     scale: str = MISSING
     bits: int = MISSING
+    bits_per_layer: Any = MISSING
     symmetric: bool = MISSING
     act_bits: int = MISSING
     act_stem_bits: int = MISSING

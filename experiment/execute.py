@@ -18,6 +18,7 @@ from experiment.progress import ProgressBar
 from experiment.rehearsal import Checks, rehearse
 from experiment.resources import Resources
 from experiment.threads import number_for, running_on
+from flexround.allocation import check_kind as check_allocated
 from flexround.attach import check_weights
 from flexround.quantizers.rtn import RTN
 from flexround.reconstruction.callbacks import ReportLog
@@ -44,7 +45,9 @@ def _execute(job: Job, threads: int) -> Record:
     task, model, recon = made(cfg.task), made(cfg.model), made(cfg.recon)
     grid = build_grid(cfg)
     quantizer, ranges, activation = made(cfg.quant), made(cfg.ranges), made(cfg.activation)
-    transform = made(cfg.transform)
+    transform, allocation = made(cfg.transform), made(cfg.allocation)
+    if allocation is not None:
+        check_allocated(model.kind, cfg.offload)
     if transform is not None:
         check_transformed(transform, model.kind, cfg.offload)
     recon.check_method(quantizer, grid)
@@ -64,12 +67,23 @@ def _execute(job: Job, threads: int) -> Record:
 
         offload = own.activations if cfg.offload else None
         adapter = model.adapter(task, cfg.checkpoint, own.device, offload)
+        adapter.assign_bits(cfg.bits_per_layer or {})
         draft.coverage = adapter.coverage()
         logging.getLogger("run").info(draft.coverage.summary())
         calibration = task.calibration(cfg.num_samples, cfg.seed)
         job.check_unchanged()
         checked = checks.run(adapter, calibration)
 
+        if allocation is not None:
+            bits, draft.sensitivity = allocation(
+                adapter, calibration, recon.batch_size, grid, ranges
+            )
+            adapter.assign_bits(bits)
+        draft.average_bits = adapter.average_bits(grid)
+        if allocation is not None or cfg.bits_per_layer:
+            draft.bits_per_layer = {
+                name: layer.grid(grid).bits for name, layer in adapter.layers().items()
+            }
         network = partial(
             FullPrecision,
             own.shared,

@@ -48,7 +48,7 @@ FULL_STREAMS = "float32"
 # Options of later versions that are off: they are left out, as in records from before them.
 OFF = {
     "stream_dtype": FULL_STREAMS, "recon.held_out": 0, "recon.patience": 0, "transform": None,
-    "recon.last_loss": "block", "grid": None,
+    "recon.last_loss": "block", "grid": None, "bits_per_layer": None, "allocation": None,
 }  # fmt: skip
 
 

@@ -63,6 +63,9 @@ class Draft:
     evaluation_data: str | None = None
     coverage: Coverage | None = None
     transform: dict[str, Any] = field(default_factory=dict)
+    average_bits: float | None = None
+    bits_per_layer: dict[str, int] = field(default_factory=dict)
+    sensitivity: dict[str, dict[str, float]] = field(default_factory=dict)
     save: Callable[[Record], Path] | None = None  # writes the artifact that goes with the record
     record: Record | None = None
 
@@ -122,6 +125,9 @@ def recording(
             evaluation_data=draft.evaluation_data,
             evaluation={} if error or task is None else dict(task.facts),
             transform=draft.transform,
+            average_bits=draft.average_bits,
+            bits_per_layer=draft.bits_per_layer,
+            sensitivity=draft.sensitivity,
             versions=_versions(),
             commit=commit(),
             started=started,

@@ -43,6 +43,7 @@ def rehearse(cfg: DictConfig, task: Task, model: Any, device: torch.device, chec
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         if task.describe(model, cfg.checkpoint, Path(folder)):
             adapter = model.bare_adapter(task, cfg.checkpoint, Path(folder), device)
+            adapter.assign_bits(cfg.bits_per_layer or {})
             checks.run(adapter, task.calibration(cfg.num_samples, cfg.seed))
 
 

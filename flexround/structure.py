@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 
 import torch
@@ -113,6 +115,7 @@ class Layer:
         activation: the activation function applied to nothing but its output, or None.
         expert: the expert of a mixture that it is part of, or None; the rows of its inputs are then
             the tokens that were sent there.
+        chosen: its bits where bits_per_layer= or an allocation gives it some, whatever bits says.
         limits: the least and the largest weight of each group that quantization keeps, [groups, 1];
             None keeps all.
     """
@@ -123,20 +126,21 @@ class Layer:
     activation: nn.Module | None = None
     expert: Routed | None = None
     limits: tuple[Tensor, Tensor] | None = field(default=None, compare=False)
+    chosen: int | None = None
 
     def grid(self, grid: Grid) -> Grid:
         """Return the grid of this layer in a run on grid.
 
         A layer that keeps its own bits has its groups widened to channels: the group sizes that
         fit the inner layers seldom divide a stem's 27 or 147 weights a channel. It is on integers,
-        also where the others are on a table of levels.
+        also where the others are on a table of levels. Bits that are chosen leave its groups.
         """
         if self.bits is None:
-            return grid
+            return grid if self.chosen is None else replace(grid, bits=self.chosen)
         whole = isinstance(grid.granularity, PerGroup)
         return replace(
             grid,
-            bits=self.bits,
+            bits=self.chosen or self.bits,
             granularity=PerChannel() if whole else grid.granularity,
             levels=None,
         )
@@ -152,6 +156,27 @@ class Layer:
         values = grid.granularity.group(weight)
         low, high = (end.to(values) for end in self.limits)
         weight.copy_(torch.minimum(torch.maximum(values, low), high).reshape(weight.shape))
+
+
+def bits_by_name(names: Sequence[str], patterns: Mapping[str, int]) -> dict[str, int]:
+    """Return the bits of the layers of these names that patterns give; the last that fits counts.
+
+    In a pattern * stands for any text, ? for any character, [ab] for either.
+
+    Raises:
+        ValueError: when a pattern fits no layer.
+    """
+    found: dict[str, int] = {}
+    for pattern, bits in patterns.items():
+        fitting = [name for name in names if fnmatchcase(name, pattern)]
+        if not fitting:
+            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+            raise ValueError(
+                f"bits_per_layer: {pattern} is none of the {len(names)} layers that are quantized; "
+                f"give a name such as {near[0]}, or a pattern such as *.{near[0].split('.')[-1]}"
+            )
+        found |= dict.fromkeys(fitting, bits)
+    return found
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from experiment.errors import value_errors
 
 GROUPS = (
     "model", "task", "protocol", "calibration", "quant", "granularity", "grid", "ranges", "recon",
-    "activation", "transform", "scale", "experiment",
+    "activation", "transform", "allocation", "scale", "experiment",
 )  # fmt: skip
 # Options without a group that decide a result, and the device, which a machine has or has not.
 OPTIONS = (
@@ -36,6 +36,7 @@ PLACES = (
 )  # fmt: skip
 # What names the full-precision network: the artifact has one of its own, and opens none by name.
 NETWORK = ("checkpoint", "model.source", "model.weights")
+BITS = "bits_per_layer"
 HERE = "PATH"  # what an artifact says in the place of the paths of the machine that wrote it
 
 NAME = re.compile(r"\w[\w-]*(/\w[\w-]*)*", re.ASCII)
@@ -57,6 +58,8 @@ def composable(stated: Any, given: Sequence[str]) -> list[str]:
     own = {override.key_or_group for override in _parsed(given)}
     found = []
     for text in stated:
+        if isinstance(text, str) and text.startswith(f"{BITS}="):
+            continue  # the file itself has the bits of each layer
         override = _one(text)
         name = override.key_or_group
         if name in own or (name in NETWORK and not _is_word(override.value())):

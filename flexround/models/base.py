@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from flexround.calibration.activation_cache import ActivationCache
 from flexround.calibration.calls import RecordedCalls, record_calls
-from flexround.grid import QuantizedTensor
+from flexround.grid import Grid, QuantizedTensor
 from flexround.models.coverage import Coverage, coverage_of
-from flexround.structure import Block, Layer
+from flexround.structure import Block, Layer, bits_by_name
 from flexround.utils.memory import explained
 
 if TYPE_CHECKING:
@@ -52,10 +53,35 @@ class ModelAdapter(ABC):
     storage_device: torch.device
     activations: Activations | None = None
     leave: Sequence[str] = ()
+    _blocks: list[Block]
 
-    @abstractmethod
     def blocks(self) -> list[Block]:
         """Return the units of reconstruction in execution order."""
+        return self._blocks
+
+    def assign_bits(self, patterns: Mapping[str, int]) -> None:
+        """Give layers their own bits, by name or pattern; the last pattern that fits counts.
+
+        Raises:
+            ValueError: when a pattern fits no layer.
+        """
+        found = bits_by_name(list(self.layers()), patterns)
+        self.change_layers(lambda layer: replace(layer, chosen=found.get(layer.name)))
+
+    def change_layers(self, change: Callable[[Layer], Layer]) -> None:
+        """Have change(layer) in the place of each layer."""
+        self._blocks = [
+            replace(block, layers=[change(layer) for layer in block.layers])
+            for block in self._blocks
+        ]
+
+    def average_bits(self, grid: Grid) -> float:
+        """Return the mean of bits over the weights that are quantized in a run on grid."""
+        found = [
+            (cast(nn.Parameter, layer.module.weight).numel(), layer.grid(grid).bits)
+            for layer in self.layers().values()
+        ]
+        return sum(count * bits for count, bits in found) / sum(count for count, _ in found)
 
     def layers(self) -> dict[str, Layer]:
         """Return the layers that are quantized, by name, in execution order."""

@@ -64,22 +64,11 @@ class LanguageAdapter(ModelAdapter):
         with self._at_home():
             check_order(self._modules, self._forms, self._logits, example)
 
-    def blocks(self) -> list[Block]:
-        """Return the transformer layers in order."""
-        return self._blocks
-
     def limit(self, limits: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Have the layers of these names clip their weights when they are quantized."""
-        self._blocks = [
-            replace(
-                block,
-                layers=[
-                    replace(layer, limits=limits.get(layer.name, layer.limits))
-                    for layer in block.layers
-                ],
-            )
-            for block in self._blocks
-        ]
+        self.change_layers(
+            lambda layer: replace(layer, limits=limits.get(layer.name, layer.limits))
+        )
 
     def forward(self, batch: Tokens) -> Tensor:
         """Return the logits of one batch.

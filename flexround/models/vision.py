@@ -24,7 +24,6 @@ from flexround.models.equalization import absorb_biases, equalize, replace_relu6
 from flexround.models.network_checks import check_chain, check_network
 from flexround.models.tracing import trace
 from flexround.models.vision_blocks import find_blocks
-from flexround.structure import Block
 
 # Class names, so that a torchvision run need not import timm.
 BLOCK_CLASSES = (
@@ -198,10 +197,6 @@ class VisionAdapter(ModelAdapter):
     def widest(self, inputs: Tensor) -> int:
         """Return how many values of a sample a block takes or gives at most."""
         return max(inputs[:1].numel(), *(output.numel() for output in self._stand_ins))
-
-    def blocks(self) -> list[Block]:
-        """Return the units of reconstruction in execution order."""
-        return self._blocks
 
     def forward(self, batch: Tensor) -> Tensor:
         """Return logits [batch, classes] of images [batch, 3, height, width]."""

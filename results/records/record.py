@@ -56,6 +56,11 @@ class Record:
             metric by which each task votes, whether prompts begin with <s>.
         transform: what was done to the network before it was quantized: the transform's name, how
             far a sample's logits moved, what it found. Empty where nothing was done.
+        average_bits: the mean of bits over the weights that are quantized; None in records from
+            before it was kept, and of runs that failed before it was known.
+        bits_per_layer: the bits of each layer where bits_per_layer= or allocation= was given; as
+            that option they repeat the run.
+        sensitivity: the scores by layer and bits that allocation= chose by.
         settings: the composed configuration that run_id is a hash of: classes by their names, files
             and folders by the digest of what they hold.
         places: where the files and folders were that settings have digests of, by dotted name.
@@ -95,6 +100,9 @@ class Record:
     evaluation_data: str | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
     transform: dict[str, Any] = field(default_factory=dict)
+    average_bits: float | None = None
+    bits_per_layer: dict[str, int] = field(default_factory=dict)
+    sensitivity: dict[str, dict[str, float]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
     started: str = ""

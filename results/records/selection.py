@@ -79,7 +79,8 @@ def _readings(text: str) -> list[Any]:
     return readings
 
 
-NAMES = ("model", "task", "quant", "task_version", "metric")  # told by the record itself
+# Told by the record itself.
+NAMES = ("model", "task", "quant", "task_version", "metric", "average_bits")
 
 
 def facts(record: Record) -> dict[str, Any]:

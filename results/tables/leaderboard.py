@@ -19,9 +19,10 @@ SEEDS = ("seed", "quant.seed")  # what runs of one cell may differ in
 # Settings that become a column by themselves where runs of one cell differ in them.
 TOLD_APART = (
     "recon.act_steps", "act_stem_bits", "kv_bits", "granularity._target_", "group_size",
-    "grid._target_",
+    "grid._target_", "average_bits",
     "symmetric", "recon.unit", "transform._target_", "checkpoint", "task_version", "metric",
 )  # fmt: skip
+OF_LAYERS = ("bits_per_layer", "allocation")  # whose runs are told apart by average_bits
 FORMATS = ("markdown", "csv", "latex", "html")
 
 
@@ -133,6 +134,10 @@ def _differing(members: Sequence[Record]) -> dict[str, list[str]]:
     top = unlike(members).difference(SEEDS)
     flats = [_but_seeds(r, top) | {k: fact(r, k) for k in early} for r in members]
     names = dict.fromkeys(name for flat in flats for name in flat)
+    if any(name.partition(".")[0] in OF_LAYERS for name in names):
+        flats = [flat | {"average_bits": r.average_bits}
+                 for flat, r in zip(flats, members, strict=True)]  # fmt: skip
+        names["average_bits"] = None
     differing = {}
     for name in names:
         values = list(dict.fromkeys(str(flat.get(name)) for flat in flats))

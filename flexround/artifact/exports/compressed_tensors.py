@@ -7,7 +7,8 @@ for each.
 
 transformers 5.24 with compressed-tensors 0.20 gives packed zero points no room where it keeps
 weights compressed, so asymmetric weights are marked to be dequantized while they are loaded; that
-leaves activations alone, so asymmetric weights with quantized activations go into int-quantized.
+leaves activations alone, so asymmetric weights with quantized activations go into int-quantized. So do asymmetric ones
+of several numbers of bits, which that dequantization unpacks as if all had those of one scheme.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from flexround.artifact.activation_ranges import StoredSite
 from flexround.artifact.artifact import Artifact
-from flexround.artifact.exports.huggingface import check_layers, check_one_grid, write_model
+from flexround.artifact.exports.huggingface import check_integer, check_layers, write_model
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor, QuantizedTensor
 from flexround.models.base import ModelAdapter
 
@@ -37,16 +38,19 @@ def export(artifact: Artifact, adapter: ModelAdapter, folder: Path, out: Path) -
         ValueError: when the format can't express it.
     """
     check_layers(artifact, adapter, folder, NAME, ["Linear"])
-    grid = check_one_grid(artifact, NAME)
+    for name, layer in artifact.layers.items():
+        check_integer(layer.grid, name, NAME)
     inputs = _inputs(artifact, adapter)
-    packed = grid.symmetric or not inputs
+    symmetric = all(layer.grid.symmetric for layer in artifact.layers.values())
+    one_width = len({layer.grid.bits for layer in artifact.layers.values()}) == 1
+    packed = symmetric or (one_width and not inputs)
     kind = "pack-quantized" if packed else "int-quantized"
     tensors: dict[str, Tensor] = {}
     schemes: dict[str, list[str]] = {}  # layers by the JSON of their scheme
     for name, layer in artifact.layers.items():
         dtype = getattr(torch, artifact.dtypes[name])
         tensors |= {f"{name}.{key}": t for key, t in weight_tensors(layer, packed, dtype).items()}
-        scheme = {"weights": weight_arguments(grid), "input_activations": None}
+        scheme = {"weights": weight_arguments(layer.grid), "input_activations": None}
         if name in inputs:
             scheme["input_activations"] = input_arguments(inputs[name])
             own = input_tensors(inputs[name], dtype)
@@ -56,7 +60,7 @@ def export(artifact: Artifact, adapter: ModelAdapter, folder: Path, out: Path) -
         "quant_method": NAME,
         "format": kind,
         "quantization_status": "compressed",
-        "dequantize": packed and not grid.symmetric,
+        "dequantize": packed and not symmetric,
         "config_groups": _groups(schemes, kind),
         "ignore": _ignored(artifact, adapter),
     }

@@ -61,7 +61,12 @@ def check_one_grid(artifact: Artifact, name: str) -> Grid:
         check_integer(integers.grid, layer, name)
     grids = {layer.grid for layer in artifact.layers.values()}
     if len(grids) > 1:
-        raise ValueError(f"{name} gets one grid for all layers, not {len(grids)}")
+        kinds = sorted({grid.bits for grid in grids})
+        told = f" ({', '.join(map(str, kinds))} bits)" if len(kinds) > 1 else ""
+        raise ValueError(
+            f"{name} gets one grid for all layers, not {len(grids)}{told}; quantize without "
+            "bits_per_layer= and allocation=, or export to compressed-tensors"
+        )
     return grids.pop()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -28,9 +29,10 @@ GRANULARITIES = [PerTensor(), PerChannel(), PerGroup(16)]
 granularities = pytest.mark.parametrize("granularity", GRANULARITIES, ids=["tensor", "ch", "group"])
 
 
-def quantized(family, grid, activation=None):
+def quantized(family, grid, activation=None, bits=MappingProxyType({})):
     """Return (adapter of a quantized model, its artifact)."""
     target = LanguageAdapter(network(family), EXAMPLE, CPU)
+    target.assign_bits(bits)
     integers = RTN(
         target, [tokens()], quantizer=METHODS["rtn"], grid=grid, ranges=MinMax(),
         generator=torch.Generator().manual_seed(0), activation=activation,
@@ -38,9 +40,9 @@ def quantized(family, grid, activation=None):
     return target, take(target, integers, {})
 
 
-def exported(module, tmp_path, family, grid, activation=None):
+def exported(module, tmp_path, family, grid, activation=None, bits=MappingProxyType({})):
     """Return (adapter, artifact, folder that module has written)."""
-    target, artifact = quantized(family, grid, activation)
+    target, artifact = quantized(family, grid, activation, bits)
     folder = tmp_path / "artifact"
     folder.mkdir()
     target.model.config.save_pretrained(folder)
@@ -73,6 +75,14 @@ def test_transformers_computes_the_same_from_compressed_tensors(
 ):
     grid = Grid(bits, symmetric, granularity)
     target, _, folder = exported(compressed_tensors, tmp_path, "llama", grid)
+    assert torch.equal(logits(loaded(folder)), logits(target.model))
+
+
+@symmetries
+def test_transformers_computes_the_same_from_layers_of_several_bits(symmetric, tmp_path):
+    grid, bits = Grid(4, symmetric, PerGroup(16)), {"*.down_proj": 8, "*.q_proj": 3}
+    target, artifact, folder = exported(compressed_tensors, tmp_path, "llama", grid, None, bits)
+    assert {layer.grid.bits for layer in artifact.layers.values()} == {3, 4, 8}
     assert torch.equal(logits(loaded(folder)), logits(target.model))
 
 
@@ -121,15 +131,14 @@ def test_what_compressed_tensors_can_not_say_is_refused(words, family, activatio
     refused(compressed_tensors, tmp_path, words, family, CHANNEL, activation)
 
 
-def test_mixed_grids_are_refused(tmp_path):
+def test_mixed_grids_are_refused_by_gptq(tmp_path):
     target, artifact = quantized("llama", CHANNEL)
     target.model.config.save_pretrained(tmp_path)
     name = next(iter(artifact.layers))
     other = replace(artifact.layers[name], grid=replace(CHANNEL, bits=8))
     mixed = replace(artifact, layers=dict(artifact.layers) | {name: other})
-    for module in (compressed_tensors, gptq):
-        with pytest.raises(ValueError, match="one grid for all layers, not 2"):
-            module.export(mixed, target, tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"one grid for all layers, not 2 \(4, 8 bits\)"):
+        gptq.export(mixed, target, tmp_path, tmp_path / "out")
 
 
 def test_a_classifier_of_images_is_refused(tmp_path):
