@@ -6,7 +6,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 READY := .venv/.ready
 
-.PHONY: demo test test-all check format leaderboard figures docs clean
+.PHONY: demo test test-all check format leaderboard notebook figures docs clean
 
 demo: $(READY)
 	$(BIN)/python run.py -m model=mobilenet_v2 quant=rtn,adaround,flexround bits=3,2
@@ -30,6 +30,10 @@ format: $(READY)
 # README's tables; the runs that have no record take minutes.
 leaderboard: $(READY)
 	$(BIN)/python -m scripts.readme_tables
+
+# docs/notebook/tour.ipynb from tour.py, a minute.
+notebook: $(READY)
+	$(BIN)/python -m scripts.notebook
 
 figures: $(READY)
 	$(BIN)/python -m scripts.diagrams

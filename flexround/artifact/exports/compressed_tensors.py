@@ -7,8 +7,9 @@ for each.
 
 transformers 5.24 with compressed-tensors 0.20 gives packed zero points no room where it keeps
 weights compressed, so asymmetric weights are marked to be dequantized while they are loaded; that
-leaves activations alone, so asymmetric weights with quantized activations go into int-quantized. So do asymmetric ones
-of several numbers of bits, which that dequantization unpacks as if all had those of one scheme.
+leaves activations alone, so asymmetric weights with quantized activations go into int-quantized.
+So do asymmetric ones of several numbers of bits, which that dequantization unpacks as if all had
+those of one scheme.
 """
 
 from __future__ import annotations
