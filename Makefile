@@ -6,7 +6,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 READY := .venv/.ready
 
-.PHONY: demo test test-all check format leaderboard notebook figures docs clean
+.PHONY: demo test test-all check format leaderboard claims notebook figures docs clean
 
 demo: $(READY)
 	$(BIN)/python run.py -m model=mobilenet_v2 quant=rtn,adaround,flexround bits=3,2
@@ -34,6 +34,9 @@ leaderboard: $(READY)
 # docs/notebook/tour.ipynb from tour.py, a minute.
 notebook: $(READY)
 	$(BIN)/python -m scripts.notebook
+# The verdicts on the papers' claims; ARGS='PART OF AN ID' for some, ARGS=--no-runs for none of the runs.
+claims: $(READY)
+	$(BIN)/python -m scripts.claims_page $(ARGS)
 
 figures: $(READY)
 	$(BIN)/python -m scripts.diagrams

@@ -4,8 +4,9 @@
 the paper's Table 2 and `signround` (lrq, cdquant, gptq) beside that method's papers, `leaderboard`
 ranks the methods over all settings, and `wandb` logs the table as one of wandb; `plot KIND` draws
 the records. `compare FIRST SECOND` sets two methods against each other on the same seeds and
-samples, `ablation SETTING` the values of one setting side by side. `rekey` renames records of an
-older version, and `clean` lists what killed runs have left.
+samples, `ablation SETTING` the values of one setting side by side. `claims` says which of
+the papers' claims the records decide. `rekey` renames records of an older version, and `clean`
+lists what killed runs have left.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_words(args)
         views = {
-            "ablation": _ablation, "clean": _clean, "compare": _compare, "html": _html,
-            "leaderboard": _ranking, "plot": _plot, "wandb": _wandb,
+            "ablation": _ablation, "claims": _claims, "clean": _clean, "compare": _compare,
+            "html": _html, "leaderboard": _ranking, "plot": _plot, "wandb": _wandb,
         }  # fmt: skip
         view = views[args.pop(0)] if args and args[0] in views else _table
         if args and not args[0].startswith("-") and view is _table:
@@ -151,6 +152,12 @@ def _ranking(argv: Sequence[str]) -> str:
     parser.add_argument("--format", choices=TEXTS, default="markdown")
     args = parser.parse_args(argv)
     return render(ranking(_chosen(args), args.by), args.format)
+
+
+def _claims(argv: Sequence[str]) -> str:
+    from results.ledger.command import command
+
+    return command(argv, DEFAULT, TEXTS)
 
 
 def _html(argv: Sequence[str]) -> str:

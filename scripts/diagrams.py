@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ FILL = {
     "light": {"plain": "#eef1f7", "quantized": "#fde7d7", "loss": "#dcefe5"},
     "dark": {"plain": "#2b3142", "quantized": "#513620", "loss": "#1f4434"},
 }
-RC = {"svg.hashsalt": "flexround", "svg.fonttype": "path", "mathtext.fontset": "dejavusans"}
+RC: Any = {"svg.hashsalt": "flexround", "svg.fonttype": "path", "mathtext.fontset": "dejavusans"}
 
 
 @dataclass

@@ -1,0 +1,132 @@
+"""`python -m results claims`: verdicts, the records behind one, or the runs that are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from flexround.utils.arguments import ArgumentParser
+from flexround.utils.atomic_files import write_whole
+from results.ledger import kept
+from results.ledger.claims import Claim, Overrides, chosen, read
+from results.ledger.evidence import Found, cells_of, missing, scaled, value_of
+from results.ledger.verdicts import render, verdicts
+from results.records.outcomes import Outcomes
+from results.records.record import Record
+from results.records.store import Store
+
+
+class Evidence:
+    """The ledger's records and those of a folder, if any, the newer of two of one run."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._store = Store(folder) if folder else None
+        self._kept = {record.run_id: (record, outcomes) for record, outcomes in kept.read()}
+        loaded = self._store.load() if self._store else []
+        own = {record.run_id: record for record in loaded if record.status == "ok"}
+        for run_id, (record, _) in self._kept.items():
+            if run_id not in own or own[run_id].started < record.started:
+                own[run_id] = record
+        self.records = list(own.values())
+        self.found = cells_of(self.records)
+
+    def outcomes(self, record: Record) -> Outcomes:
+        """Return the outcomes of record's evaluation samples."""
+        held, outcomes = self._kept.get(record.run_id, (None, {}))
+        if held is record or self._store is None:
+            return outcomes
+        return self._store.outcomes(record)
+
+
+def command(argv: Sequence[str], folder: Path, formats: Sequence[str]) -> str:
+    """Return what the command line asks for.
+
+    Raises:
+        ValueError: for claims that are none, and records that do not compare.
+    """
+    parser = ArgumentParser(prog="python -m results claims", description=__doc__)
+    parser.add_argument("claims", nargs="*", help="parts of ids; all without")
+    parser.add_argument("--results-dir", type=Path, default=folder, help="folder of the records")
+    parser.add_argument("--format", choices=formats, default="markdown")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--records", action="store_true", help="the runs behind each claim")
+    shown.add_argument("--commands", action="store_true", help="what computes the missing runs")
+    shown.add_argument(
+        "--keep",
+        action="store_true",
+        help="write the runs behind all claims to results/ledger.jsonl",
+    )
+    parser.add_argument(
+        "--also", default="", help="arguments for --commands, such as data_dir=/data/wikitext-2"
+    )
+    args = parser.parse_args(argv)
+    if args.also and not args.commands:
+        raise ValueError(f"--also {args.also} does nothing without --commands; leave it out")
+    claims, evidence = chosen(read(), args.claims), Evidence(args.results_dir)
+    if args.commands:
+        return "\n".join(commands(claims, evidence.found, args.also))
+    if args.records:
+        return "\n\n".join(behind(claim, evidence.found) for claim in claims)
+    if args.keep:
+        return keep(evidence)
+    return render(verdicts(claims, evidence.found, evidence.outcomes), args.format)
+
+
+def commands(claims: Iterable[Claim], found: Found, also: str = "") -> list[str]:
+    """Return the command lines that compute the missing runs, each run once, with also in each."""
+    left: dict[Overrides, list[int]] = {}
+    order: dict[Overrides, str] = {}
+    for claim in claims:
+        if claim.under:
+            for cell, seed in missing(claim, found):
+                seeds = left.setdefault(cell, [])
+                order.setdefault(cell, " ".join(sorted(cell, key=_place)))
+                if seed not in seeds:
+                    seeds.append(seed)
+    return [
+        f"python run.py -m {order[cell]} seed={','.join(map(str, sorted(seeds)))} {also}".rstrip()
+        for cell, seeds in left.items()
+    ]
+
+
+def _place(override: str) -> tuple[int, str]:
+    """Return where an override stands on a command line: model, task, method, bits, the rest."""
+    name = override.partition("=")[0]
+    order = ("model", "task", "quant", "bits")
+    return (order.index(name) if name in order else len(order), override)
+
+
+def behind(claim: Claim, found: Found) -> str:
+    """Return claim's runs: sign, value, seed, name and command line, a line each."""
+    lines = [f"{claim.id}: {claim.says} ({claim.source})"]
+    if claim.needs:
+        return f"{lines[0]}\n  needs {claim.needs}"
+    for more, less in claim.settings:
+        for sign, cells in (("+", more), ("-", less)):
+            for cell in cells:
+                given = " ".join(sorted(cell, key=_place))
+                runs = sorted(found.get(cell, {}).items())
+                lines += [f"  {sign} {_value(claim, run)} seed {seed} {run.run_id} {given}"
+                          for seed, run in runs] or [f"  {sign} not run: {given}"]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _value(claim: Claim, record: Record) -> str:
+    """Return record's value, and in brackets what the contrast adds where that is another."""
+    metric = claim.metric or str(record.metric)
+    value = value_of(record, metric)
+    added = scaled(metric, value)
+    return f"{value:.4f}" + (f" ({added:.2f})" if added != value else "")
+
+
+def keep(evidence: Evidence) -> str:
+    """Write the records behind all claims; return where."""
+    wanted = {
+        record.run_id: record
+        for claim in read()
+        for cell in claim.cells
+        for seed, record in evidence.found.get(cell, {}).items()
+        if seed < claim.seeds
+    }
+    write_whole(kept.LEDGER, kept.written((r, evidence.outcomes(r)) for r in wanted.values()))
+    return f"{len(wanted)} records in {kept.LEDGER}"

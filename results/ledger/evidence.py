@@ -1,0 +1,163 @@
+"""Records behind a claim: those whose command lines gave what its cells give, paired by seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from results.ledger.claims import Claim, Overrides
+from results.ledger.statistics import Estimate
+from results.records.outcomes import Outcomes
+from results.records.record import Record
+from results.tables.ablation import PLACES, by_hand
+from results.tables.paired_tests import PERPLEXITY
+
+ERROR = "error"  # the geometric mean of the units' errors
+LOGARITHMIC = (PERPLEXITY, "kl", "kl_median", "kl_p99", ERROR)  # compared by their ratio
+ALIKE = ("task_version", "network", "evaluation_data", "metric")
+
+Found = dict[Overrides, dict[int, Record]]
+OutcomesOf = Callable[[Record], Outcomes]
+
+
+def cells_of(records: Iterable[Record]) -> Found:
+    """Return the newest finished record of each cell and seed."""
+    found: Found = {}
+    for record in sorted(records, key=lambda r: r.started):
+        if record.status == "ok" and record.overrides is not None:
+            given = {n: v for n, v in by_hand(record).items() if n not in (*PLACES, "seed")}
+            cell = frozenset(f"{name}={value}" for name, value in given.items())
+            found.setdefault(cell, {})[record.seed] = record
+    return found
+
+
+def missing(claim: Claim, found: Found) -> list[tuple[Overrides, int]]:
+    """Return the (cell, seed) that have no record yet."""
+    return [
+        (cell, seed)
+        for cell in claim.cells
+        for seed in range(claim.seeds)
+        if seed not in found.get(cell, {})
+    ]
+
+
+def check_alike(claim: Claim, found: Found) -> None:
+    """Check that the records of each of claim's settings are of one task, data and network.
+
+    Raises:
+        ValueError: names what they differ in.
+    """
+    for more, less in claim.settings:
+        held = [r for cell in (*more, *less) for r in found.get(cell, {}).values()]
+        for name in ALIKE:
+            values = {str(getattr(r, name)) for r in held if (r.model, r.task) == _of(held[0])}
+            if len(values) > 1:
+                told = " and ".join(sorted(value[:12] for value in values))
+                raise ValueError(
+                    f"claim {claim.id}: its records have {name} {told}, which do not compare; "
+                    "rerun=true makes them again"
+                )
+
+
+def _of(record: Record) -> tuple[str, str]:
+    return record.model, record.task
+
+
+def estimate(claim: Claim, found: Found, outcomes: OutcomesOf) -> Estimate | None:
+    """Return claim's contrast by seed, None where no seed has all of its cells."""
+    seeds = set.intersection(*({*found.get(cell, {})} for cell in claim.cells))
+    if not seeds:
+        return None
+    by_setting = []
+    for more, less in claim.settings:
+        rows = [
+            [
+                *((+1, found[cell][seed]) for cell in more),
+                *((-1, found[cell][seed]) for cell in less),
+            ]
+            for seed in sorted(seeds)
+        ]
+        by_setting.append((rows, _sampling(rows, claim.metric, outcomes)))
+    values = tuple(
+        fmean(_contrast(rows[k], claim.metric) for rows, _ in by_setting) for k in range(len(seeds))
+    )
+    variances = [sampling for _, sampling in by_setting]
+    if any(v is None for v in variances):
+        return Estimate(values)
+    # Settings share their samples: as if they were wholly correlated, standard errors add.
+    error = fmean(math.sqrt(v[0]) for v in variances if v)
+    return Estimate(values, error**2, min(v[1] for v in variances if v))
+
+
+Terms = Sequence[tuple[int, Record]]
+
+
+def _contrast(terms: Terms, metric: str | None) -> float:
+    """Return the contrast of one seed, positive for the better."""
+    name = metric or str(terms[0][1].metric)
+    total = sum(sign * scaled(name, value_of(record, name)) for sign, record in terms)
+    return better(name, terms[0][1]) * total
+
+
+def value_of(record: Record, metric: str) -> float:
+    """Return record's value of metric.
+
+    Raises:
+        ValueError: when it has none.
+    """
+    if metric == ERROR and record.blocks:
+        return math.exp(fmean(math.log(max(b["error_after"], 1e-30)) for b in record.blocks))
+    if metric not in record.metrics:
+        raise ValueError(
+            f"the run {record.run_id} ({' '.join(record.overrides or ())}) has no {metric}; it has "
+            f"{', '.join(record.metrics)}"
+        )
+    return record.metrics[metric]
+
+
+def scaled(metric: str, value: float) -> float:
+    """Return value as contrasts add it: 100 times the logarithm of what is compared by ratio."""
+    return 100 * math.log(value) if metric in LOGARITHMIC else value
+
+
+def better(metric: str, record: Record) -> int:
+    """Return 1 where more of metric is better, else -1."""
+    if metric == record.metric:
+        return 1 if record.higher_is_better else -1
+    return -1 if metric in LOGARITHMIC else 1
+
+
+def _sampling(
+    rows: Sequence[Terms], metric: str | None, outcomes: OutcomesOf
+) -> tuple[float, int] | None:
+    """Return (variance, samples) of the contrast's mean over evaluation samples.
+
+    None where a run keeps no outcomes of the metric.
+    """
+    name = metric or str(rows[0][0][1].metric)
+    by_seed: list[NDArray[np.float64]] = []
+    for terms in rows:
+        parts = [(sign, _linear(outcomes(record), name)) for sign, record in terms]
+        lengths = {len(part) for _, part in parts if part is not None}
+        if any(part is None for _, part in parts) or len(lengths) != 1:
+            return None
+        by_seed.append(sum(sign * part for sign, part in parts if part is not None))  # type: ignore[arg-type]
+    if len({len(own) for own in by_seed}) != 1 or len(by_seed[0]) < 2:
+        return None
+    whole = np.mean(by_seed, axis=0)
+    return float(np.var(whole, ddof=1)) / len(whole), len(whole)
+
+
+def _linear(held: Mapping[str, NDArray[Any]], metric: str) -> NDArray[np.float64] | None:
+    """Return what each sample adds to the scaled metric [samples], to first order."""
+    if metric not in held:
+        return None
+    values = held[metric].astype(np.float64)
+    if metric == PERPLEXITY or held[metric].dtype == bool:
+        return 100 * values  # of a perplexity its logarithms are kept
+    return 100 * values / values.mean() if metric in LOGARITHMIC else values

@@ -1,0 +1,143 @@
+"""Contrasts of records: which runs a cell finds, and what they add up to."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from results.ledger.claims import Claim
+from results.ledger.evidence import cells_of, check_alike, estimate, missing
+from tests.results.records.test_store import record
+
+
+def claim(**changes):
+    facts = dict(
+        id="a", says="A above B", source="a paper", under=["model=resnet18 bits=2"],
+        more=["quant=flexround"], less=["quant=adaround"], margin=0.1, seeds=2,
+    )  # fmt: skip
+    return Claim(**(facts | changes))
+
+
+def run(quant, value, seed=0, more=(), bits=2, **changes):
+    given = ["model=resnet18", f"bits={bits}", f"quant={quant}", *more]
+    name = f"{quant}{bits}{seed}{more}"
+    return record(name, value, quant=quant, bits=bits, seed=seed, overrides=given, **changes)
+
+
+def no_outcomes(_):
+    return {}
+
+
+def test_a_cell_is_what_the_command_line_gave_places_and_seed_aside():
+    mine = run("flexround", 90.0, 1, ["data_dir=/here", "threads=1", "seed=1"])
+    other = run("flexround", 50.0, 1, ["recon.iters=5"])
+    assert cells_of([mine, other])[frozenset({"model=resnet18", "bits=2", "quant=flexround"})] == {
+        1: mine
+    }
+
+
+def test_the_newest_finished_run_of_a_cell_counts():
+    old, new = run("flexround", 90.0, started="1"), run("flexround", 91.0, started="2")
+    failed = run("flexround", 0.0, status="failed", started="3")
+    (runs,) = cells_of([new, failed, old]).values()
+    assert runs == {0: new}
+
+
+def test_a_difference_is_paired_by_seed_and_only_whole_seeds_count():
+    found = cells_of([run("flexround", 90.0), run("adaround", 88.0), run("flexround", 91.0, 1)])
+    assert estimate(claim(), found, no_outcomes).values == (2.0,)
+    assert missing(claim(), found) == [
+        (frozenset({"model=resnet18", "bits=2", "quant=adaround"}), 1)
+    ]
+    assert estimate(claim(), cells_of([run("flexround", 90.0)]), no_outcomes) is None
+
+
+def test_a_difference_of_differences():
+    ours = claim(
+        under=["model=resnet18"],
+        more=["quant=flexround bits=2", "quant=adaround bits=4"],
+        less=["quant=adaround bits=2", "quant=flexround bits=4"],
+    )
+    runs = [run("flexround", 80.0), run("adaround", 70.0)]
+    runs += [run("flexround", 97.0, bits=4), run("adaround", 96.0, bits=4)]
+    assert estimate(ours, cells_of(runs), no_outcomes).values == (80 - 70 - (97 - 96),)
+
+
+def test_several_settings_are_averaged():
+    ours = claim(under=["model=resnet18 bits=2", "model=resnet18 bits=4"])
+    runs = [run("flexround", 80.0), run("adaround", 70.0)]
+    runs += [run("flexround", 97.0, bits=4), run("adaround", 96.0, bits=4)]
+    assert estimate(ours, cells_of(runs), no_outcomes).values == (5.5,)
+
+
+def test_perplexities_are_compared_by_their_ratio_and_less_is_better():
+    changes = {"metric": "perplexity", "higher_is_better": False}
+    runs = [
+        run("flexround", 20.0, metrics={"perplexity": 20.0}, **changes),
+        run("adaround", 22.0, metrics={"perplexity": 22.0}, **changes),
+    ]
+    found = estimate(claim(), cells_of(runs), no_outcomes)
+    assert found.values == pytest.approx((100 * math.log(1.1),))
+
+
+def test_the_error_of_a_run_is_the_geometric_mean_of_its_units():
+    def units(*errors):
+        return [{"name": str(e), "error_after": e} for e in errors]
+
+    runs = [
+        run("flexround", 90.0, blocks=units(1.0, 4.0)),
+        run("adaround", 99.0, blocks=units(2.0, 8.0)),
+    ]
+    found = estimate(claim(metric="error"), cells_of(runs), no_outcomes)
+    assert found.values == pytest.approx((100 * math.log(2),))  # 2 beside 4, less is better
+
+
+def test_right_and_wrong_answers_give_the_variance_of_their_difference():
+    first = np.array([1, 1, 1, 0], bool)
+    second = np.array([1, 0, 0, 0], bool)
+    held = {"flexround": {"top1": first}, "adaround": {"top1": second}}
+    runs = [
+        run("flexround", 75.0),
+        run("adaround", 25.0),
+        run("flexround", 75.0, 1),
+        run("adaround", 25.0, 1),
+    ]
+    found = estimate(claim(), cells_of(runs), lambda r: held[r.quant])
+    differences = np.array([0, 100, 100, 0])
+    assert found.samples == 4
+    assert found.sampling == pytest.approx(differences.var(ddof=1) / 4)
+
+
+def test_windows_of_a_perplexity_give_that_of_their_log_likelihoods():
+    held = {
+        "flexround": {"perplexity": np.array([3.0, 3.2])},
+        "adaround": {"perplexity": np.array([3.1, 3.5])},
+    }
+    changes = {"metric": "perplexity", "higher_is_better": False}
+    runs = [run(q, 20.0, metrics={"perplexity": 20.0}, **changes) for q in held]
+    found = estimate(claim(), cells_of(runs), lambda r: held[r.quant])
+    assert found.sampling == pytest.approx(np.array([-10.0, -30.0]).var(ddof=1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("task_version", 2), ("network", "another"), ("evaluation_data", "another")],
+)
+def test_records_that_do_not_compare_are_refused(name, value):
+    runs = [run("flexround", 90.0), run("adaround", 88.0, **{name: value})]
+    with pytest.raises(ValueError, match=f"claim a: its records have {name} .* do not compare"):
+        check_alike(claim(), cells_of(runs))
+
+
+def test_two_models_of_one_claim_are_no_mixture():
+    runs = [run("flexround", 90.0), run("adaround", 88.0, network="b", model="mobilenet_v2")]
+    check_alike(claim(), cells_of(runs))
+
+
+def test_a_metric_that_no_record_has_is_told():
+    with pytest.raises(ValueError, match="has no kl; it has top1"):
+        estimate(
+            claim(metric="kl"), cells_of([run("flexround", 9.0), run("adaround", 8.0)]), no_outcomes
+        )
