@@ -161,12 +161,18 @@ def _claims(argv: Sequence[str]) -> str:
 
 
 def _html(argv: Sequence[str]) -> str:
+    from results.ledger.gathering import verdicts_in
     from results.page.page import write
 
     parser = _selection()
     parser.add_argument("--out", type=Path, default=OUTPUTS / "page.html", help="the page's file")
     args = parser.parse_args(argv)
-    return write(_chosen(args), args.by, args.results_dir, args.out)
+    chosen, claims, remark = _chosen(args), [], ""
+    try:
+        claims = verdicts_in(args.results_dir)
+    except ValueError as error:
+        remark = f"\nthe page is without claims: {error}"
+    return write(chosen, args.by, args.results_dir, args.out, claims) + remark
 
 
 def _plot(argv: Sequence[str]) -> str:

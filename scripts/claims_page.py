@@ -21,8 +21,9 @@ from experiment import ROOT
 from flexround.utils.atomic_files import write_whole
 from results.__main__ import DEFAULT
 from results.ledger.claims import chosen, read
-from results.ledger.command import Evidence, commands, keep
-from results.ledger.verdicts import DECIDED, Verdict, render, verdicts
+from results.ledger.command import commands, keep
+from results.ledger.gathering import Evidence, verdicts_in
+from results.ledger.verdicts import DECIDED, Verdict, render
 
 PAGE = ROOT / "docs" / "claims.md"
 TABLE = re.compile(r"(<!-- claims -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -31,12 +32,6 @@ TABLE = re.compile(r"(<!-- claims -->\n).*?(<!-- end -->)", re.DOTALL)
 def with_table(text: str, told: Sequence[Verdict]) -> str:
     """Return the page's text with the table of told."""
     return TABLE.sub(lambda match: f"{match[1]}\n{render(told, 'markdown')}\n\n{match[2]}", text)
-
-
-def kept_verdicts() -> list[Verdict]:
-    """Return the verdicts that the ledger alone gives, without the records of this clone."""
-    evidence = Evidence(None)
-    return verdicts(read(), evidence.found, evidence.outcomes)
 
 
 def unexplained(text: str, told: Sequence[Verdict]) -> list[str]:
@@ -56,13 +51,14 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     failed = 0
     if not args.no_runs:
+        claims = chosen(read(), args.claims)
         also = f"{args.also} results_dir={args.results_dir}"
-        for line in commands(chosen(read(), args.claims), Evidence(args.results_dir).found, also):
+        for line in commands(claims, Evidence(claims, args.results_dir).found, also):
             print(line, flush=True)
             command = [sys.executable, *shlex.split(line)[1:]]
             failed |= subprocess.run(command, cwd=ROOT).returncode
-    print(keep(Evidence(args.results_dir)))
-    text = with_table(PAGE.read_text(), told := kept_verdicts())
+    print(keep(args.results_dir))
+    text = with_table(PAGE.read_text(), told := verdicts_in())
     write_whole(PAGE, text.encode())
     for name in unexplained(text, told):
         print(f"{PAGE.name}: {name} fails and is not explained", file=sys.stderr)

@@ -9,33 +9,10 @@ from flexround.utils.arguments import ArgumentParser
 from flexround.utils.atomic_files import write_whole
 from results.ledger import kept
 from results.ledger.claims import Claim, Overrides, chosen, read
-from results.ledger.evidence import Found, cells_of, missing, scaled, value_of
+from results.ledger.evidence import Found, missing, scaled, value_of
+from results.ledger.gathering import Evidence
 from results.ledger.verdicts import render, verdicts
-from results.records.outcomes import Outcomes
 from results.records.record import Record
-from results.records.store import Store
-
-
-class Evidence:
-    """The ledger's records and those of a folder, if any, the newer of two of one run."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._store = Store(folder) if folder else None
-        self._kept = {record.run_id: (record, outcomes) for record, outcomes in kept.read()}
-        loaded = self._store.load() if self._store else []
-        own = {record.run_id: record for record in loaded if record.status == "ok"}
-        for run_id, (record, _) in self._kept.items():
-            if run_id not in own or own[run_id].started < record.started:
-                own[run_id] = record
-        self.records = list(own.values())
-        self.found = cells_of(self.records)
-
-    def outcomes(self, record: Record) -> Outcomes:
-        """Return the outcomes of record's evaluation samples."""
-        held, outcomes = self._kept.get(record.run_id, (None, {}))
-        if held is record or self._store is None:
-            return outcomes
-        return self._store.outcomes(record)
 
 
 def command(argv: Sequence[str], folder: Path, formats: Sequence[str]) -> str:
@@ -62,13 +39,14 @@ def command(argv: Sequence[str], folder: Path, formats: Sequence[str]) -> str:
     args = parser.parse_args(argv)
     if args.also and not args.commands:
         raise ValueError(f"--also {args.also} does nothing without --commands; leave it out")
-    claims, evidence = chosen(read(), args.claims), Evidence(args.results_dir)
+    claims = chosen(read(), args.claims)
+    if args.keep:
+        return keep(args.results_dir)
+    evidence = Evidence(claims, args.results_dir)
     if args.commands:
         return "\n".join(commands(claims, evidence.found, args.also))
     if args.records:
         return "\n\n".join(behind(claim, evidence.found) for claim in claims)
-    if args.keep:
-        return keep(evidence)
     return render(verdicts(claims, evidence.found, evidence.outcomes), args.format)
 
 
@@ -119,11 +97,13 @@ def _value(claim: Claim, record: Record) -> str:
     return f"{value:.4f}" + (f" ({added:.2f})" if added != value else "")
 
 
-def keep(evidence: Evidence) -> str:
-    """Write the records behind all claims; return where."""
+def keep(folder: Path) -> str:
+    """Write the runs behind all claims, of folder and of the ledger itself; return where."""
+    claims = read()
+    evidence = Evidence(claims, folder)
     wanted = {
         record.run_id: record
-        for claim in read()
+        for claim in claims
         for cell in claim.cells
         for seed, record in evidence.found.get(cell, {}).items()
         if seed < claim.seeds

@@ -127,11 +127,13 @@ def render(told: Sequence[Verdict], form: str) -> str:
     if form == "csv":
         return frame(told).to_csv(index=False).rstrip("\n")
     return (
-        latex(_shown(told)) if form == "latex" else f"{markdown(_shown(told))}\n\n{summary(told)}"
+        latex(as_text(told)) if form == "latex" else f"{markdown(as_text(told))}\n\n{summary(told)}"
     )
 
 
-def _shown(told: Sequence[Verdict]) -> pd.DataFrame:
+def as_text(told: Sequence[Verdict]) -> pd.DataFrame:
+    """Return the verdicts as text, a row each."""
+
     def number(value: float | None, form: str = "+.2f") -> str:
         return "-" if value is None else f"{value:{form}}"
 

@@ -23,6 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from flexround.utils.atomic_files import write_whole
+from results.ledger.verdicts import DECIDED, Verdict, as_text, summary
 from results.page.svg_chart import Chart, charts
 from results.records.record import Record
 from results.tables.formats import MARK, PLUS_MINUS
@@ -94,13 +95,22 @@ class Made:
         return self.facts.setdefault(facts, len(self.facts))
 
 
-def write(records: Sequence[Record], by: Sequence[str], folder: Path, out: Path) -> str:
+def write(
+    records: Sequence[Record],
+    by: Sequence[str],
+    folder: Path,
+    out: Path,
+    claims: Sequence[Verdict] = (),
+) -> str:
     """Write the page of records, which lie in folder, to out; return what was written.
+
+    claims are shown where records decide any of them.
 
     Raises:
         ValueError: when out can't be written, or as leaderboard does.
     """
-    text = page(records, by, os.path.relpath(folder.resolve(), out.resolve().parent))
+    link = os.path.relpath(folder.resolve(), out.resolve().parent)
+    text = page(records, by, link, claims)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, text.encode())
@@ -109,7 +119,9 @@ def write(records: Sequence[Record], by: Sequence[str], folder: Path, out: Path)
     return f"{len(records)} runs: {out}"
 
 
-def page(records: Sequence[Record], by: Sequence[str], folder: str) -> str:
+def page(
+    records: Sequence[Record], by: Sequence[str], folder: str, claims: Sequence[Verdict] = ()
+) -> str:
     """Return the page's HTML; folder is where it finds the records' files, as a relative path.
 
     Raises:
@@ -135,6 +147,7 @@ def page(records: Sequence[Record], by: Sequence[str], folder: str) -> str:
             "made": [list(facts) for facts in made.facts],
         },
         ranking=_ranking(records, by),
+        claims=_claims(claims),
         numbers=("width", *NUMBERS),
         strays=[(r, f"{link}/{quote(r.run_id)}.json") for r in records if r.run_id not in shown],
         count=len(records),
@@ -154,6 +167,15 @@ def _ranking(records: Sequence[Record], by: Sequence[str]) -> dict[str, Any] | N
         (list(t.columns), t.values.tolist()) for t in (methods_text(found), pairs_text(found))
     ]
     return {"tables": tables, "remarks": [*found.remarks, TESTED]}
+
+
+def _claims(told: Sequence[Verdict]) -> dict[str, Any] | None:
+    """Return the table of verdicts with its remarks; None where nothing is decided."""
+    if not any(verdict.word in DECIDED for verdict in told):
+        return None
+    table = as_text(told)
+    rows = table.values.tolist()
+    return {"columns": list(table.columns), "rows": rows, "remarks": summary(told).split("\n\n")}
 
 
 def command(record: Record) -> str | None:

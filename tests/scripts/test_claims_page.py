@@ -6,13 +6,14 @@ from experiment.sweeps.plan import plan
 from results.ledger import kept
 from results.ledger.claims import read
 from results.ledger.evidence import cells_of
-from scripts.claims_page import PAGE, kept_verdicts, unexplained, with_table
+from results.ledger.gathering import verdicts_in
+from scripts.claims_page import PAGE, unexplained, with_table
 
 LOCAL = "task=scattered_digits"  # whose runs have names without data that is not here
 
 
 def test_the_page_is_what_the_ledger_says():
-    text, told = PAGE.read_text(), kept_verdicts()
+    text, told = PAGE.read_text(), verdicts_in()
     assert with_table(text, told) == text, "run `make claims ARGS=--no-runs`"
     assert unexplained(text, told) == []
     assert kept.LEDGER.stat().st_size < 1_000_000

@@ -86,6 +86,18 @@ def test_a_kept_line_that_is_damaged_is_named(folder, capsys):
     assert "ledger.jsonl:1: record without" in capsys.readouterr().err
 
 
+def test_the_page_shows_what_is_decided(folder, capsys):
+    fill(folder, 3)
+    out = folder.parent / "page.html"
+    assert main(["html", "--results-dir", str(folder), "--out", str(out)]) == 0
+    text = out.read_text()
+    assert '<h2 id="claims">' in text
+    assert "1 of 1 testable claims are decided" in text
+    kept.LEDGER.write_text("{}")
+    assert main(["html", "--results-dir", str(folder), "--out", str(out)]) == 0
+    assert "the page is without claims: ledger.jsonl:1" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [(["--also", "x=1"], "does nothing without --commands"), (["c"], "no claim c; did you mean")],
