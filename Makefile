@@ -34,7 +34,8 @@ leaderboard: $(READY)
 # docs/notebook/tour.ipynb from tour.py, a minute.
 notebook: $(READY)
 	$(BIN)/python -m scripts.notebook
-# The verdicts on the papers' claims; ARGS='PART OF AN ID' for some, ARGS=--no-runs for none of the runs.
+
+# The verdicts on the papers' claims; ARGS=mobilenet_w2 for some, ARGS=--no-runs to compute none.
 claims: $(READY)
 	$(BIN)/python -m scripts.claims_page $(ARGS)
 
