@@ -63,6 +63,8 @@ def test_every_tuned_file_is_reached_by_the_names_in_its_own(path):
     names["recon"] = [f"{r}_{q}" for r in names_in("recon") for q in quants]
     names["recipe"] = tasks
     names["recipe_pair"] = [f"{t}_{m}" for t in tasks for m in models]
+    names["experiment"] = [f"{e}_{q}" for e in names_in("experiment") for q in quants]
+    names["scale"] = [f"smoke_{r}" for r in names_in("recon")]
     assert "/".join(path.parts[2:]) in names[path.parts[1]]
 
 
