@@ -25,6 +25,8 @@ Held = tuple[tuple[str, str], ...]
 # Where things lay, whose content is in the settings, and on how many threads a run worked.
 PLACES = ("data_dir", "calibration_dir", "imagenet_dir", "checkpoints_dir", "threads")
 Group = dict[Any, list[Record]]
+# Options of a loop that learns which a record leaves out where they are off.
+OFF = {"recon.last_loss": "block", "recon.held_out": 0, "recon.patience": 0}
 
 
 @dataclass
@@ -87,6 +89,8 @@ def value_of(record: Record, setting: str) -> Any:
     value = fact(record, setting, ABSENT)
     if value is not ABSENT:
         return json.dumps(value) if isinstance(value, list) else value
+    if setting in OFF and fact(record, "recon.unit") is not None:
+        return OFF[setting]
     target = fact(record, f"{setting}._target_")
     return ABSENT if target is None else target.rpartition(".")[2]
 

@@ -7,9 +7,10 @@ import io
 import pandas as pd
 import pytest
 
+from experiment.identity import OFF as IDENTITY_OFF
 from results.__main__ import main
 from results.records.store import Store
-from results.tables.ablation import ablation, by_hand, in_order, render
+from results.tables.ablation import OFF, ablation, by_hand, in_order, render
 from tests.results.records.test_store import record
 
 
@@ -61,6 +62,19 @@ def test_a_row_is_what_is_held_and_shows_what_tells_it_apart():
     assert found.table["recon.unit"].tolist() == ["block", "block", "layer", "layer"]
     assert found.table["n"].tolist() == [2, 2, 1, 1]
     assert found.remarks == ["1 runs have no other that differs in recon.iters alone"]
+
+
+@pytest.mark.parametrize(("name", "on"), [("last_loss", "logits"), ("held_out", 8)])
+def test_an_option_that_records_leave_out_where_it_is_off_has_that_value(name, on):
+    """`experiment.identity` leaves it out; a method without the loop has no value of it."""
+    assert OFF.items() <= IDENTITY_OFF.items()
+    off = OFF[f"recon.{name}"]
+    solved = run(80.0, quant="gptq", recon={"sequential": True})
+    found = ablation([run(90.0, **recon(9)), run(91.0, **recon(9, **{name: on})), solved],
+                     f"recon.{name}")  # fmt: skip
+    assert list(found.table[f"recon.{name}"]) == [str(off), str(on)]
+    assert list(found.table["mean"]) == [90.0, 91.0]
+    assert f"1 runs have no recon.{name}" in found.remarks
 
 
 def test_runs_without_the_setting_are_counted():
