@@ -16,12 +16,15 @@ from flexround.ranges import MinMax
 from flexround.reconstruction import logit_loss
 from flexround.reconstruction.checkpoints import FileCheckpoints
 from flexround.reconstruction.logit_loss import LogitLoss
+from flexround.transforms.base import apply
 from tests.flexround.models.test_families import adapter_of
 from tests.flexround.models.test_language import CPU, EXAMPLE, halves, network, tokens
 from tests.flexround.quantizers.methods import METHODS
 from tests.flexround.reconstruction.test_checkpoints import KEY, Dying, Killed
 from tests.flexround.reconstruction.test_reconstruction import SETTING, adapter, calibration
 from tests.flexround.test_cost import Keep
+from tests.flexround.transforms.test_transforms import TRANSFORMS
+from tests.flexround.transforms.test_transforms import calibration as transformed_on
 
 CAUSAL = ("gpt2", "opt", "llama")
 PADDINGS = (None, "right", "left")
@@ -134,6 +137,17 @@ def test_a_head_that_caps_its_logits_is_followed(softcap):
     model.config.final_logit_softcapping = softcap
     outputs, logits = passed(model, tokens())
     assert torch.equal(LanguageAdapter(model, EXAMPLE, CPU).head()(tokens(), outputs), logits)
+
+
+@pytest.mark.parametrize("transform", ["awq", "hadamard"])
+def test_behind_a_transform_the_head_is_the_changed_one(transform):
+    """A rotation is folded into the head, and a head that was tied is one of its own then."""
+    own = adapter_of("llama")
+    found = apply(TRANSFORMS[transform], own, transformed_on(tokens()))
+    assert found["name"] == transform
+    with torch.no_grad():
+        (outputs,) = own.last_outputs([tokens()])
+        assert torch.equal(own.head()(tokens(), outputs), own.forward(tokens()))
 
 
 def test_half_precision_is_widened_for_the_loss_and_stays_as_it_was():
