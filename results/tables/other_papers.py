@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite, nan
 from typing import Any
 
@@ -48,7 +49,7 @@ BESIDES = {
 
 
 def of_paper(name: str) -> list[Cell]:
-    """Return the cells of PAPER or PAPER/TABLE.
+    """Return the cells of PAPER or PAPER/TABLE, by the task= and metric that measure them here.
 
     Raises:
         ValueError: when there is none; lists those that there are.
@@ -56,7 +57,7 @@ def of_paper(name: str) -> list[Cell]:
     paper, slash, table = name.partition("/")
     if paper not in PAPERS:
         raise ValueError(f"no paper {paper}; there are {', '.join(PAPERS)}")
-    cells = [cell for cell in others() if cell.paper == paper]
+    cells = [_measured(cell) for cell in others() if cell.paper == paper]
     if not slash:
         return cells
     tables = sorted({cell.table for cell in cells})
@@ -65,6 +66,11 @@ def of_paper(name: str) -> list[Cell]:
         hint = f"did you mean {paper}/{near[0]}? " if near else ""
         raise ValueError(f"no table {name}; {hint}{paper} has {', '.join(tables)}")
     return [cell for cell in cells if cell.table == table]
+
+
+def _measured(cell: Cell) -> Cell:
+    task, metric = MEASURED.get((cell.task, cell.metric), (cell.task, cell.metric))
+    return replace(cell, task=task, metric=metric)
 
 
 def why_not(cell: Cell) -> str | None:
@@ -98,8 +104,8 @@ def compare_with_others(cells: Sequence[Cell], records: Sequence[Record]) -> lis
 
 
 def _values(cell: Cell, records: Sequence[Record]) -> list[float]:
-    task, metric = MEASURED.get((cell.task, cell.metric), (cell.task, cell.metric))
-    found = [r for r in records if (r.model, r.task) == (cell.model, task) and _is_measured(r)]
+    named = [r for r in records if (r.model, r.task) == (cell.model, cell.task)]
+    found, metric = [r for r in named if _is_measured(r)], cell.metric
     if cell.method == "fp":
         values = {r.fp_metrics[metric] for r in found if metric in r.fp_metrics}
         return sorted(values) if len(values) == 1 else []
@@ -131,6 +137,8 @@ def _is(record: Record, cell: Cell) -> bool:
     if (record.quant, transform) != METHODS.get(cell.method, (cell.method, None)):
         return False
     if cell.task == "imagenet" and recon.get("unit") != UNITS.get(cell.method):
+        return False
+    if "last_loss" in recon:  # LFQ's, which none of them has
         return False
     words = cell.setting.split() or ["per_channel"]  # SQuAD's table does not say it once more
     kv_bits = None if activation is None else activation.get("kv_bits")

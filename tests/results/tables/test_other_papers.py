@@ -125,6 +125,7 @@ def test_a_run_is_the_cell_that_its_settings_say_and_no_other(case):
     [
         {"symmetric": True}, {"granularity": ROW}, {"granularity": GROUPS | {"group_size": 64}},
         {"transform": {"_target_": "Hadamard"}}, {"activation": {"bits": 8}},
+        {"recon": {"unit": "block", "last_loss": "logits"}},
         {"task": {"limit": 100}},
     ],
     ids=lambda settings: next(iter(settings)),
@@ -185,6 +186,9 @@ def test_what_is_left_out_is_told_with_its_reason(capsys, tmp_path):
     assert "| 40.00  | 1       | 48.64   | -8.64" in told
     assert "4 left out: HQQ is no method here" in told
     assert "hqq" not in told
+    words = ["signround/w2g128", "--results-dir", str(tmp_path), "--task", "eleven"]
+    assert main(words) == 0, "by the name that the command line has"
+    assert "48.64" in capsys.readouterr().out
     assert any("PaLM2" in line for line in left_out(of_paper("cdquant")))
 
 
