@@ -16,24 +16,49 @@ from flexround.utils.arguments import ArgumentParser, check_words
 from flexround.utils.file_errors import storage_errors
 from flexround.utils.packages import missing_package
 
+# What each command does, and an example of it.
+COMMANDS = {
+    "eval": (
+        "Measure it again; the record's own metric, or an error.",
+        "python artifact.py eval outputs/results/artifacts/RUN_ID",
+    ),
+    "inspect": (
+        "List its layers, bits and bytes.",
+        "python artifact.py inspect outputs/results/artifacts/RUN_ID",
+    ),
+    "export": (
+        "Write it for another program.",
+        "python artifact.py export outputs/results/artifacts/RUN_ID --to onnx --out model_onnx",
+    ),
+}
+
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python artifact.py", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    helps = {
-        "eval": "measure it again; the record's own metric, or an error",
-        "inspect": "its layers, bits and bytes",
-        "export": "write it for another program",
-    }
-    for name, help in helps.items():
-        command = commands.add_parser(name, help=help)
-        command.add_argument("path", help="the artifact's folder")
-        if name != "inspect":
-            command.add_argument(
-                "overrides", nargs="*", help="run.py's, such as data_dir=PATH on another machine"
-            )
-    command.add_argument("--to", choices=FORMATS, required=True, dest="format")
-    command.add_argument("--out", type=Path, required=True, help="folder to write, not there yet")
+    parser = ArgumentParser(
+        prog="python artifact.py",
+        description="Commands on an artifact, the folder that save=true leaves of a run.",
+        examples=[example for _, example in COMMANDS.values()],
+    )
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", help="each has a --help of its own:"
+    )
+    parsers = {}
+    for name, (line, example) in COMMANDS.items():
+        command = commands.add_parser(name, help=line, description=line, examples=[example])
+        command.add_argument("path", metavar="PATH", help="the artifact's folder")
+        parsers[name] = command
+    for name in ("eval", "export"):
+        parsers[name].add_argument(
+            "overrides", nargs="*", metavar="OPTION=VALUE",
+            help="run.py's, such as data_dir=PATH on another machine",
+        )  # fmt: skip
+    export = parsers["export"]
+    export.add_argument(
+        "--to", choices=FORMATS, required=True, dest="format", help="the other program's format"
+    )
+    export.add_argument(
+        "--out", type=Path, required=True, metavar="PATH", help="folder to write, not there yet"
+    )
     return parser
 
 

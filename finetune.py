@@ -30,4 +30,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command_line(main, "the same command makes what is missing")
+    command_line(main, "the same command makes what is missing", "finetune.py")

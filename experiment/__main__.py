@@ -16,14 +16,33 @@ from flexround.utils.arguments import ArgumentParser, check_words
 from flexround.utils.file_errors import storage_errors
 
 OUTPUTS = ROOT / "outputs"
-COMMANDS = ("plan", "status", "rekey")
+# What each command does, and an example of it.
+COMMANDS = {
+    "plan": (
+        "What a sweep would run, what it needs, how long it may take.",
+        "python -m experiment plan experiment=paper/table02 bits=4",
+    ),
+    "status": (
+        "What has become of each run of a sweep, and the command that finishes it.",
+        "python -m experiment status outputs/sweeps/2026-01-31/12-00-00-000000",
+    ),
+    "rekey": (
+        "Give the records of an older version the names that runs have now.",
+        "python -m experiment rekey --results-dir outputs/results",
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
-    parser = ArgumentParser(prog="python -m experiment", description=__doc__)
-    parser.add_argument("command", choices=COMMANDS)
+    listed = [f"  {name:<8}{line}" for name, (line, _) in COMMANDS.items()]
+    parser = ArgumentParser(
+        prog="python -m experiment",
+        description="\n".join(["Commands on sweeps, each with a --help of its own:", *listed]),
+        examples=[example for _, example in COMMANDS.values()],
+    )
+    parser.add_argument("command", choices=COMMANDS, help="what to do")
     commands = {"plan": _plan, "status": _status, "rekey": _rekey}
     try:
         check_words(args)
@@ -38,15 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _parser(command: str) -> ArgumentParser:
+    line, example = COMMANDS[command]
+    return ArgumentParser(
+        prog=f"python -m experiment {command}", description=line, examples=[example]
+    )
+
+
 def _plan(argv: Sequence[str]) -> str:
     from experiment.errors import value_errors
     from experiment.overrides import check_overrides
     from experiment.sweeps.plan import experiments, report
 
-    parser = ArgumentParser(
-        prog="python -m experiment plan",
-        description="What a sweep would run, what it needs, how long it may take.",
-    )
+    parser = _parser("plan")
     parser.add_argument(
         "overrides", nargs="*", help="run.py's, such as experiment=paper/table02 bits=4"
     )
@@ -61,10 +84,7 @@ def _status(argv: Sequence[str]) -> str:
     from experiment.config import register
     from experiment.sweeps.status import Sweep, newest, report
 
-    parser = ArgumentParser(
-        prog="python -m experiment status",
-        description="What has become of each run of a sweep, and the command that finishes it.",
-    )
+    parser = _parser("status")
     parser.add_argument("folder", type=Path, nargs="?", help="the sweep's; the newest by default")
     folder = parser.parse_args(argv).folder
     register()
@@ -74,11 +94,11 @@ def _status(argv: Sequence[str]) -> str:
 def _rekey(argv: Sequence[str]) -> str:
     from experiment.rekey import rekey
 
-    parser = ArgumentParser(
-        prog="python -m experiment rekey",
-        description="Give the records of an older version the names that runs have now.",
-    )
-    parser.add_argument("--results-dir", type=Path, default=OUTPUTS / "results")
+    parser = _parser("rekey")
+    parser.add_argument(
+        "--results-dir", type=Path, default=OUTPUTS / "results", metavar="PATH",
+        help="folder of the records; outputs/results by default",
+    )  # fmt: skip
     return rekey(parser.parse_args(argv).results_dir)
 
 

@@ -8,19 +8,23 @@ from collections.abc import Callable, Sequence
 
 from hydra._internal.utils import get_args_parser
 
+from experiment import help
 from experiment.config import renamed
 from experiment.errors import one_line_errors
 from experiment.overrides import check_overrides
 from flexround.utils.leaving import door
 
 
-def command_line(main: Callable[[], object], way_on: str = "") -> None:
+def command_line(main: Callable[[], object], way_on: str = "", name: str = "run.py") -> None:
     """Run the Hydra application main on this process's arguments, as a user typed them.
 
-    way_on says what is true where a signal has ended it.
+    way_on says what is true where a signal has ended it; name is the door's.
     """
     with door(way_on), one_line_errors():
         flags, overrides = separated(sys.argv[1:])
+        if {"--help", "-h"} & set(flags):
+            print(help.text(name, overrides))
+            return
         overrides = renamed(overrides)
         check_overrides(overrides)
         if "--hydra-help" in flags:  # Hydra composes none of ours for it

@@ -1,13 +1,4 @@
-"""Views of a folder of records: `python -m results` prints the leaderboard.
-
-`python -m results html` writes it as a page with the runs behind it, `table02` sets ours beside
-the paper's Table 2 and `signround` (lrq, cdquant, gptq) beside that method's papers, `leaderboard`
-ranks the methods over all settings, and `wandb` logs the table as one of wandb; `plot KIND` draws
-the records. `compare FIRST SECOND` sets two methods against each other on the same seeds and
-samples, `ablation SETTING` the values of one setting side by side. `claims` says which of
-the papers' claims the records decide. `rekey` renames records of an older version, and `clean`
-lists what killed runs have left.
-"""
+"""Views of a folder of records: tables, pictures and a page, `python -m results --help`."""
 
 from __future__ import annotations
 
@@ -24,15 +15,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flexround.utils.arguments import ArgumentParser, check_words
+from flexround.utils.arguments import check_words
 from flexround.utils.file_errors import storage_errors
+from results.command_lines import BOARD, COMMANDS, PAPER, add_format, selection
 from results.records.reading import DEFAULT, OUTPUTS, outcomes_in, read, with_units
 from results.records.record import Record
 from results.tables.leaderboard import FORMATS, leaderboard, render
 
 ROOT = Path(__file__).resolve().parent.parent
 MOVED = ("plan", "rekey", "status")  # commands of python -m experiment
-TEXTS = ("markdown", "csv", "latex")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,23 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error.filename}: {error.strerror}; give another folder", file=sys.stderr)
         return 1
     return 0
-
-
-def _selection() -> ArgumentParser:
-    """Return the options that choose records."""
-    parser = ArgumentParser(prog="python -m results", description=__doc__)
-    parser.add_argument("--results-dir", type=Path, default=DEFAULT, help="folder of the records")
-    parser.add_argument("--task", help="only this task")
-    parser.add_argument("--model", help="only this model")
-    parser.add_argument(
-        "--where", action="append", default=[], metavar="NAME=VALUE",
-        help="only runs with this setting, such as recon.iters=200",
-    )  # fmt: skip
-    parser.add_argument(
-        "--by", action="append", default=[], metavar="NAME",
-        help="one row for each value of this setting, such as recon.lr",
-    )  # fmt: skip
-    return parser
 
 
 def _by_experiment(command: str, argv: Sequence[str]) -> int:
@@ -108,10 +82,15 @@ def _in_place(command: Sequence[str], env: Mapping[str, str]) -> int:
 def _wandb(argv: Sequence[str]) -> str:
     from results.wandb_table import push
 
-    parser = _selection()
-    parser.add_argument("--project", default="flexround")
-    parser.add_argument("--mode", choices=("offline", "online"), default="offline")
-    parser.add_argument("--dir", default=str(OUTPUTS))
+    parser = selection("wandb")
+    parser.add_argument("--project", default="flexround", help="of wandb; flexround by default")
+    parser.add_argument(
+        "--mode", choices=("offline", "online"), default="offline",
+        help="offline writes files for `wandb sync`, online needs a login",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dir", default=str(OUTPUTS), metavar="PATH", help="where offline runs are written"
+    )
     args = parser.parse_args(argv)
     return push(leaderboard(_chosen(args), args.by), args.project, args.mode, args.dir)
 
@@ -119,12 +98,10 @@ def _wandb(argv: Sequence[str]) -> str:
 def _compare(argv: Sequence[str]) -> str:
     from results.tables.compare import compare, render
 
-    parser = _selection()
-    parser.prog += " compare"
-    parser.description = "Set one method against another on the same seeds and samples."
+    parser = selection("compare")
     parser.add_argument("first", help="a method, such as flexround")
     parser.add_argument("second", help="the method that it is compared with")
-    parser.add_argument("--format", choices=TEXTS, default="markdown")
+    add_format(parser)
     args = parser.parse_args(argv)
     outcomes = outcomes_in(args.results_dir)
     return render(compare(_chosen(args), outcomes, args.first, args.second, args.by), args.format)
@@ -133,11 +110,9 @@ def _compare(argv: Sequence[str]) -> str:
 def _ablation(argv: Sequence[str]) -> str:
     from results.tables.ablation import ablation, render
 
-    parser = _selection()
-    parser.prog += " ablation"
-    parser.description = "Vary one setting and hold all others."
+    parser = selection("ablation")
     parser.add_argument("setting", help="by its dotted name, such as recon.iters, quant")
-    parser.add_argument("--format", choices=TEXTS, default="markdown")
+    add_format(parser)
     args = parser.parse_args(argv)
     return render(ablation(_chosen(args), args.setting, args.by), args.setting, args.format)
 
@@ -146,10 +121,8 @@ def _ranking(argv: Sequence[str]) -> str:
     from results.tables.ranking import ranking
     from results.tables.ranking_text import render
 
-    parser = _selection()
-    parser.prog += " leaderboard"
-    parser.description = "Rank methods by order in each setting, never by a mean over settings."
-    parser.add_argument("--format", choices=TEXTS, default="markdown")
+    parser = selection("leaderboard")
+    add_format(parser)
     args = parser.parse_args(argv)
     return render(ranking(_chosen(args), args.by), args.format)
 
@@ -157,15 +130,18 @@ def _ranking(argv: Sequence[str]) -> str:
 def _claims(argv: Sequence[str]) -> str:
     from results.ledger.command import command
 
-    return command(argv, DEFAULT, TEXTS)
+    return command(argv)
 
 
 def _html(argv: Sequence[str]) -> str:
     from results.ledger.gathering import verdicts_in
     from results.page.page import write
 
-    parser = _selection()
-    parser.add_argument("--out", type=Path, default=OUTPUTS / "page.html", help="the page's file")
+    parser = selection("html")
+    parser.add_argument(
+        "--out", type=Path, default=OUTPUTS / "page.html", metavar="PATH",
+        help="the page's file; outputs/page.html by default",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     chosen, claims, remark = _chosen(args), [], ""
     try:
@@ -183,11 +159,12 @@ def _plot(argv: Sequence[str]) -> str:
 
         raise ValueError(missing_package(error)) from error
 
-    parser = _selection()
-    parser.prog += " plot"
-    parser.description = "Draw the records; each picture is written as SVG and as PNG."
+    parser = selection("plot")
     parser.add_argument("kind", nargs="?", default="", help=f"one of {', '.join(KINDS)}")
-    parser.add_argument("--out", type=Path, default=OUTPUTS / "plots", help="folder of the plots")
+    parser.add_argument(
+        "--out", type=Path, default=OUTPUTS / "plots", metavar="PATH",
+        help="folder of the pictures; outputs/plots by default",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     chosen = _chosen(args)
     if args.kind in OF_UNITS:
@@ -199,12 +176,12 @@ def _plot(argv: Sequence[str]) -> str:
 def _clean(argv: Sequence[str]) -> str:
     from results.clean import command
 
-    return command(argv, DEFAULT, OUTPUTS / "cache", OUTPUTS / "checkpoints")
+    return command(argv, DEFAULT, OUTPUTS / "cache", OUTPUTS / "checkpoints", COMMANDS["clean"][1])
 
 
 def _table(argv: Sequence[str]) -> str:
-    parser = _selection()
-    parser.add_argument("--format", choices=FORMATS, default="markdown")
+    parser = selection(BOARD)
+    add_format(parser, FORMATS)
     args = parser.parse_args(argv)
     return render(leaderboard(_chosen(args), args.by), args.format)
 
@@ -215,13 +192,9 @@ def _published(argv: Sequence[str]) -> str:
     from results.tables.paper_comparison import as_text, compare_with_paper, frame, text
     from results.tables.published_numbers import published
 
-    parser = _selection()
-    parser.add_argument(
-        "table",
-        help="one of FlexRound's paper, such as table02 or figure07; or signround, lrq, cdquant, "
-        "gptq: all tables of theirs, signround/w4g128 one of them",
-    )
-    parser.add_argument("--format", choices=TEXTS, default="markdown")
+    parser = selection(PAPER)
+    parser.add_argument("table", metavar=PAPER, help="such as table02 or figure07")
+    add_format(parser)
     args = parser.parse_args(argv)
     if args.by:
         raise ValueError(f"--by {args.by[0]} does nothing with a table of the paper; leave it out")

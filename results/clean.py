@@ -11,22 +11,30 @@ from results.records.leftovers import Leftover, leftovers
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def command(argv: Sequence[str], results: Path, cache: Path, networks: Path) -> str:
-    """Do what `python -m results clean` says; the other three are the folders by default.
+def command(
+    argv: Sequence[str], results: Path, cache: Path, networks: Path, example: str = ""
+) -> str:
+    """Do what `python -m results clean` says; the next three are the folders by default.
 
     Raises:
         ValueError: for a folder that is none, or what can't be removed.
     """
     parser = ArgumentParser(
         prog="python -m results clean",
-        description="List what killed runs have left: parts of files, claims of the dead, "
+        description="List what killed runs have left: parts of files, claims of the dead,\n"
         "checkpoints of finished runs. Nothing of a run at work, or of one that can go on.",
+        examples=[example] if example else [],
     )
-    parser.add_argument("--results-dir", type=Path, default=results, help="folder of the records")
-    parser.add_argument("--cache-dir", type=Path, default=cache, help="the runs' cache")
     parser.add_argument(
-        "--checkpoints-dir", type=Path, default=networks, help="folder of fine-tuned networks"
+        "--results-dir", type=Path, default=results, metavar="PATH", help="folder of the records"
     )
+    parser.add_argument(
+        "--cache-dir", type=Path, default=cache, metavar="PATH", help="the runs' cache"
+    )
+    parser.add_argument(
+        "--checkpoints-dir", type=Path, default=networks, metavar="PATH",
+        help="folder of fine-tuned networks",
+    )  # fmt: skip
     parser.add_argument("--yes", action="store_true", help="remove it")
     parser.add_argument(
         "--damaged", action="store_true", help="damaged files that were set aside as well"

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from experiment import ROOT
 from flexround.utils.atomic_files import write_whole
-from results.__main__ import DEFAULT
 from results.ledger.claims import chosen, read
 from results.ledger.command import commands, keep
 from results.ledger.gathering import Evidence, verdicts_in
 from results.ledger.verdicts import DECIDED, Verdict, render
+from results.records.reading import DEFAULT
 
 PAGE = ROOT / "docs" / "claims.md"
 TABLE = re.compile(r"(<!-- claims -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -6,14 +6,24 @@ import argparse
 import sys
 import unicodedata
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Categories of characters: control, half of a pair, separators of lines and paragraphs.
 STEERING = ("Cc", "Cs", "Zl", "Zp")
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser that tells what it refuses in one line, without its usage, and exits with 2."""
+    """A parser that tells what it refuses in one line, without its usage, and exits with 2.
+
+    Its help ends with examples of the command, one a line.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        if examples:
+            head = "example:" if len(examples) == 1 else "examples:"
+            kwargs["epilog"] = "\n  ".join([head, *examples])
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Print message with the way to the usage, and exit."""

@@ -7,24 +7,33 @@ from pathlib import Path
 
 from flexround.utils.arguments import ArgumentParser
 from flexround.utils.atomic_files import write_whole
+from results.command_lines import COMMANDS, add_format
 from results.ledger import kept
 from results.ledger.claims import Claim, Overrides, chosen, read
 from results.ledger.evidence import Found, missing, scaled, value_of
 from results.ledger.gathering import Evidence
 from results.ledger.verdicts import render, verdicts
+from results.records.reading import DEFAULT
 from results.records.record import Record
 
 
-def command(argv: Sequence[str], folder: Path, formats: Sequence[str]) -> str:
+def command(argv: Sequence[str]) -> str:
     """Return what the command line asks for.
 
     Raises:
         ValueError: for claims that are none, and records that do not compare.
     """
-    parser = ArgumentParser(prog="python -m results claims", description=__doc__)
+    line, example = COMMANDS["claims"]
+    parser = ArgumentParser(
+        prog="python -m results claims", description=line,
+        examples=[example, "python -m results claims gptq --commands --also data_dir=/data/wikitext-2"],
+    )  # fmt: skip
     parser.add_argument("claims", nargs="*", help="parts of ids; all without")
-    parser.add_argument("--results-dir", type=Path, default=folder, help="folder of the records")
-    parser.add_argument("--format", choices=formats, default="markdown")
+    parser.add_argument(
+        "--results-dir", type=Path, default=DEFAULT, metavar="PATH",
+        help="folder of the records, outputs/results by default; the ledger's are there as well",
+    )  # fmt: skip
+    add_format(parser)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--records", action="store_true", help="the runs behind each claim")
     shown.add_argument("--commands", action="store_true", help="what computes the missing runs")

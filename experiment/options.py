@@ -1,0 +1,111 @@
+"""Options as the files of conf/ describe them: the one list behind --help and docs/reference.
+
+A member of a config group is described by the first sentence of its file's opening comment, a group
+and an option without one by the comment beside it in config.yaml. Files are read as text, so that
+asking for help imports nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiment import ROOT
+
+CONF = ROOT / "conf"
+CONFIG = CONF / "config.yaml"
+ENTRY = re.compile(r"  - (?P<group>[\w/]+): (?P<default>\S+)(?:\s+# (?P<line>.*))?$")
+KEY = re.compile(r"(?P<indent> *)(?P<key>[\w.]+):(?: +(?P<value>[^#\s].*?))?(?: *# (?P<line>.*))?$")
+END = re.compile(r"(?<=[\w)\]`'\"%])\.(?= +[A-Z`]|$)")  # of a sentence
+# Groups that are chosen in another way than by config.yaml's list of defaults.
+OTHERS = {
+    "recipe": "how finetune.py trains the full-precision network",
+    "hydra/launcher": "where a sweep's runs (-m) are launched; without it one after the other",
+}
+APART = ("tuned",)  # schedules that are chosen by themselves
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its dotted name, its default as the file has it, and what it is."""
+
+    name: str
+    default: str
+    line: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """A config group: what it chooses, its default, and its members' files by name."""
+
+    name: str
+    default: str
+    line: str
+    members: dict[str, Path]
+
+    def described(self) -> dict[str, str]:
+        """Return what each member is, by name."""
+        return {name: first_sentence(path) for name, path in self.members.items()}
+
+
+def groups() -> list[Group]:
+    """Return all config groups, in the order in which config.yaml composes them."""
+    found = []
+    for line in CONFIG.read_text().splitlines():
+        if entry := ENTRY.fullmatch(line):
+            found.append(_group(entry["group"], entry["default"], entry["line"] or ""))
+    return found + [_group(name, "-", line) for name, line in OTHERS.items()]
+
+
+def group(name: str) -> Group | None:
+    """Return the group of that name, None where there is none."""
+    return next((found for found in groups() if found.name == name), None)
+
+
+def scalars() -> list[Option]:
+    """Return the options that are no group's, in config.yaml's order."""
+    _, _, body = CONFIG.read_text().partition("\n\n")
+    body, _, _ = body.partition("\nhydra:")
+    return list(options_in(body))
+
+
+def options_in(text: str) -> Iterator[Option]:
+    """Yield the options in the text of a YAML file by dotted name, with the comment beside each."""
+    above: list[tuple[int, str]] = []  # (indent, key) of the maps that a line stands in
+    for line in text.splitlines():
+        found = KEY.fullmatch(line)
+        if found is None or line.lstrip().startswith("#"):
+            continue
+        indent = len(found["indent"])
+        above = [(at, key) for at, key in above if at < indent]
+        if found["value"] is None:
+            above.append((indent, found["key"]))
+            continue
+        name = ".".join([*(key for _, key in above), found["key"]])
+        yield Option(name, found["value"].strip(), (found["line"] or "").strip())
+
+
+def first_sentence(path: Path) -> str:
+    """Return the first sentence of a file's opening comment, empty where it has none."""
+    comment = []
+    for line in path.read_text().splitlines():
+        if line.startswith("# @package"):
+            continue
+        if not line.startswith("# "):
+            break
+        comment.append(line.removeprefix("# "))
+    text = " ".join(comment)
+    end = END.search(text)
+    return (text[: end.start()] if end else text).strip()
+
+
+def _group(name: str, default: str, line: str) -> Group:
+    folder = CONF / name
+    members = {
+        str(path.relative_to(folder).with_suffix("")): path
+        for path in sorted(folder.rglob("*.yaml"))
+        if not path.name.startswith("_")
+    }
+    return Group(name, "-" if default == "null" else default, line.partition(";")[0], members)
