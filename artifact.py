@@ -1,4 +1,4 @@
-"""Door of an artifact, what save=true leaves: `python artifact.py eval | inspect | export PATH`."""
+"""Door of an artifact, what save=true leaves: `python artifact.py eval PATH`, and its like."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiment.artifacts.push import push
 from experiment.artifacts.rebuild import FORMATS, evaluate, export, inspect
 from flexround.utils.arguments import ArgumentParser, check_words
 from flexround.utils.file_errors import storage_errors
@@ -29,6 +30,10 @@ COMMANDS = {
     "export": (
         "Write it for another program.",
         "python artifact.py export outputs/results/artifacts/RUN_ID --to onnx --out model_onnx",
+    ),
+    "push": (
+        "Send it to the Hugging Face hub, with its card.",
+        "python artifact.py push outputs/results/artifacts/RUN_ID --to ORG/NAME --dry-run",
     ),
 }
 
@@ -59,6 +64,13 @@ def _parser() -> ArgumentParser:
     export.add_argument(
         "--out", type=Path, required=True, metavar="PATH", help="folder to write, not there yet"
     )
+    push = parsers["push"]
+    push.add_argument("--to", required=True, metavar="ORG/NAME", help="the hub's repository")
+    push.add_argument("--dry-run", action="store_true", help="print what would go, send nothing")
+    push.add_argument("--private", action="store_true", help="where the repository is new")
+    push.add_argument(
+        "--license", metavar="NAME", help="for the card, as the hub names it, such as apache-2.0"
+    )
     return parser
 
 
@@ -75,6 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(evaluate(args.path, [*args.overrides, *more]))
             elif args.command == "inspect":
                 print(inspect(args.path))
+            elif args.command == "push":
+                print(
+                    push(
+                        args.path, args.to, private=args.private, license=args.license,
+                        dry_run=args.dry_run,
+                    )
+                )  # fmt: skip
             else:
                 print(export(args.path, args.format, args.out, [*args.overrides, *more]))
     except ModuleNotFoundError as error:

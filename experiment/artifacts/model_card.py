@@ -11,6 +11,7 @@ from operator import add
 
 import pandas as pd
 
+from experiment.artifacts.front_matter import front_matter
 from flexround.artifact.artifact import Artifact, size_of
 from flexround.grid import Granularity, Grid
 from results.records.record import Record
@@ -18,7 +19,7 @@ from results.tables.paper_comparison import published_beside
 
 
 def model_card(artifact: Artifact, record: Record) -> str:
-    """Return the card in Markdown."""
+    """Return the card in Markdown, with the hub's front matter."""
     total = reduce(add, (size_of(layer) for layer in artifact.layers.values()))
     parts = [
         f"# {record.model}, {record.bits} bit by {record.quant}, on {record.task}",
@@ -37,7 +38,7 @@ def model_card(artifact: Artifact, record: Record) -> str:
         "```\npython artifact.py eval .      # measures it again\n"
         "python artifact.py inspect .   # its layers, bits and bytes\n```",
     ]
-    return "\n\n".join(parts) + "\n"
+    return f"{front_matter(record)}\n" + "\n\n".join(parts) + "\n"
 
 
 def _how(artifact: Artifact, record: Record) -> str:

@@ -24,10 +24,10 @@ def command(argv: Sequence[str]) -> str:
         ValueError: for claims that are none, and records that do not compare.
     """
     line, example = COMMANDS["claims"]
+    another = "python -m results claims gptq --commands --also data_dir=/data/wikitext-2"
     parser = ArgumentParser(
-        prog="python -m results claims", description=line,
-        examples=[example, "python -m results claims gptq --commands --also data_dir=/data/wikitext-2"],
-    )  # fmt: skip
+        prog="python -m results claims", description=line, examples=[example, another]
+    )
     parser.add_argument("claims", nargs="*", help="parts of ids; all without")
     parser.add_argument(
         "--results-dir", type=Path, default=DEFAULT, metavar="PATH",
