@@ -25,7 +25,7 @@ from experiment.identity import identity, places, run_id
 from experiment.outcome import _in_sweep, write_outcome
 from experiment.recorder import Draft, recording
 from experiment.sweeps.jobs import as_typed, names_of, sweep_overrides
-from flexround.api.rules import check_moving_zero_point
+from flexround.api.rules import check_imatrix, check_moving_zero_point
 from flexround.utils.leaving import undoing
 from results.records.leftovers import is_stale, sweep
 from results.records.record import Record
@@ -165,6 +165,10 @@ def current_job(cfg: DictConfig) -> Job:
         check_preset(choices["recon"], names["quant"])
     symmetric = cfg.symmetric or cfg.grid is not None
     check_moving_zero_point(choices["ranges"], symmetric, cfg.activation)
+    check_imatrix(
+        choices["ranges"], cfg.symmetric and cfg.grid is None, "source" in cfg.model,
+        cfg.activation is not None and "symmetric" in cfg.activation, "_partial_" in cfg.quant,
+    )  # fmt: skip
     settings = _identity(cfg)
     store = Store(cfg.results_dir)
     store.check_writable()

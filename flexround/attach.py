@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from flexround.grid import Grid, QuantizedTensor
+from flexround.importance import ImportanceSearch
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import MinMax, Ranges
 from flexround.structure import TRANSPOSED, Layer, check_layer, output_first
@@ -55,14 +57,24 @@ def check_weights(layers: Sequence[Layer], grid: Grid, quantizer: QuantizerFacto
 
 
 def attach(
-    layers: Sequence[Layer], quantizer: QuantizerFactory, grid: Grid, ranges: Ranges
+    layers: Sequence[Layer],
+    quantizer: QuantizerFactory,
+    grid: Grid,
+    ranges: Ranges,
+    squares: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> list[WeightQuantizer]:
-    """Parametrize each layer's weight by its own quantizer and return them in order."""
+    """Parametrize each layer's weight by its own quantizer and return them in order.
+
+    squares are those of each layer's inputs [in], by name, for ranges that weigh by them.
+    """
     quantizers = []
     for layer in layers:
         layer.clip(layer.grid(grid))
         weight = output_first(layer.module, cast(nn.Parameter, layer.module.weight))
-        made = quantizer(weight.contiguous(), grid=layer.grid(grid), ranges=ranges)
+        own = ranges
+        if isinstance(ranges, ImportanceSearch) and layer.name in squares:
+            own = ranges.seeing(squares[layer.name])
+        made = quantizer(weight.contiguous(), grid=layer.grid(grid), ranges=own)
         turned = type(layer.module).__name__ == TRANSPOSED
         wrapped = Transposed(made) if turned else made
         parametrize.register_parametrization(layer.module, "weight", wrapped)

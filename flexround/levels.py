@@ -135,6 +135,19 @@ class MXFP4(FP4):
 BY_NAME: dict[str, type[Levels]] = {kind.name: kind for kind in (NF4, FP4, MXFP4)}
 
 
+def levels_named(name: object) -> Levels | None:
+    """Return the levels of that name, None for integers, which have none.
+
+    Raises:
+        ValueError: when there are none of that name.
+    """
+    if name is None:
+        return None
+    if not isinstance(name, str) or name not in BY_NAME:
+        raise ValueError(f"levels {str(name)[:40]!r}; there are {', '.join(BY_NAME)}")
+    return BY_NAME[name]()
+
+
 @lru_cache(maxsize=64)
 def _table(levels: Levels, dtype: torch.dtype, device: torch.device) -> Table:
     values = torch.tensor(levels.values, dtype=dtype, device=device)

@@ -16,7 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from flexround.api.rules import check_moving_zero_point, resolved
+from flexround.api.rules import check_imatrix, check_moving_zero_point, resolved
 
 FILE = Path(__file__).with_name("presets.json")
 Kind = Literal["vision", "language"]
@@ -83,6 +83,9 @@ def choose(kind: Kind, method: str, given: Mapping[str, Any]) -> Choice:
             "layers (embeddings, head) stay in full precision"
         )
     check_moving_zero_point(names["ranges"], tree["symmetric"], tree["activation"])
+    static = tree["activation"] is not None and "symmetric" in tree["activation"]
+    learned = "_partial_" in tree["quant"]
+    check_imatrix(names["ranges"], tree["symmetric"], kind == "language", static, learned)
     return Choice(names, tree)
 
 

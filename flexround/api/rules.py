@@ -55,6 +55,28 @@ def check_moving_zero_point(
         )
 
 
+def check_imatrix(ranges: str, symmetric: bool, language: bool, static: bool, learned: bool) -> None:
+    """Check that the search by what inputs weigh is for what is chosen.
+
+    symmetric says so of integer weights; static of activations with ranges of their own.
+
+    Raises:
+        ValueError: when it is not.
+    """
+    if ranges != "imatrix":
+        return
+    if not symmetric:
+        raise ValueError(
+            "ranges=imatrix is for symmetric integers; give symmetric=true grid=integer, or "
+            "ranges=lp"
+        )
+    if not language:
+        raise ValueError("ranges=imatrix is for language models; give ranges=lp")
+    if static or not learned:
+        what = "static ranges of activations" if static else "solvers, which see the Hessian"
+        raise ValueError(f"ranges=imatrix is not for {what}; give ranges=min_max or ranges=lp")
+
+
 RULES: dict[str, Callable[..., Any]] = {
     "by_scale": _by_scale,
     "candidates": _candidates,

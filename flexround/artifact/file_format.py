@@ -43,7 +43,7 @@ from flexround.grid import (
     PerTensor,
     QuantizedTensor,
 )
-from flexround.levels import BY_NAME, Levels
+from flexround.levels import BY_NAME, levels_named
 
 GRANULARITIES: dict[str, Callable[..., Any]] = {
     kind.__name__: kind for kind in (PerTensor, PerChannel, PerGroup)
@@ -207,7 +207,7 @@ def _unpacked(
     if not all(type(size) is int for size in options.values()):
         raise ValueError(f"group_size {str(options)[:40]}")
     granularity = GRANULARITIES[facts["granularity"]](**options)
-    grid = Grid(facts["bits"], facts["symmetric"], granularity, _levels(facts.get("levels")))
+    grid = Grid(facts["bits"], facts["symmetric"], granularity, levels_named(facts.get("levels")))
     groups = len(granularity.group(torch.empty(shape, device="meta")))
     scale = part(f"{name}.scale")
     if grid.levels is not None and grid.levels.powers:
@@ -226,19 +226,6 @@ def _unpacked(
     if not grid.symmetric:
         zero_point = unpack(part(f"{name}.zero_point"), grid.bits, groups).view(-1, 1).to(scale)
     return QuantizedTensor(codes, scale, zero_point, grid)
-
-
-def _levels(name: Any) -> Levels | None:
-    """Return the table of levels of that name, None for integers.
-
-    Raises:
-        ValueError: when there is none of that name.
-    """
-    if name is None:
-        return None
-    if not isinstance(name, str) or name not in BY_NAME:
-        raise ValueError(f"levels {str(name)[:40]!r}; there are {', '.join(BY_NAME)}")
-    return BY_NAME[name]()
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

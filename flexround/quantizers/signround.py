@@ -7,7 +7,7 @@ and beta are those of the authors' code (auto-round, data_type/int.py and wrappe
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,13 @@ class SignRound(WeightQuantizer):
     not the smaller one, and z = 0. On a table of levels the larger one is the largest level, and V
     is in units of the gap that W / s lies in: at most half of it leads to one of its two ends.
 
-    V [groups, elements] starts at 0, alpha and beta [groups, 1] at 1 and stay in [0, 1]: training
-    starts at round-to-nearest on that grid to the last bit. V has no clamp of its own: each step
-    moves it by the learning rate, so that it stays within the sum of the rates, 0.5025 in the
-    paper's schedule.
+    V [groups, elements] starts at 0, alpha and beta [groups, 1] at 1 and are held in [0, most = 1]:
+    training starts at round-to-nearest on that grid to the last bit. V has no clamp of its own:
+    each step moves it by the learning rate, so that it stays within the sum of the rates, 0.5025 in
+    the paper's schedule.
     """
 
+    most: ClassVar[float] = 1.0
     low: Tensor  # [groups, 1], as the ranges chose them
     high: Tensor
 
@@ -99,9 +100,19 @@ class SignRound(WeightQuantizer):
         return out
 
     def after_step(self) -> None:
-        """Keep the range's ends within the first range."""
+        """Keep the range's ends within most times the first range."""
         for factor in (self.alpha, self.beta):
-            factor.data.clamp_(0, 1)
+            factor.data.clamp_(0, self.most)
+
+
+class SignRoundV2(SignRound):
+    """SignRound whose range may grow: alpha and beta in [0, 2] (arXiv 2512.04746).
+
+    It starts from ranges=imatrix, where one of both ends is 0 and the other one's factor is the
+    scale's. Its loss without the largest errors is not here.
+    """
+
+    most: ClassVar[float] = 2.0
 
 
 class SignSGD(torch.optim.Optimizer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from flexround.activations.quantizers import ActivationQuantizer
 from flexround.attach import attach, freeze
 from flexround.calibration.calls import RecordedCalls, record_calls
 from flexround.grid import QuantizedTensor
+from flexround.importance import ImportanceSearch
 from flexround.kernels.chunking import compiling
 from flexround.models.experts import reached
 from flexround.quantizers.base import WeightQuantizer
@@ -81,7 +83,8 @@ def _reconstruct(job: UnitJob, unit: Unit, work: BlockAtWork) -> dict[str, Quant
     """Optimise the unit's quantizers, bake the weights in, and report."""
     plain, quantized, targets = _inside(job, unit, work)
     watch = Stopwatch(job.adapter.device)
-    quantizers = attach(unit.layers, job.quantizer, job.grid, job.ranges)
+    squares = _squares(job, unit, plain) if isinstance(job.ranges, ImportanceSearch) else {}
+    quantizers = attach(unit.layers, job.quantizer, job.grid, job.ranges, squares)
     for quantizer in quantizers:
         quantizer.hard = True
     activations = job.init_activation_ranges(unit, quantized) if job.learns_activations else []
@@ -107,6 +110,37 @@ def _reconstruct(job: UnitJob, unit: Unit, work: BlockAtWork) -> dict[str, Quant
     )  # fmt: skip
     job.save(unit.name, report, integers, activations)
     return integers
+
+
+@torch.no_grad()
+def _squares(job: UnitJob, unit: Unit, plain: RecordedCalls) -> dict[str, Tensor]:
+    """Return the sum over tokens of the squares of each layer's inputs, [in], by name.
+
+    The unit computes in full precision still, on full-precision inputs.
+
+    Raises:
+        ValueError: for a convolution, each weight of which meets many inputs; names the layer.
+    """
+    found: dict[str, Tensor] = {}
+    handles = []
+    for layer in unit.layers:
+        if cast(Tensor, layer.module.weight).dim() != 2:
+            raise ValueError(
+                f"layer {layer.name}: ranges=imatrix is for linear layers; give ranges=lp"
+            )
+
+        def see(_: nn.Module, args: tuple[Tensor, ...], name: str = layer.name) -> None:
+            own = args[0].float().square().flatten(0, -2).sum(dim=0)
+            found[name] = found[name] + own if name in found else own
+
+        handles.append(layer.module.register_forward_pre_hook(see))
+    try:
+        for batch in torch.arange(job.learned_from(plain)).split(job.settings.batch_size):
+            plain.replay(unit.module, batch, job.adapter.device)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 @torch.no_grad()

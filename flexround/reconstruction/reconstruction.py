@@ -18,6 +18,7 @@ from flexround.activations.hooks import Activations
 from flexround.activations.schemes import Activation
 from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
 from flexround.grid import Grid, PerTensor, QuantizedTensor
+from flexround.importance import ImportanceSearch
 from flexround.models.base import ModelAdapter
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import MinMax, Ranges
@@ -91,10 +92,11 @@ class Reconstruction(Settings):
             self, adapter, quantizer, grid, ranges, generator, callbacks, mask, activations,
             drop_generator, checked.learns, checkpoints or NoCheckpoints(), last,
         )  # fmt: skip
+        sees_plain = self.inputs != "quant" or self.unit == "layer"
         walk = Walk(
             adapter, calibration, cache or ActivationCache(), self.batch_size,
             full_precision or FullPrecisionOutputs(), activations_on=job.quantized_activations,
-            needs_plain=self.inputs != "quant" or self.unit == "layer", held_out=self.held_out,
+            needs_plain=sees_plain or isinstance(ranges, ImportanceSearch), held_out=self.held_out,
         )  # fmt: skip
         if activations is not None and activations.ranges_from == "fp":
             ranges_of_full_precision(activations, walk)

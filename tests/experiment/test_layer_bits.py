@@ -116,3 +116,31 @@ def test_what_can_not_be_is_refused_in_one_line(cli, case):
     assert outcome.status != 0
     assert told in outcome.err
     assert outcome.err.strip().splitlines()[-1].startswith("error: ")
+
+
+SECOND = (*LLAMA, "quant=signround_v2", "recon.iters=4", "recon.batch_size=2", "bits=2")
+V2_BAD = {
+    "zero": (SECOND, "give symmetric=true"),
+    "solver": ((*LLAMA, "quant=gptq", "ranges=imatrix", "symmetric=true"), "not for solvers"),
+    "static": (
+        (*SECOND, "symmetric=true", "activation=static_per_tensor"), "not for static ranges"
+    ),
+    "levels": ((*SECOND, "grid=nf4"), "symmetric integers"),
+    "vision": ((*TINY, "quant=rtn", "ranges=imatrix"), "ranges=imatrix is for language models"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", V2_BAD)
+def test_what_signrounds_second_version_is_not_for(cli, case):
+    args, told = V2_BAD[case]
+    outcome = cli(*args)
+    assert outcome.status != 0
+    assert told in outcome.err
+
+
+def test_signrounds_second_version_with_its_budget(cli, results_dir, capsys):
+    args = (*SECOND, "symmetric=true", "allocation=delta_loss", "allocation.average_bits=3")
+    record = record_of(cli, results_dir, *args, "save=true")
+    assert record.average_bits <= 3
+    assert artifact.main(["eval", str(Store(results_dir).artifact(record.run_id))]) == 0
+    assert f"perplexity {record.value}" in capsys.readouterr().out
