@@ -55,7 +55,9 @@ def check_moving_zero_point(
         )
 
 
-def check_imatrix(ranges: str, symmetric: bool, language: bool, static: bool, learned: bool) -> None:
+def check_imatrix(
+    ranges: str, symmetric: bool, language: bool, static: bool, learned: bool
+) -> None:
     """Check that the search by what inputs weigh is for what is chosen.
 
     symmetric says so of integer weights; static of activations with ranges of their own.
