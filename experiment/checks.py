@@ -82,7 +82,7 @@ def check_layer_bits(cfg: DictConfig) -> None:
             f"bits_per_layer={given}: give layers with their bits, such as "
             "'bits_per_layer={*.down_proj: 8}'"
         )
-    for name, bits in dict(given or {}).items():
+    for name, bits in {str(name): bits for name, bits in (given or {}).items()}.items():
         low, high = BITS
         if type(bits) is not int or not low <= bits <= high:
             raise ValueError(

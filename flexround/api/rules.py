@@ -49,8 +49,8 @@ def check_moving_zero_point(
     asymmetric = activation is not None and static and not activation["symmetric"]
     if ranges == "lp_2d" and symmetric and not asymmetric:
         raise ValueError(
-            "ranges=lp_2d moves the zero point, which symmetric=true and tables of levels "
-            "have none of; give ranges=lp, symmetric=false with grid=integer, or "
+            "ranges=lp_2d moves the zero point, which symmetric=true has none of, nor a table of "
+            "levels; give ranges=lp, symmetric=false with grid=integer, or "
             "activation=static_per_tensor activation.symmetric=false"
         )
 

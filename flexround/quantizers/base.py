@@ -64,11 +64,11 @@ def on_grid(
 def _on_levels(
     steps: Tensor, scale: Tensor, grid: Grid, clamp_first: bool, shift: Tensor | float
 ) -> Tensor:
-    """Return on_grid's values for a table, by the distance of every step to every level."""
+    """Return on_grid's values for a table, by each step's place between its levels, 0, 1, ..."""
     levels = steps.new_tensor(grid.levels.values if grid.levels is not None else ())
     cell = (steps[..., None] >= levels[1:-1]).sum(-1)
     gap = levels.diff()[cell]
-    place = (cell + (steps - levels[cell]) / gap + shift).detach()  # the levels are 0, 1, ...
+    place = (cell + (steps - levels[cell]) / gap + shift).detach()
     last = len(levels) - 1
     # Codes count from that of 0, and ties go to the even one.
     code = torch.round(place + grid.qmin).clamp(grid.qmin, grid.qmax)

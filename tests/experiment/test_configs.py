@@ -84,7 +84,7 @@ LEARNED = [quant for quant in names_in("quant") if quant not in SOLVED]
 def test_every_learned_method_has_a_tenth_of_its_papers_iterations(quant, preset):
     """On the networks of the papers, whose schedules the files of conf/ hold."""
     where = ["model=resnet18", "task=imagenet", "imagenet_dir=x"]
-    if quant in ("lrq", "signround"):
+    if quant in ("lrq", "signround", "signround_v2"):
         where = ["model=llama2_7b"]
     act = ["activation=static_per_tensor"] if preset else []
     plain = composed(f"quant={quant}", f"recon={preset.rstrip('_') or 'block'}", *where, *act)

@@ -82,7 +82,7 @@ BAD = {
     "symmetric": ((*RTN, "grid=fp4", "symmetric=false"), "symmetric=false does nothing"),
     "groups": ((*RTN, "grid=mxfp4", "group_size=16"), "granularity=per_group group_size=32"),
     "granularity": ((*RTN, "grid=mxfp4", "granularity=per_channel"), "a scale for each 32"),
-    "lp_2d": ((*RTN, "grid=nf4", "ranges=lp_2d"), "tables of levels have none"),
+    "lp_2d": ((*RTN, "grid=nf4", "ranges=lp_2d"), "nor a table of levels"),
     "unknown": ((*RTN, "grid=nf8"), "available grid: fp4, integer, mxfp4, nf4"),
 }
 
