@@ -8,7 +8,6 @@ import shutil
 import pytest
 import yaml
 
-import artifact
 from experiment.artifacts import front_matter
 from experiment.artifacts.push import CARD
 from flexround.artifact.header import FILE
@@ -18,18 +17,6 @@ from tests.conftest import TINY
 
 hub = pytest.importorskip("huggingface_hub")
 LLAMA = ("model=tiny_llama", "quant=rtn", "bits=3", "num_samples=8", "progress=false")
-
-
-@pytest.fixture
-def tool(capsys):
-    """Return a function that runs `python artifact.py ARGS`: status, out, err."""
-
-    def call(*args):
-        capsys.readouterr()
-        status = artifact.main([str(a) for a in args])
-        return (status, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="module")

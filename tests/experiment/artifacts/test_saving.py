@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import artifact
 import experiment.artifacts.save
 from experiment.artifacts import rebuild
 from experiment.artifacts.provenance import provenance_of
@@ -22,18 +21,6 @@ from tests.conftest import TINY
 
 VISION = (*TINY, "quant=rtn", "bits=3", "num_samples=64", "progress=false")
 LLAMA = ("model=tiny_llama", "quant=rtn", "bits=3", "num_samples=8", "progress=false")
-
-
-@pytest.fixture
-def tool(capsys):
-    """Return a function that runs `python artifact.py ARGS`: status, out, err."""
-
-    def call(*args):
-        capsys.readouterr()
-        status = artifact.main([str(a) for a in args])
-        return (status, *capsys.readouterr())
-
-    return call
 
 
 def saved(cli, results_dir, *args):
