@@ -6,7 +6,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 READY := .venv/.ready
 
-.PHONY: demo test test-all check format leaderboard claims notebook figures docs clean
+.PHONY: demo test test-all check format leaderboard claims notebook reference figures docs clean
 
 demo: $(READY)
 	$(BIN)/python run.py -m model=mobilenet_v2 quant=rtn,adaround,flexround bits=3,2
@@ -34,6 +34,11 @@ leaderboard: $(READY)
 # docs/notebook/tour.ipynb from tour.py, a minute.
 notebook: $(READY)
 	$(BIN)/python -m scripts.notebook
+
+# What is made of conf/: docs/reference/options.md and the defaults of flexround.quantize.
+reference: $(READY)
+	$(BIN)/python -m scripts.presets
+	$(BIN)/python -m scripts.reference
 
 # The verdicts on the papers' claims; ARGS=mobilenet_w2 for some, ARGS=--no-runs to compute none.
 claims: $(READY)

@@ -13,7 +13,7 @@ from typing import Literal
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError
 
 from experiment.sweeps import slurm_queue
 from experiment.sweeps.jobs import (

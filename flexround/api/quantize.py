@@ -220,6 +220,6 @@ def _copy(model: nn.Module) -> nn.Module:
 def _finished(adapter: ModelAdapter, model: nn.Module, home: torch.device) -> nn.Module:
     """Return adapter's network as a caller goes on with it: at home, its config as it was."""
     config, before = (getattr(net, "config", None) for net in (adapter.model, model))
-    if config is not None and hasattr(before, "use_cache"):
+    if config is not None and before is not None and hasattr(before, "use_cache"):
         config.use_cache = before.use_cache
     return adapter.model.to(home)

@@ -120,7 +120,8 @@ def _bell(words: Array) -> Array:
     """Return a number for each word, float32: the sum of its four 16-bit parts, of variance 1."""
     total = sum((words >> np.uint64(16 * part)) & np.uint64(0xFFFF) for part in range(4))
     deviation = math.sqrt(4 * (2.0**32 - 1) / 12)
-    return ((np.asarray(total).astype(np.float64) - 2 * 65535) / deviation).astype(np.float32)
+    drawn: Array = (np.asarray(total).astype(np.float64) - 2 * 65535) / deviation
+    return drawn.astype(np.float32)
 
 
 def _choice(take: Any, among: int) -> Array:
@@ -156,7 +157,8 @@ def _quarters(framed: Array, quarter: Array) -> Array:
     half = np.arange(GLYPH + 2) > GLYPH // 2
     rows = half == (quarter[:, None] >= 2)  # [image, 10]
     columns = half == (quarter[:, None] % 2 == 1)
-    return framed * (rows[:, :, None] & columns[:, None, :])
+    kept: Array = framed * (rows[:, :, None] & columns[:, None, :])
+    return kept
 
 
 def _pasted(framed: Array, pose: Sequence[Array], size: int) -> Array:
