@@ -45,7 +45,7 @@ claims: $(READY)
 	$(BIN)/python -m scripts.claims_page $(ARGS)
 
 figures: $(READY)
-	$(BIN)/python -m scripts.diagrams
+	$(BIN)/python -m scripts.figures
 
 # The pages of docs/ as a site that loads nothing from elsewhere, in site/.
 docs: $(READY)

@@ -176,7 +176,3 @@ def draw(folder: Path = FIGURES) -> list[Path]:
                 figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": None})
                 written.append(path)
     return written
-
-
-if __name__ == "__main__":
-    draw()
