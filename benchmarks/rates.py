@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from results.records.record import Record
+from results.records.searches import held_out_error
 from results.records.store import Store
 
 RATES = ("recon.lr", "quant.lr_v", "quant.lr_range", "quant.lr_ends", "recon.act_lr")
@@ -31,14 +32,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n".join(table(Store(parser.parse_args(argv).results_dir).load())))
 
 
-def error(record: Record) -> float | None:
-    """Return the geometric mean of the units' held-out errors, None where none is known."""
-    errors: list[float] = [block.get("held_out_after") or 0.0 for block in record.blocks]
-    if not errors or not all(errors):
-        return None
-    return math.exp(fmean(math.log(found) for found in errors))
-
-
 def table(records: Iterable[Record]) -> list[str]:
     """Return the lines of a markdown table, the best row of each kind and iterations in bold.
 
@@ -47,7 +40,7 @@ def table(records: Iterable[Record]) -> list[str]:
     """
     found: dict[Key, dict[Key, dict[Key, float]]] = {}  # by method and kind, row, network and seed
     for record in records:
-        own = error(record) if record.status == "ok" else None
+        own = held_out_error(record)
         if own is not None:
             row = tuple(_fact(record, name) for name in (*SETTING, *RATES))
             kind = record.quant, _kind(record)

@@ -1,4 +1,4 @@
-"""The launchers of a sweep: their typed options; the defaults stand in conf/hydra/launcher/."""
+"""Launchers and the searching sweeper: their typed options; the defaults stand in conf/hydra/."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import MISSING, DictConfig
 
 PLUGINS = "hydra_plugins.flexround_launchers"
+SEARCHING = "optuna"  # the member of conf/hydra/sweeper
 
 
 @dataclass
@@ -39,18 +40,32 @@ class SlurmConfig:
     sbatch: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class OptunaConfig:
+    """A search over each method's own settings."""
+
+    _target_: str = "hydra_plugins.flexround_sweepers.optuna_sweeper.OptunaSweeper"
+    params: dict[str, Any] = field(default_factory=dict)
+    trials: int = MISSING
+    held_out: int = MISSING
+    startup: int = MISSING
+    at_a_time: int = MISSING
+    seed: int = MISSING
+
+
 class LaunchersSweep(Callback):
-    """Refuses a launcher without -m, where Hydra would ignore it."""
+    """Refuses a launcher or a search without -m, where Hydra would ignore it."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Look at the launcher of a single run.
+        """Look at the launcher and the sweeper of a single run.
 
         Raises:
             SystemExit: when one was chosen.
         """
-        launcher = config.hydra.runtime.choices["hydra/launcher"]
-        if launcher != "basic":
-            raise SystemExit(f"error: hydra/launcher={launcher} launches sweeps; add -m")
+        for group, does in (("hydra/launcher", "launches"), ("hydra/sweeper", "makes")):
+            chosen = config.hydra.runtime.choices[group]
+            if chosen != "basic":
+                raise SystemExit(f"error: {group}={chosen} {does} sweeps; add -m")
 
 
 def register() -> None:
@@ -58,7 +73,9 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(group="hydra/launcher", name="joblib_schema", node=JoblibConfig)
     store.store(group="hydra/launcher", name="slurm_schema", node=SlurmConfig)
+    store.store(group="hydra/sweeper", name="optuna_schema", node=OptunaConfig)
     # Hydra would check our joblib.yaml against what the plugin stores under the same name, and its
     # scan of the plugins, which happens once, would bring that back.
     Plugins.instance()
     store.repo["hydra"]["launcher"].pop("joblib.yaml", None)
+    store.repo["hydra"]["sweeper"].pop("optuna.yaml", None)

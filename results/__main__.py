@@ -8,34 +8,31 @@ if __name__ == "__main__":
     leaving.listen()  # before the imports, which take seconds
 
 import argparse
-import os
-import signal
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flexround.utils.arguments import check_words
 from flexround.utils.file_errors import storage_errors
 from results.command_lines import BOARD, COMMANDS, PAPER, add_format, selection
+from results.moved import MOVED, by_experiment
 from results.records.reading import DEFAULT, OUTPUTS, outcomes_in, read, with_units
 from results.records.record import Record
 from results.tables.leaderboard import FORMATS, leaderboard, render
 
-ROOT = Path(__file__).resolve().parent.parent
-MOVED = ("plan", "rekey", "status")  # commands of python -m experiment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the leaderboard; return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0] in MOVED:
-        return _by_experiment(args[0], args[1:])
+        return by_experiment(args[0], args[1:])
     try:
         check_words(args)
         views = {
             "ablation": _ablation, "claims": _claims, "clean": _clean, "compare": _compare,
-            "html": _html, "leaderboard": _ranking, "plot": _plot, "wandb": _wandb,
+            "html": _html, "leaderboard": _ranking, "plot": _plot, "search": _search,
+            "wandb": _wandb,
         }  # fmt: skip
         view = views[args.pop(0)] if args and args[0] in views else _table
         if args and not args[0].startswith("-") and view is _table:
@@ -49,34 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error.filename}: {error.strerror}; give another folder", file=sys.stderr)
         return 1
     return 0
-
-
-def _by_experiment(command: str, argv: Sequence[str]) -> int:
-    """Run a command that looks at configurations, which this package knows nothing of."""
-    if command != "rekey":
-        print(f"`python -m experiment {command}` is the new name of this command", file=sys.stderr)
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    whole = [sys.executable, "-m", "experiment", command, *argv]
-    return _in_place(whole, os.environ | {"PYTHONPATH": paths})
-
-
-def _in_place(command: Sequence[str], env: Mapping[str, str]) -> int:
-    """Run another command in the place of this one, which signals are passed on to.
-
-    Returns its exit status as a shell has it.
-    """
-    child = subprocess.Popen(command, env=env)
-    before = {
-        number: signal.signal(number, lambda number, _: child.send_signal(number))
-        for number in leaving.WORDS
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        status = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return status if status >= 0 else 128 - status
 
 
 def _wandb(argv: Sequence[str]) -> str:
@@ -131,6 +100,16 @@ def _claims(argv: Sequence[str]) -> str:
     from results.ledger.command import command
 
     return command(argv)
+
+
+def _search(argv: Sequence[str]) -> str:
+    from results.search import add_options, view
+
+    parser = selection("search")
+    add_options(parser)
+    add_format(parser)
+    args = parser.parse_args(argv)
+    return view(args, lambda: with_units(args.results_dir, _chosen(args)))
 
 
 def _html(argv: Sequence[str]) -> str:

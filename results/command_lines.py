@@ -28,6 +28,10 @@ COMMANDS = {
         "Rank methods by order in each setting, never by a mean over settings.",
         "python -m results leaderboard --task scattered_digits",
     ),
+    "search": (
+        "Show the searches over methods' settings and what they were chosen by.",
+        "python -m results search --trials",
+    ),
     "claims": (
         "Say which of the papers' claims the records decide.",
         "python -m results claims mobilenet_w2 --records",

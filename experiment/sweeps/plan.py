@@ -19,6 +19,7 @@ from experiment.conditions import changes, conditions
 from experiment.config import composed
 from experiment.identity import identity_of, pin, plain, run_id, uses_finetuned
 from experiment.sweeps.jobs import jobs_of, names_of, sweep_overrides
+from experiment.sweeps.search_space import trials_of
 from results.records.record import Record
 from results.records.store import Store
 from results.tables.differing_defaults import MethodRun, conditions_of, differing_defaults
@@ -46,9 +47,15 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
     """Return the overrides of each job of the sweep that overrides ask for.
 
     Raises:
-        ValueError: when they do not compose, or are no sweep that Hydra can run.
+        ValueError: when they do not compose, are no sweep that Hydra can run, or a search.
     """
-    return jobs_of(sweep_overrides(composed(overrides, RunMode.MULTIRUN).hydra))
+    hydra = composed(overrides, RunMode.MULTIRUN).hydra
+    if (count := trials_of(hydra)) is not None:
+        raise ValueError(
+            f"a search proposes its runs as it goes, {count} here; leave hydra/sweeper= out to see "
+            "what they have in common"
+        )
+    return jobs_of(sweep_overrides(hydra))
 
 
 def plan(overrides: Sequence[str]) -> list[PlannedRun]:

@@ -24,6 +24,7 @@ from experiment.sweeps.jobs import (
     jobs_of,
     sweep_overrides,
 )
+from experiment.sweeps.search_space import trials_of
 from results.records.claim import Claim, Owner
 from results.records.store import Store
 
@@ -76,9 +77,11 @@ class Sweep:
         What a job has started with is in its folder. Expanded again, a sweep may have another
         order, shuffle(), or other members, glob(): what has not started is what is left of it.
         """
+        started = {number: own for number, path in folders.items() if (own := _started(path))}
+        if (count := trials_of(self._config.hydra)) is not None:  # it proposes them as it goes
+            return [started.get(number, []) for number in range(count)]
         expanded = jobs_of(sweep_overrides(self._config.hydra))
         asked: list[Sequence[str]] = [filter_overrides(job) for job in expanded]
-        started = {number: own for number, path in folders.items() if (own := _started(path))}
         if all(number < len(asked) and asked[number] == own for number, own in started.items()):
             return asked
         for own in started.values():

@@ -24,9 +24,11 @@ from experiment.sweeps.jobs import (
     jobs_of,
     sweep_overrides,
 )
+from experiment.sweeps.search_space import is_search, trials_of
 from flexround.utils.file_errors import storage_errors
 from flexround.utils.leaving import undoing
 from results.records.claim import Claim
+from results.records.record import Record
 from results.records.store import Store
 from results.tables.differing_defaults import MethodRun, differing_defaults
 
@@ -48,8 +50,9 @@ class SweepTable(Callback):
         """
         folder = Path(config.hydra.sweep.dir)
         try:
-            jobs = jobs_of(sweep_overrides(config.hydra), GlobalHydra.instance().config_loader())
-            self._count = len(jobs)
+            loader = GlobalHydra.instance().config_loader()
+            count = trials_of(config.hydra, loader)
+            self._count = count or len(jobs_of(sweep_overrides(config.hydra), loader))
             self._claim = Claim(folder / LAUNCHER)
             self._held.enter_context(undoing(self._claim.release))
             with storage_errors(PLACES):
@@ -77,7 +80,9 @@ class SweepTable(Callback):
         outcomes = [_outcome(job) for job in jobs]
         run_ids = [o["run_id"] for o in outcomes if "run_id" in o]
         records = Store(config.results_dir).load(run_ids)
-        if records:
+        if records and is_search(config.hydra):
+            _print_searches(config, records)
+        elif records:
             from results.tables.leaderboard import leaderboard, render
 
             try:
@@ -94,6 +99,16 @@ class SweepTable(Callback):
             raise SystemExit(
                 f"error: {len(errors)} of {len(jobs)} runs failed, the first: {errors[0]}"
             )
+
+
+def _print_searches(config: DictConfig, records: Sequence[Record]) -> None:
+    """Print the searches that have trials among records."""
+    from results.records.searches import load
+    from results.tables.search import report, searched
+
+    known = {record.run_id: record for record in records}
+    found = searched(list(load(Path(config.results_dir))), known)
+    print(report([one for one in found if any(one.records)]))
 
 
 def _remarks(outcomes: Sequence[dict[str, str]]) -> Iterator[str]:

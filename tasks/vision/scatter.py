@@ -9,7 +9,7 @@ floor), before the pixels are rounded to bytes. What is pasted in which order: `
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -124,17 +124,19 @@ def _bell(words: Array) -> Array:
     return drawn.astype(np.float32)
 
 
-def _choice(take: Any, among: int) -> Array:
+def _choice(take: Iterator[Array], among: int) -> Array:
     """Return a whole number below among for each image."""
-    return np.floor(next(take)[:, 0] * among).astype(np.int64)
+    return np.asarray(np.floor(next(take)[:, 0] * among), dtype=np.int64)
 
 
-def _colour(take: Any) -> Array:
+def _colour(take: Iterator[Array]) -> Array:
     """Return a colour for each image, float32 [image, 3, 1]."""
     return np.stack([next(take) for _ in range(3)], axis=1).astype(np.float32)
 
 
-def _pose(take: Any, turn: float, sides: tuple[float, float], move: float) -> Sequence[Array]:
+def _pose(
+    take: Iterator[Array], turn: float, sides: tuple[float, float], move: float
+) -> Sequence[Array]:
     """Return (cosine, sine, half side, across, down) of each image's piece, float32 [image, 1].
 
     The tangent t of half the angle is uniform, so that no library's sine is asked for:
@@ -157,8 +159,7 @@ def _quarters(framed: Array, quarter: Array) -> Array:
     half = np.arange(GLYPH + 2) > GLYPH // 2
     rows = half == (quarter[:, None] >= 2)  # [image, 10]
     columns = half == (quarter[:, None] % 2 == 1)
-    kept: Array = framed * (rows[:, :, None] & columns[:, None, :])
-    return kept
+    return np.where(rows[:, :, None] & columns[:, None, :], framed, np.float32(0))
 
 
 def _pasted(framed: Array, pose: Sequence[Array], size: int) -> Array:

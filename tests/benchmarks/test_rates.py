@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.rates import error, main, table
+from benchmarks.rates import main, table
+from results.records.searches import held_out_error as error
 from results.records.store import Store
 from tests.results.records.test_store import record
 

@@ -20,7 +20,7 @@ OPTIONS = [
     f"{path.parts[0]}={'/'.join(path.parts[1:])}"
     for path in FILES
     if len(path.parts) > 1
-    and path.parts[0] not in ("tuned", "recipe", "hydra")
+    and path.parts[0] not in ("tuned", "recipe", "hydra", "search")
     and path.name[0] != "_"
 ]
 
