@@ -81,9 +81,10 @@ def ranking(records: Sequence[Record], by: Sequence[str] = ()) -> Ranking:
     alike: dict[str, list[str]] = {method: [] for method in known}
     for (first, second), (differences, p) in pairs.items():
         adjusted = None if p is None else next(corrected)
-        if adjusted is not None and adjusted >= ERROR:
-            alike[first].append(second)
-            alike[second].append(first)
+        if adjusted is None or adjusted >= ERROR:
+            untested = "" if adjusted is not None else " (untested)"
+            alike[first].append(second + untested)
+            alike[second].append(first + untested)
         signs = np.sign(differences)
         found.pairs.append(
             {

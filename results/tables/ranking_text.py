@@ -20,8 +20,11 @@ def render(found: Ranking, form: str) -> str:
     if form == "csv":
         return pd.DataFrame(found.methods).to_csv(index=False).rstrip("\n")
     if form == "latex":
-        return "\n\n".join([latex(methods_text(found)), latex(pairs_text(found))])
-    parts = [markdown(methods_text(found)), *found.remarks, markdown(pairs_text(found)), TESTED]
+        tables = [methods_text(found), *([pairs_text(found)] if found.pairs else [])]
+        return "\n\n".join(map(latex, tables))
+    parts = [markdown(methods_text(found)), *found.remarks]
+    if found.pairs:
+        parts += [markdown(pairs_text(found)), TESTED]
     return "\n\n".join(parts)
 
 

@@ -81,6 +81,7 @@ def test_too_few_settings_have_no_interval_and_no_test():
     found = ranking(board(5))
     assert all(row["low"] is None and row["wins_low"] is None for row in found.methods)
     assert all(row["p"] is None for row in found.pairs)
+    assert "middle (untested)" in rows(found)["best"]["alike"], "and so not told apart either"
     text = render(found, "markdown")
     assert "5 of 6 settings" in text
     assert "5 settings in common, 6 are needed: no interval, and nothing is tested" in text
@@ -97,6 +98,15 @@ def test_a_method_of_few_settings_keeps_the_others_rank():
     assert ranked["rare"]["wins"] == 100
     assert found.methods[-1]["method"] == "rare"
     assert "not ranked, for too few settings in common: rare" in found.remarks
+
+
+def test_methods_without_a_setting_in_common_are_not_compared():
+    found = ranking([run("one", 4, 90.0), run("two", 3, 80.0)])
+    assert found.pairs == []
+    assert {row["mean_rank"] for row in found.methods} == {None}
+    for form in ("markdown", "csv", "latex"):
+        assert "one" in render(found, form)
+    assert "0 settings in common, 6 are needed" in render(found, "markdown")
 
 
 def test_methods_that_take_turns_are_not_told_apart():
