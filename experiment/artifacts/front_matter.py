@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from results.records.record import Record
 from tasks.language.hub import ID, split_revision

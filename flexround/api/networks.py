@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,48 @@ def adapter_of(
         raise ValueError(f"{name} can't be followed on the calibration: {first_line(error)}") from (
             error
         )
+
+
+def home_of(model: nn.Module) -> torch.device:
+    """Return where model lies.
+
+    Raises:
+        ValueError: when it has no weights in memory, or on several devices.
+    """
+    places = {parameter.device for parameter in model.parameters()}
+    if len(places) != 1 or torch.device("meta") in places:
+        found = ", ".join(sorted(map(str, places))) or "no parameters"
+        raise ValueError(f"{type(model).__name__} has {found}; give a network on one device")
+    return places.pop()
+
+
+def device_called(device: str | torch.device) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except Exception as error:  # whatever torch raises for a word, or a GPU that is not there
+        raise ValueError(f"device={device}: {first_line(error)}; give cpu, or leave it out") from (
+            error
+        )
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Return a copy of model.
+
+    Raises:
+        ValueError: when it can't be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a module's own parts raise
+        raise ValueError(
+            f"{type(model).__name__} can't be copied: {first_line(error)}; the copy is what is "
+            "quantized"
+        ) from error
 
 
 def _chain(

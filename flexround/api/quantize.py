@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -13,14 +12,13 @@ import torch
 from torch import nn
 
 from flexround.api.calibration import batches_of, count, first
-from flexround.api.networks import adapter_of
-from flexround.api.presets import Choice, choose
-from flexround.artifact.artifact import Size, size_of
+from flexround.api.networks import adapter_of, copy_of, device_called, home_of
+from flexround.api.presets import Choice, Kind, choose
+from flexround.artifact.artifact import Size, on_cpu, size_of
 from flexround.calibration.activation_cache import ActivationCache
 from flexround.grid import Grid, QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.models.coverage import Coverage
-from flexround.models.tracing import first_line
 from flexround.reconstruction.callbacks import ReportLog
 from flexround.reconstruction.report import BlockReport
 from flexround.reconstruction.settings import Settings
@@ -34,8 +32,8 @@ class Quantized:
     Attributes:
         network: a copy of the one given, in eval mode, its quantized weights dequantized in place
             (BatchNorm folded); with act_bits its activations are quantized at every call.
-        layers: by layer the integers: codes [out, in, *kernel] int16, scale and zero_point
-            [groups, 1], grid; codes stand for scale * (codes - zero_point).
+        layers: by layer the integers, on the CPU: codes [out, in, *kernel] int16, scale and
+            zero_point [groups, 1], grid; codes stand for scale * (codes - zero_point).
         units: what became of each unit of reconstruction, in order; `results.units` makes a frame.
         coverage: which share of the blocks' weights is quantized, and what was left.
         settings: everything that decided the result, by the command line's names.
@@ -120,31 +118,55 @@ def quantize(
         raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     batches, kind = batches_of(calibration, model)
     choice = choose(kind, method, given)
-    grid = Grid(bits, choice.values["symmetric"], choice.build("granularity"))
-    quantizer, recon = choice.build("quant"), choice.build("recon")
-    recon.check_method(quantizer, grid)
-    _check_enough(recon, count(batches), choice)
+    _check(choice, kind, count(batches))
+    home = home_of(model)
+    at_work = home if device is None else device_called(device)
+    own, log = choice.values["model"], ReportLog()
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
+        adapter = adapter_of(
+            copy_of(model), kind, first(batches), at_work, own["leave"], own["first_last_bits"]
+        )
+        integers = _integers(adapter, batches, choice, seed, log)
+    layers = {name: on_cpu(layer) for name, layer in integers.items()}
+    network = _finished(adapter, model, home)
+    return Quantized(network, layers, log.blocks, adapter.coverage(), choice.values | choice.names)
+
+
+def _integers(
+    adapter: ModelAdapter, batches: list[Any], choice: Choice, seed: int, log: ReportLog
+) -> dict[str, QuantizedTensor]:
+    """Quantize adapter's network in place and return its integers."""
+    grid, recon, cache = _grid(choice), choice.build("recon"), ActivationCache()
     transform = choice.build("transform")
-    if transform is not None:
-        check_kind(transform, kind, offload=False)
-    home = _home(model)
-    at_work = home if device is None else _device(device)
-    network, own = _copy(model), choice.values["model"]
-    adapter = adapter_of(
-        network, kind, first(batches), at_work, own["leave"], own["first_last_bits"]
-    )
-    coverage, cache = adapter.coverage(), ActivationCache()
     if transform is not None:
         draws = torch.Generator().manual_seed(seed)
         apply(transform, adapter, Calibration(batches, recon.batch_size, grid, cache, draws))
-    log = ReportLog()
-    integers = recon(
-        adapter, batches, quantizer=quantizer, grid=grid, ranges=choice.build("ranges"),
-        activation=choice.build("activation"), generator=torch.Generator().manual_seed(seed),
-        callbacks=[log], cache=cache,
+    found: dict[str, QuantizedTensor] = recon(
+        adapter, batches, quantizer=choice.build("quant"), grid=grid,
+        ranges=choice.build("ranges"), activation=choice.build("activation"),
+        generator=torch.Generator().manual_seed(seed), callbacks=[log], cache=cache,
     )  # fmt: skip
-    network = _finished(adapter, model, home)
-    return Quantized(network, integers, log.blocks, coverage, choice.values | choice.names)
+    return found
+
+
+def _check(choice: Choice, kind: Kind, samples: int) -> None:
+    """Check what needs no network.
+
+    Raises:
+        ValueError: when bits or an option of the method are out of range, samples are too few, or
+            the transform is for another kind of network.
+    """
+    recon = choice.build("recon")
+    recon.check_method(choice.build("quant"), _grid(choice))
+    _check_enough(recon, samples)
+    transform = choice.build("transform")
+    if transform is not None:
+        check_kind(transform, kind, offload=False)
+
+
+def _grid(choice: Choice) -> Grid:
+    values = choice.values
+    return Grid(values["bits"], values["symmetric"], choice.build("granularity"))
 
 
 def _given(options: Mapping[str, Any] | None, **arguments: Any) -> dict[str, Any]:
@@ -162,7 +184,7 @@ def _given(options: Mapping[str, Any] | None, **arguments: Any) -> dict[str, Any
     return given | dict(options)
 
 
-def _check_enough(recon: Any, samples: int, choice: Choice) -> None:
+def _check_enough(recon: Any, samples: int) -> None:
     """Check that a mini-batch can be drawn of the samples.
 
     Raises:
@@ -178,43 +200,6 @@ def _check_enough(recon: Any, samples: int, choice: Choice) -> None:
             f"recon.batch_size={recon.batch_size}; give more, or "
             f"options={{'recon.batch_size': {max(1, left)}}}"
         )
-
-
-def _home(model: nn.Module) -> torch.device:
-    """Return where model lies.
-
-    Raises:
-        ValueError: when it has no weights in memory, or on several devices.
-    """
-    places = {parameter.device for parameter in model.parameters()}
-    if len(places) != 1 or torch.device("meta") in places:
-        found = ", ".join(sorted(map(str, places))) or "no parameters"
-        raise ValueError(f"{type(model).__name__} has {found}; give a network on one device")
-    return places.pop()
-
-
-def _device(device: str | torch.device) -> torch.device:
-    """Return the device of that name.
-
-    Raises:
-        ValueError: when there is none.
-    """
-    try:
-        return torch.empty(0, device=device).device
-    except Exception as error:  # whatever torch raises for a word, or a GPU that is not there
-        raise ValueError(f"device={device}: {first_line(error)}; give cpu, or leave it out") from (
-            error
-        )
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # whatever a module's own parts raise
-        raise ValueError(
-            f"{type(model).__name__} can't be copied: {first_line(error)}; the copy is what is "
-            "quantized"
-        ) from error
 
 
 def _finished(adapter: ModelAdapter, model: nn.Module, home: torch.device) -> nn.Module:

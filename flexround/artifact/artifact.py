@@ -119,7 +119,7 @@ def take(
     plain = _plain(adapter.model, layers)
     plain |= {name: tensor for name, tensor in adapter.state() if name in plain}  # offloaded too
     return Artifact(
-        {name: _on_cpu(q) for name, q in integers.items()},
+        {name: on_cpu(q) for name, q in integers.items()},
         {name: _name(_weight(layer).dtype) for name, layer in layers.items()},
         sites,
         {name: tensor.detach().cpu() for name, tensor in plain.items()},
@@ -157,7 +157,8 @@ def _same(what: str, there: Mapping[str, list[int]], here: Mapping[str, list[int
             )
 
 
-def _on_cpu(layer: QuantizedTensor) -> QuantizedTensor:
+def on_cpu(layer: QuantizedTensor) -> QuantizedTensor:
+    """Return layer's integers on the CPU."""
     return QuantizedTensor(
         layer.codes.cpu(), layer.scale.detach().cpu(), layer.zero_point.detach().cpu(), layer.grid
     )

@@ -217,6 +217,27 @@ def test_data_come_as_a_tensor_a_list_or_a_loader_alike():
         assert torch.equal(other, codes[0])
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_caller_without_gradients_gets_the_same(context):
+    net, data = mlp(8, 16, 16, 4), samples()
+    plain = flexround.quantize(net, data, bits=3, options=SHORT)
+    with context():
+        found = flexround.quantize(net, data, bits=3, options=SHORT)
+    for name, layer in plain.layers.items():
+        assert torch.equal(found.layers[name].codes, layer.codes)
+
+
+def test_nothing_is_drawn_from_the_global_generator_and_train_mode_stays():
+    net, data = mlp(8, 16, 16, 4).train(), samples()
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    flexround.quantize(net, data, "lrq", options=SHORT | {"quant.rank": 2})
+    assert torch.equal(torch.rand(3), wanted)
+    assert net.training
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
 def test_a_language_model_takes_token_ids_or_dicts():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
