@@ -21,7 +21,6 @@ from results.records.record import Record
 from results.tables.leaderboard import FORMATS, leaderboard, render
 
 
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the leaderboard; return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
