@@ -7,9 +7,9 @@ From a notebook:
 >>> runs[runs.quant == "flexround"].shape[0] > 0
 True
 
-`results.leaderboard()`, `results.compare()` and `results.plot()` take such a frame, or a part of
-it, and return what `python -m results` prints and draws; `results.units()` has the units of
-reconstruction. Nothing heavy is imported before the first of them is called.
+`results.leaderboard()`, `results.compare()`, `results.ablation()` and `results.plot()` take such a
+frame, or a part of it, and return what `python -m results` prints and draws; `results.units()` has
+the units of reconstruction. Nothing heavy is imported before the first of them is called.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from results.notebook import compare, leaderboard, load, plot, units
+    from results.notebook import ablation, compare, leaderboard, load, plot, units
 
-__all__ = ["compare", "leaderboard", "load", "plot", "units"]
+__all__ = ["ablation", "compare", "leaderboard", "load", "plot", "units"]
 
 
 def __getattr__(name: str) -> Any:

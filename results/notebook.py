@@ -6,7 +6,6 @@ leaves of it (`runs[runs.bits == 3]`) can be handed on.
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -22,7 +21,7 @@ from results.records.record import Record
 from results.records.selection import flatten
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from results.plots.shown import Figures
 
 PLACE = "records"  # of frame.attrs: the folder
 INDEX = "run_id"
@@ -36,30 +35,6 @@ LAST = (
     "threads", "network", "commit", "started", "error",
 )  # fmt: skip
 Runs = pd.DataFrame | str | Path | None
-
-
-class Figures(dict[str, "Figure"]):
-    """Figures by name, which a notebook shows one below the other; `save` writes them."""
-
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write each figure as NAME.svg and NAME.png into folder and return the paths."""
-        from results.plots import write
-
-        return write(dict(self), Path(folder))
-
-    def _repr_html_(self) -> str:
-        """Return the figures as SVG, which is what a notebook asks for."""
-        from matplotlib import rc_context
-
-        from results.plots.style import RC
-
-        texts = []
-        with rc_context(RC):
-            for figure in self.values():
-                file = io.StringIO()
-                figure.savefig(file, format="svg", metadata={"Date": None})
-                texts.append(file.getvalue()[file.getvalue().index("<svg") :])
-        return "\n".join(texts)
 
 
 def load(path: str | Path | None = None) -> pd.DataFrame:
@@ -194,6 +169,26 @@ def compare(first: str, second: str, runs: Runs = None, by: Sequence[str] = ()) 
     return table
 
 
+def ablation(setting: str, runs: Runs = None, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the values of one setting side by side, all others held: a row for each value.
+
+    setting is a dotted name, such as recon.iters, or a group, such as quant. What changed along
+    with it stands in frame.attrs["remarks"].
+
+    Raises:
+        ValueError: for a setting that no record has or that has one value, and when no two runs
+            differ in it alone.
+    """
+    from results.tables.ablation import ablation as varied
+
+    _, records = _chosen(runs)
+    with in_words_of_python():
+        found = varied(records, setting, _names(by))
+    table = found.table
+    table.attrs["remarks"] = found.remarks
+    return table
+
+
 def plot(kind: str, runs: Runs = None, by: Sequence[str] = ()) -> Figures:
     """Return the figures of a kind by name: bits, samples, blocks, curves or cost.
 
@@ -205,6 +200,7 @@ def plot(kind: str, runs: Runs = None, by: Sequence[str] = ()) -> Figures:
     """
     try:
         from results.plots import OF_UNITS, figures
+        from results.plots.shown import Figures
     except ModuleNotFoundError as error:
         from flexround.utils.packages import missing_package
 

@@ -6,7 +6,6 @@ and the numbers as a model-index.
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -107,7 +106,7 @@ def _results(record: Record, pipeline: str) -> dict[str, Any]:
             {
                 "task": {"type": pipeline},
                 "dataset": {"name": record.task, "type": str(data)},
-                "metrics": json.loads(json.dumps(metrics)),
+                "metrics": metrics,
             }
         ],
     }

@@ -91,6 +91,9 @@ def test_tables_are_the_command_lines(folder, capsys):
     )  # fmt: skip
     assert found.to_csv(index=False).rstrip("\n") == text.rstrip("\n")
     assert found.attrs["remarks"]
+    found = results.ablation("quant", folder)
+    text = printed(capsys, "ablation", "quant", "--results-dir", str(folder), "--format", "csv")
+    assert found.to_csv(index=False).rstrip("\n") == text.rstrip("\n")
 
 
 def test_a_part_of_a_frame_stands_for_its_runs_alone(folder):
