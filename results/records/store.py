@@ -194,7 +194,7 @@ class Store:
                 return self._read(path, dropped)
             except OldSchema:
                 old += 1
-                return None
+            return None
 
         found: list[Record | None]
         if run_ids is None and not blocks:
@@ -205,9 +205,8 @@ class Store:
         if old:
             rekey = f"`python -m results rekey --results-dir {self.root}` renames them"
             if not any(found):
-                raise ValueError(
-                    f"all {old} records in {self.root} are of an older version; {rekey}"
-                )
+                told = f"all {old} records in {self.root} are of an older version; {rekey}"
+                raise ValueError(told)
             tell(dropped, f"{old} records", f"of an older version: {rekey}")
         return sorted((r for r in found if r is not None), key=lambda r: r.started)
 
@@ -229,13 +228,13 @@ class Store:
         """
         try:
             return parse(read_bytes(path))
+        except OldSchema:
+            raise
         except FileNotFoundError:
-            return None
+            pass
         except (OSError, ValueError) as error:
-            if isinstance(error, OldSchema):
-                raise
             tell(dropped, f"record {path}", str(error))
-            return None
+        return None
 
 
 def _is_old(path: Path) -> bool:
