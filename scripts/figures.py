@@ -20,6 +20,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiment import ROOT
 from experiment.build import build
@@ -37,8 +38,10 @@ from scripts.readme_tables import KEPT, README, commands, read
 
 SHIFT = FIGURES / "shift.npz"
 LAYERS = ("features.1.conv.0.0", "features.6.conv.1.0")  # Figures 3 and 4: depthwise, block 1 and 6
-METHODS = ("adaround", "flexround")
-RUN = "model=mobilenet_v2 task=scattered_digits bits=4 recon=fast num_samples=256 save=true"
+RUN = "model=mobilenet_v2 task=scattered_digits bits=4 save=true"
+# AdaRound moves a weight by one code at most, whatever its schedule.
+METHODS = {"adaround": "quant=adaround", "flexround": "quant=flexround recon=fast"}
+BINS = 200  # of |W|
 COLOURS = {"adaround": "#D55E00", "flexround": "#0072B2"}
 
 
@@ -60,14 +63,17 @@ def of_bits() -> Figure:
 def of_shift() -> Figure:
     """Return the shift of codes from round-to-nearest against |W|, a panel a layer and method."""
     held = np.load(SHIFT)
-    figure, axes = wrapped(len(LAYERS) * len(METHODS), len(METHODS), sharex=False, sharey=True)
     panels = [(layer, method) for layer in LAYERS for method in METHODS]
+    figure, axes = wrapped(len(panels), len(METHODS), sharey=True)
     for ax, (layer, method) in zip(axes, panels, strict=True):
         sizes, moved = held[f"{layer}|size"], held[f"{layer}|{method}"]
-        ax.plot(sizes, moved, ".", markersize=3, alpha=0.6, color=COLOURS[method])
+        bins = np.round(sizes / sizes.max() * BINS).astype(int)
+        points = np.unique(np.stack([bins, moved]), axis=1)  # what would cover each other, once
+        ax.plot(points[0] * sizes.max() / BINS, points[1], ".", markersize=3, color=COLOURS[method])
         more = np.mean(np.abs(moved) > 1)
-        ax.set_title(f"{method}, {layer}: {more:.1%} moved by more than one code", loc="left")
+        ax.set_title(f"{method}, {layer}\n{more:.1%} moved by more than one code", loc="left")
         ax.set_xlabel("|W|")
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in axes[:: len(METHODS)]:
         ax.set_ylabel("codes from nearest")
     return figure
@@ -79,8 +85,8 @@ def measure(overrides: Sequence[str]) -> None:
     overrides are further options of the runs, such as results_dir=PATH.
     """
     held: dict[str, Any] = {}
-    for method in METHODS:
-        own = [*RUN.split(), f"quant={method}", *overrides]
+    for method, chosen in METHODS.items():
+        own = [*RUN.split(), *chosen.split(), *overrides]
         subprocess.run([sys.executable, str(ROOT / "run.py"), *own], cwd=ROOT, check=True)
         cfg, _ = Composer().composed(own)
         (run,) = plan(own)

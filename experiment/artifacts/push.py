@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from experiment.artifacts.front_matter import fields
 from experiment.artifacts.model_card import model_card

@@ -88,3 +88,10 @@ def test_only_what_has_no_record_is_computed(tmp_path, monkeypatch):
     store.write(newer)
     readme.update([where])
     assert "50.00 (-48.00)" in (tmp_path / "README.md").read_text(), "a newer record wins"
+
+
+def test_the_readme_is_short_and_its_lines_fit():
+    lines = readme.README.read_text().splitlines()
+    assert len(lines) < 150
+    loose = ("|", "<img", "  <img", "scattered_digits: ")  # tables, their captions, pictures
+    assert [line for line in lines if len(line) > 110 and not line.startswith(loose)] == []
