@@ -19,6 +19,8 @@ from results.tables.paired_tests import PERPLEXITY
 
 ERROR = "error"  # the geometric mean of the units' errors
 LOGARITHMIC = (PERPLEXITY, "kl", "kl_median", "kl_p99", ERROR)  # compared by their ratio
+# Options that a run's name leaves out, besides where its data lie.
+ASIDE = (*PLACES, "seed", "save", "rerun", "retry_failed")
 ALIKE = ("task_version", "network", "evaluation_data", "metric")
 
 Found = dict[Overrides, dict[int, Record]]
@@ -30,7 +32,7 @@ def cells_of(records: Iterable[Record]) -> Found:
     found: Found = {}
     for record in sorted(records, key=lambda r: r.started):
         if record.status == "ok" and record.overrides is not None:
-            given = {n: v for n, v in by_hand(record).items() if n not in (*PLACES, "seed")}
+            given = {n: v for n, v in by_hand(record).items() if n not in ASIDE}
             cell = frozenset(f"{name}={value}" for name, value in given.items())
             found.setdefault(cell, {})[record.seed] = record
     return found

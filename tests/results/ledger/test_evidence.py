@@ -31,7 +31,7 @@ def no_outcomes(_):
 
 
 def test_a_cell_is_what_the_command_line_gave_places_and_seed_aside():
-    mine = run("flexround", 90.0, 1, ["data_dir=/here", "threads=1", "seed=1"])
+    mine = run("flexround", 90.0, 1, ["data_dir=/here", "threads=1", "seed=1", "save=true"])
     other = run("flexround", 50.0, 1, ["recon.iters=5"])
     assert cells_of([mine, other])[frozenset({"model=resnet18", "bits=2", "quant=flexround"})] == {
         1: mine
