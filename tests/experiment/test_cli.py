@@ -72,7 +72,7 @@ def test_a_record_keeps_the_command_that_remakes_it(cli, results_dir):
     assert len(records) == 2
     for record in records:
         assert [o.partition("=")[0] for o in record.overrides] == [
-            "model", "model.name", "quant", "num_samples", "bits",
+            "model", "model.name", "task", "quant", "num_samples", "bits",
         ]  # fmt: skip
         assert f"already recorded as {record.run_id}" in cli(*record.overrides).err
 

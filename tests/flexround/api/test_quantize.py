@@ -172,6 +172,7 @@ def test_every_method_quantizes_a_network_in_memory(method):
     learned = method not in ("rtn", "gptq", "gptaq", "qronos", "cdquant")
     options = {"model.first_last_bits": None} | (SHORT if learned else {})
     options |= {"quant.rank": 2} if method == "lrq" else {}
+    options |= {"ranges": "min_max"} if method == "signround_v2" else {}  # its own are for text
     net, data = mlp(8, 16, 16, 4), samples()
     found = flexround.quantize(net, data, method, 3, granularity="per_channel", options=options)
     assert list(found.layers) == ["0", "2", "4"]

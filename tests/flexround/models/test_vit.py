@@ -161,7 +161,7 @@ def test_an_unknown_tag_is_refused():
 
 
 def test_a_run_ends_in_its_record(cli, results_dir):
-    tiny = ("model=vit_tiny", "model.name=test_vit", "num_samples=32", "bits=3")
+    tiny = ("model=vit_tiny", "model.name=test_vit", "task=digits", "num_samples=32", "bits=3")
     outcome = cli(*tiny, "quant=gptq", "activation=dynamic_per_token", "act_bits=8")
     assert outcome.status == 0, outcome.err
     (record,) = Store(results_dir).load()
