@@ -86,12 +86,12 @@ class OwnNet(nn.Module):
         # digits has a schedule of its own for a method, which a network in memory has not.
         (TINY, "flexround", 3, ("recon.iters=3", "recon.batch_size=8", "recon.lr=1e-3"), {}),
         (TINY, "rtn", 4, (), {}),
-        (
+        pytest.param(
             TINY, "adaround", 4,
             ("recon.iters=3", "recon.batch_size=8", "recon.lr=1e-3", "recon=qdrop",
              "recon.act_lr=4e-5", "quant.reg_weight=0.01",
              "activation=static_per_tensor", "act_bits=6"),
-            {"act_bits": 6},
+            {"act_bits": 6}, marks=pytest.mark.slow,
         ),
         (LLAMA, "signround", 2, ("recon.iters=3", "seed=7"), {"seed": 7}),
         (
@@ -102,10 +102,10 @@ class OwnNet(nn.Module):
         ),
         (LLAMA, "cdquant", 3, ("quant.start=rtn", "quant.sweeps=2"), {}),
         (LLAMA, "gptq", 3, ("transform=smoothquant", "transform.alpha=0.7"), {}),
-        (
+        pytest.param(
             BERT, "lrq", 4,
             ("recon.iters=2", "recon.batch_size=4", "quant.rank=2", "granularity=per_tensor"),
-            {"granularity": "per_tensor"},
+            {"granularity": "per_tensor"}, marks=pytest.mark.slow,
         ),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from flexround.models.vision import VisionModel
@@ -49,6 +50,7 @@ def pytest_fail():
     raise AssertionError("the cached network was not used")
 
 
+@pytest.mark.slow
 def test_a_damaged_network_is_set_aside_and_trained_again(tmp_path, caplog):
     task = digits(tmp_path)
     first = task.load(TINY, None).state_dict()
@@ -62,6 +64,7 @@ def test_a_damaged_network_is_set_aside_and_trained_again(tmp_path, caplog):
     assert list(tmp_path.glob("checkpoints/*.damaged"))
 
 
+@pytest.mark.slow
 def test_training_leaves_the_global_random_state_alone(tmp_path):
     before = torch.get_rng_state()
     digits(tmp_path).load(TINY, None)
