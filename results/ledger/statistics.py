@@ -1,19 +1,19 @@
 """Statistics of a contrast: its interval over seeds and samples, and what that decides.
 
-With it how many more seeds would decide, and Holm's correction of many verdicts (1979).
+With it how many more seeds would decide.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from scipy.stats import t as student
 
-LEVEL = 0.95
+from results.tables.paired_tests import LEVEL
+
 MOST_SEEDS = 1000
 
 Word = Literal["holds", "fails", "undecided"]
@@ -107,12 +107,3 @@ def more_seeds(found: Estimate, expect: str, margin: float) -> int | None:
         if decide(found, expect, margin, seeds) != "undecided":
             return seeds - have
     return None
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Return p values such that rejecting those below alpha errs in any with at most alpha."""
-    adjusted, highest = [0.0] * len(ps), 0.0
-    for rank, index in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
-        adjusted[index] = highest
-    return adjusted

@@ -17,9 +17,10 @@ from results.ledger.evidence import (
     missing,
     scaled,
 )
-from results.ledger.statistics import Estimate, decide, holm, more_seeds, p_value
+from results.ledger.statistics import Estimate, decide, more_seeds, p_value
 from results.tables.formats import latex, markdown
 from results.tables.published_numbers import Cell
+from results.tables.rank_tests import holm
 
 HARDWARE, UNRUN = "needs hardware", "not run"
 DECIDED = ("holds", "fails")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from results.ledger.statistics import Estimate, decide, holm, more_seeds, p_value
+from results.ledger.statistics import Estimate, decide, more_seeds, p_value
+from results.tables.rank_tests import holm
 
 
 def test_the_interval_over_seeds_is_students():
