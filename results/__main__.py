@@ -16,7 +16,15 @@ from flexround.utils.arguments import check_words
 from flexround.utils.file_errors import storage_errors
 from results.command_lines import BOARD, COMMANDS, PAPER, add_format, selection
 from results.moved import MOVED, by_experiment
-from results.records.reading import DEFAULT, OUTPUTS, outcomes_in, read, with_units
+from results.records.reading import (
+    DEFAULT,
+    OUTPUTS,
+    chosen_of,
+    outcomes_in,
+    read,
+    rows_in,
+    with_units,
+)
 from results.records.record import Record
 from results.tables.leaderboard import FORMATS, leaderboard, render
 
@@ -121,9 +129,11 @@ def _html(argv: Sequence[str]) -> str:
         help="the page's file; outputs/page.html by default",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    chosen, claims, remark = _chosen(args), [], ""
+    where = _where(args)
+    rows = rows_in(args.results_dir)  # once, for the table and for the claims
+    chosen, claims, remark = chosen_of(rows, where), [], ""
     try:
-        claims = verdicts_in(args.results_dir)
+        claims = verdicts_in(args.results_dir, rows)
     except ValueError as error:
         remark = f"\nthe page is without claims: {error}"
     return write(chosen, args.by, args.results_dir, args.out, claims) + remark
@@ -203,14 +213,22 @@ def _published(argv: Sequence[str]) -> str:
 
 
 def _chosen(args: argparse.Namespace) -> list[Record]:
+    return read(args.results_dir, _where(args))
+
+
+def _where(args: argparse.Namespace) -> dict[str, str]:
+    """Return the settings by which a command line chooses records.
+
+    Raises:
+        ValueError: for one that is no NAME=VALUE.
+    """
     where = {}
     for text in args.where:
         key, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--where {text}: give NAME=VALUE")
         where[key] = value
-    where |= {k: v for k in ("task", "model") if (v := getattr(args, k))}
-    return read(args.results_dir, where)
+    return where | {k: v for k in ("task", "model") if (v := getattr(args, k))}
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ def command(argv: Sequence[str]) -> str:
     parser.add_argument("claims", nargs="*", help="parts of ids; all without")
     parser.add_argument(
         "--results-dir", type=Path, default=DEFAULT, metavar="PATH",
-        help="folder of the records, outputs/results by default; the ledger's are there as well",
+        help="folder of the records, or a .jsonl file of them; outputs/results by default, and the "
+        "ledger's are there as well",
     )  # fmt: skip
     add_format(parser)
     shown = parser.add_mutually_exclusive_group()

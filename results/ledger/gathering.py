@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from results.ledger import kept
@@ -10,6 +10,7 @@ from results.ledger.claims import Claim, read
 from results.ledger.evidence import cells_of
 from results.ledger.verdicts import Verdict, verdicts
 from results.records.outcomes import Outcomes
+from results.records.reading import outcomes_in, rows_in, with_units
 from results.records.record import Record
 from results.records.store import Store
 
@@ -21,40 +22,50 @@ class Evidence:
         found: the record of each cell and seed.
     """
 
-    def __init__(self, claims: Iterable[Claim], folder: Path | None = None) -> None:
-        self._store = Store(folder) if folder else None
+    def __init__(
+        self,
+        claims: Iterable[Claim],
+        place: Path | None = None,
+        rows: Sequence[Record] | None = None,
+    ) -> None:
+        """Take the place of records, a folder or a .jsonl file, and its rows where they are read.
+
+        Raises:
+            ValueError: when place holds something else, or the ledger is damaged.
+        """
         self._kept = {record.run_id: (record, outcomes) for record, outcomes in kept.read()}
-        own = {record.run_id: record for record in self._of_folder(claims)}
+        self._outcomes = None if place is None else outcomes_in(place)
+        own: dict[str, Record] = {}
+        if place is not None and place.exists():
+            rows = _rows_if_any(place) if rows is None else rows
+            found, wanted = cells_of(rows), {cell for claim in claims for cell in claim.cells}
+            # Units are read of the runs of claims alone.
+            named = [r for cell in wanted & found.keys() for r in found[cell].values()]
+            own = {record.run_id: record for record in with_units(place, named)}
         for run_id, (record, _) in self._kept.items():
             if run_id not in own or own[run_id].started < record.started:
                 own[run_id] = record
         self.found = cells_of(own.values())
 
-    def _of_folder(self, claims: Iterable[Claim]) -> list[Record]:
-        """Return the folder's runs of claims, the only ones whose units are read."""
-        if self._store is None:
-            return []
-        rows, wanted = (
-            cells_of(self._store.load(blocks=False)),
-            {c for x in claims for c in x.cells},
-        )
-        names = [r.run_id for cell in wanted & rows.keys() for r in rows[cell].values()]
-        return self._store.load(names)
-
     def outcomes(self, record: Record) -> Outcomes:
         """Return the outcomes of record's evaluation samples."""
         held, outcomes = self._kept.get(record.run_id, (None, {}))
-        if held is record or self._store is None:
-            return outcomes
-        return self._store.outcomes(record)
+        return outcomes if held is record or self._outcomes is None else self._outcomes(record)
 
 
-def verdicts_in(folder: Path | None = None) -> list[Verdict]:
-    """Return the verdicts on all claims by the records of folder and of the ledger.
+def _rows_if_any(place: Path) -> list[Record]:
+    """Return the rows in place; a folder may have none yet."""
+    return Store(place).load(blocks=False) if place.is_dir() else rows_in(place)
+
+
+def verdicts_in(place: Path | None = None, rows: Sequence[Record] | None = None) -> list[Verdict]:
+    """Return the verdicts on all claims by the records in place and of the ledger.
+
+    rows are place's records without their units, where the caller has read them.
 
     Raises:
         ValueError: when the records of a claim do not compare.
     """
     claims = read()
-    evidence = Evidence(claims, folder)
+    evidence = Evidence(claims, place, rows)
     return verdicts(claims, evidence.found, evidence.outcomes)

@@ -11,6 +11,7 @@ from typing import Any
 
 from results.records.outcomes import Outcomes, pack, unpack
 from results.records.record import Record
+from results.tables.ablation import PLACES
 
 LEDGER = Path(__file__).resolve().parents[1] / "ledger.jsonl"
 OF_UNITS = ("name", "error_before", "error_after", "seconds")
@@ -24,8 +25,6 @@ def slim(record: Record) -> Record:
 
 def _given(record: Record) -> list[str]:
     """Return what the command line gave but for the places of data."""
-    from results.tables.ablation import PLACES
-
     return [text for text in record.overrides or () if text.partition("=")[0] not in PLACES]
 
 

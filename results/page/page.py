@@ -23,13 +23,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from flexround.utils.atomic_files import write_whole
-from results.ledger.verdicts import DECIDED, Verdict, as_text, summary
+from results.ledger.verdicts import Verdict
+from results.page.sections import claims_of, ranking_of
 from results.page.svg_chart import Chart, charts
 from results.records.record import Record
 from results.tables.formats import MARK, PLUS_MINUS
 from results.tables.leaderboard import CELL, mean_text, rows_and_runs, width
-from results.tables.ranking import ranking
-from results.tables.ranking_text import TESTED, methods_text, pairs_text
 
 HERE = Path(__file__).resolve().parent
 NUMBERS = ("mean", "delta", "fp", "n", "failed")
@@ -146,8 +145,8 @@ def page(
             "runs": [[_run(record, made) for record in members] for members in runs],
             "made": [list(facts) for facts in made.facts],
         },
-        ranking=_ranking(records, by),
-        claims=_claims(claims),
+        ranking=ranking_of(records, by),
+        claims=claims_of(claims),
         numbers=("width", *NUMBERS),
         strays=[(r, f"{link}/{quote(r.run_id)}.json") for r in records if r.run_id not in shown],
         count=len(records),
@@ -156,26 +155,6 @@ def page(
         script=script,
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     )  # fmt: skip
-
-
-def _ranking(records: Sequence[Record], by: Sequence[str]) -> dict[str, Any] | None:
-    """Return the tables and remarks of all methods in order; None where there is one method."""
-    if len({record.quant for record in records if record.status == "ok"}) < 2:
-        return None
-    found = ranking(records, by)
-    tables = [
-        (list(t.columns), t.values.tolist()) for t in (methods_text(found), pairs_text(found))
-    ]
-    return {"tables": tables, "remarks": [*found.remarks, TESTED]}
-
-
-def _claims(told: Sequence[Verdict]) -> dict[str, Any] | None:
-    """Return the table of verdicts with its remarks; None where nothing is decided."""
-    if not any(verdict.word in DECIDED for verdict in told):
-        return None
-    table = as_text(told)
-    rows = table.values.tolist()
-    return {"columns": list(table.columns), "rows": rows, "remarks": summary(told).split("\n\n")}
 
 
 def command(record: Record) -> str | None:

@@ -28,11 +28,22 @@ def read(
 ) -> list[Record]:
     """Return the records in place without their units, oldest first: those with where's settings.
 
-    place is a folder with one file a run, or a .jsonl file with one line a run. What can't be read
-    is logged, or with dropped put there; values of where are compared as the command line's words.
+    As rows_in reads them and chosen_of chooses.
 
     Raises:
-        ValueError: when there is no record, none that can be read, or none with these settings.
+        ValueError: as both do.
+    """
+    return chosen_of(rows_in(place, dropped), where)
+
+
+def rows_in(place: str | Path, dropped: Dropped | None = None) -> list[Record]:
+    """Return all records in place without their units, oldest first.
+
+    place is a folder with one file a run, or a .jsonl file with one line a run. What can't be read
+    is logged, or with dropped put there.
+
+    Raises:
+        ValueError: when there is no record, or none that can be read.
     """
     place = Path(place).expanduser()
     if not place.exists():
@@ -47,6 +58,15 @@ def read(
             if dropped
             else f"no records in {place}; python run.py writes them"
         )
+    return records
+
+
+def chosen_of(records: Sequence[Record], where: Mapping[str, Any] | None = None) -> list[Record]:
+    """Return the records with where's settings, values compared as the command line's words.
+
+    Raises:
+        ValueError: when there is none.
+    """
     wanted = {name: str(value) for name, value in (where or {}).items()}
     chosen = select(records, wanted)
     if not chosen:
