@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from results.plots.shift import grid_shift
 from results.plots.style import RC, wrapped
 from results.records.store import Store
 from scripts.diagrams import FIGURES, INK, PALE, draw
-from scripts.readme_tables import KEPT, README, commands, read
+from scripts.readme_tables import KEPT, README, commands, read, records_of
 
 SHIFT = FIGURES / "shift.npz"
 LAYERS = ("features.1.conv.0.0", "features.6.conv.1.0")  # Figures 3 and 4: depthwise, block 1 and 6
@@ -55,9 +54,8 @@ def themed(theme: str) -> dict[str, Any]:
 
 def of_bits() -> Figure:
     """Return README's sweep with seeds over bits: a line a method."""
-    kept = read(KEPT)
     (command,) = (c for c in commands(README.read_text()) if "seed=" in c)
-    return bits(cells([kept[run.run_id] for run in plan(shlex.split(command))], (), None))["bits"]
+    return bits(cells(records_of(command, read(KEPT)), (), None))["bits"]
 
 
 def of_shift() -> Figure:

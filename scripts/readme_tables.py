@@ -40,13 +40,18 @@ def with_tables(text: str, kept: dict[str, Record]) -> str:
     """
 
     def table(match: re.Match[str]) -> str:
-        rendered = render(leaderboard(_records(match[2], kept)), "markdown")
+        rendered = render(leaderboard(records_of(match[2], kept)), "markdown")
         return f"{match[1]}\n{rendered}\n\n{match[3]}"
 
     return TABLE.sub(table, text)
 
 
-def _records(command: str, kept: dict[str, Record]) -> list[Record]:
+def records_of(command: str, kept: dict[str, Record]) -> list[Record]:
+    """Return the records of a command's runs, oldest first.
+
+    Raises:
+        ValueError: when a run has none.
+    """
     names = [run.run_id for run in plan(shlex.split(command))]
     if missing := [name for name in names if name not in kept]:
         raise ValueError(
