@@ -17,6 +17,7 @@ import torch
 
 from experiment.values import MOST_THREADS
 from flexround.reconstruction.precision import tensor_float32
+from flexround.utils.threads import computing_on
 
 log = logging.getLogger("run")
 
@@ -26,13 +27,8 @@ KEPT = ".threads"  # in the folder of results: a line "NUMBER PROCESSOR" for eac
 @contextmanager
 def running_on(threads: int) -> Iterator[None]:
     """Let torch compute on this many threads in the context, and in float32 what is float32."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with tensor_float32(False):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with computing_on(threads), tensor_float32(False):
+        yield
 
 
 def number_for(folder: Path, asked: int | None, processor: str) -> int:

@@ -9,8 +9,6 @@ import hashlib
 import json
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flexround.models.vision import VisionModel
+from flexround.utils.threads import computing_on
 from tasks.first_use import first_use, not_kept
 from tasks.vision import checkpoints
 from tasks.vision.base import VisionTask
@@ -120,7 +119,7 @@ class TrainedTask(VisionTask):
         """Train a network from the recipe's seed; the caller's random state is left alone."""
         recipe = self.recipe
         log.info("training %s on %s (first use, %d epochs)", model.name, self.name, recipe.epochs)
-        with torch.random.fork_rng(), _on(self.threads):
+        with torch.random.fork_rng(), computing_on(self.threads):
             torch.manual_seed(recipe.seed)
             network = self.build(model).train().to(memory_format=self.layout)
             optimizer = torch.optim.SGD(
@@ -147,14 +146,3 @@ class TrainedTask(VisionTask):
                     optimizer.step()
                     schedule.step()
         return network.to(memory_format=torch.contiguous_format).eval()
-
-
-@contextmanager
-def _on(threads: int | None) -> Iterator[None]:
-    """Let torch compute on this many threads in the context."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
