@@ -7,13 +7,12 @@ entries, on sequences that no method has seen.
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.layer_set import RealLayer, layer_set
+from benchmarks.layer_set import RealLayer, layer_set, parser_of
 from benchmarks.starts import error, gptq
 from flexround.grid import Grid, PerGroup, QuantizedTensor
 from flexround.levels import BY_NAME
@@ -76,11 +75,7 @@ def rows(layer: RealLayer, grid: Grid, iters: int) -> dict[str, float]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--block", type=int, default=5)
-    parser.add_argument("--sequences", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=256)
+    parser = parser_of(__doc__)
     parser.add_argument("--iters", type=int, default=50)
     options = parser.parse_args()
     torch.set_num_threads(1)

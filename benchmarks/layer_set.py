@@ -6,6 +6,7 @@ full-precision network on WikiText2's training text, a part of the sequences hel
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,16 @@ class RealLayer:
     def held_out(self) -> Tensor:
         """Return the inputs to judge on, [vectors, in]."""
         return self.inputs[len(self.inputs) * 3 // 4 :].flatten(0, 1)
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options that choose a layer set."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--block", type=int, default=5)
+    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=256)
+    return parser
 
 
 def layer_set(data_dir: str, block: int, sequences: int, tokens: int) -> list[RealLayer]:

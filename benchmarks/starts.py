@@ -7,12 +7,10 @@ entries, on the sequences that the Hessian has seen and on those held out.
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 from torch import Tensor
 
-from benchmarks.layer_set import RealLayer, layer_set
+from benchmarks.layer_set import RealLayer, layer_set, parser_of
 from flexround.grid import Grid, PerChannel, QuantizedTensor
 from flexround.ranges import MinMax
 from flexround.solvers.base import Solver
@@ -58,12 +56,8 @@ def rows(layer: RealLayer, grid: Grid) -> dict[str, tuple[float, float]]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-dir", required=True)
+    parser = parser_of(__doc__)
     parser.add_argument("--bits", type=int, nargs="+", default=[3])
-    parser.add_argument("--block", type=int, default=5)
-    parser.add_argument("--sequences", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=256)
     options = parser.parse_args()
     torch.set_num_threads(1)
     layers = layer_set(options.data_dir, options.block, options.sequences, options.tokens)

@@ -82,8 +82,9 @@ def check_layer_bits(cfg: DictConfig) -> None:
             f"bits_per_layer={given}: give layers with their bits, such as "
             "'bits_per_layer={*.down_proj: 8}'"
         )
-    for name, bits in {str(name): bits for name, bits in (given or {}).items()}.items():
-        low, high = BITS
+    low, high = BITS
+    for key, bits in (given or {}).items():
+        name = str(key)
         if type(bits) is not int or not low <= bits <= high:
             raise ValueError(
                 f"bits_per_layer: {name} has {bits}; give a whole number from {low} to {high}"
