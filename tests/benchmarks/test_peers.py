@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -58,6 +59,14 @@ def test_the_peak_of_a_step_is_its_own_even_after_a_larger_one():
     assert 399 < large["grown"] < 450
     assert 99 < small["grown"] < 150
     assert small["peak"] < large["peak"] - 200
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can")
+def test_garbage_of_before_that_goes_during_a_step_hides_none_of_its_growth():
+    circle: list[object] = [torch.ones(200 * MIB // 4)]
+    circle.append(circle)
+    del circle
+    assert 99 < measured(lambda: (gc.collect(), torch.ones(100 * MIB // 4)))["grown"] < 150
 
 
 def test_values_of_a_group_are_counted():
