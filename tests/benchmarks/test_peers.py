@@ -69,6 +69,16 @@ def test_garbage_of_before_that_goes_during_a_step_hides_none_of_its_growth():
     assert 99 < measured(lambda: (gc.collect(), torch.ones(100 * MIB // 4)))["grown"] < 150
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can")
+def test_freed_memory_that_the_allocator_keeps_hides_no_growth():
+    torch.ones(30 * MIB // 4)  # the first of its size that is freed: glibc keeps the later ones
+    freed = [torch.ones(20 * MIB // 4) for _ in range(20)]
+    above = torch.ones(MIB // 4)  # so the heap can't shrink from its end
+    del freed
+    assert 99 < measured(lambda: torch.ones(100 * MIB // 4))["grown"] < 150
+    assert len(above)
+
+
 def test_values_of_a_group_are_counted():
     torch.manual_seed(0)
     scale = torch.rand(6, 4, 1) + 0.1
