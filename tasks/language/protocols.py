@@ -7,6 +7,7 @@ on a text's own train split cuts it in the same way, so that it has the same spe
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +20,8 @@ from tasks.bounds import Count, Split
 from tasks.language.corpora import Corpus
 
 RUN_CLM_ROWS = 1000  # datasets.map's batch: its remainder is dropped
+MOST_MADE = 8  # windows kept; of WikiText2's train split they are 20 MB
+_MADE: dict[str, Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def windows_of(corpus: Corpus, split: str, name: str, window: int, tokenizer: An
 
     run_clm tokenizes each row with the tokenizer's special tokens (LLaMA's <s>, OPT's </s>) and
     joins the rows of a thousand; gptq has them once, before all rows joined by blank lines; file
-    has none.
+    has none. A process's later runs find the windows that an earlier one has made.
     """
     if name == "run_clm":
         rows = corpus.rows(split)
@@ -72,11 +75,36 @@ def windows_of(corpus: Corpus, split: str, name: str, window: int, tokenizer: An
         batches = [["\n\n".join(corpus.rows(split))]]
     else:
         batches = [[corpus.text(split)]]
-    pieces = [
-        cut(chain.from_iterable(encode(tokenizer, batch, name != "file")), window)
-        for batch in batches
-    ]
-    return torch.cat(pieces) if pieces else torch.empty(0, window, dtype=torch.long)
+    key = _key(tokenizer, batches, name, window)
+    if key is None or key not in _MADE:
+        pieces = [
+            cut(chain.from_iterable(encode(tokenizer, batch, name != "file")), window)
+            for batch in batches
+        ]
+        found = torch.cat(pieces) if pieces else torch.empty(0, window, dtype=torch.long)
+        if key is None:
+            return found
+        _MADE[key] = found
+        if len(_MADE) > MOST_MADE:
+            del _MADE[next(iter(_MADE))]
+    return _MADE[key].clone()
+
+
+def _key(tokenizer: Any, batches: Sequence[Sequence[str]], name: str, window: int) -> str | None:
+    """Return what windows depend on, as a digest; None of a tokenizer that does not tell its own.
+
+    A tokenizer of the tokenizers library does: its vocabulary, merges, normalization and template
+    of special tokens.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    digest = hashlib.sha256(f"{tokenizer!r} {name} {window} ".encode())
+    digest.update(backend.to_str().encode())
+    for batch in batches:
+        for text in (str(len(batch)), *batch):
+            digest.update(f"{len(text)} {text}".encode(errors="surrogatepass"))
+    return digest.hexdigest()
 
 
 def encode(tokenizer: Any, texts: Sequence[str], special: bool = True) -> list[list[int]]:
