@@ -30,6 +30,10 @@ COMMANDS = {
         "Give the records of an older version the names that runs have now.",
         "python -m experiment rekey --results-dir outputs/results",
     ),
+    "shift": (
+        "Draw how many codes weights of saved runs have moved from round-to-nearest.",
+        "python -m results plot shift --run 0a1b2c3d --layer 'blocks.0.*' --out shift.svg",
+    ),
 }
 
 
@@ -43,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         examples=[example for _, example in COMMANDS.values()],
     )
     parser.add_argument("command", choices=COMMANDS, help="what to do")
-    commands = {"plan": _plan, "status": _status, "rekey": _rekey}
+    commands = {"plan": _plan, "status": _status, "rekey": _rekey, "shift": _shift}
     try:
         check_words(args)
         with storage_errors():
@@ -100,6 +104,40 @@ def _rekey(argv: Sequence[str]) -> str:
         help="folder of the records; outputs/results by default",
     )  # fmt: skip
     return rekey(parser.parse_args(argv).results_dir)
+
+
+def _shift(argv: Sequence[str]) -> str:
+    parser = _parser("shift")
+    parser.prog = "python -m results plot shift"
+    parser.add_argument(
+        "--run", action="append", required=True, metavar="ID",
+        help="a run with save=true by its id, or how that begins; given again, one beside it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--layer", action="append", default=[], metavar="NAME",
+        help="a layer, or a pattern such as '*.q_proj'; may be given again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--results-dir", type=Path, default=OUTPUTS / "results", metavar="PATH",
+        help="folder of the records; outputs/results by default",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=OUTPUTS / "plots", metavar="FILE",
+        help="an .svg, .png or .pdf, or a folder for shift.svg and .png; outputs/plots by default",
+    )  # fmt: skip
+    parser.add_argument(
+        "overrides", nargs="*", metavar="OPTION=VALUE",
+        help="run.py's, such as cache_dir=PATH where the runs had another than this machine's",
+    )  # fmt: skip
+    args = parser.parse_intermixed_args(argv)
+    try:
+        from experiment.shift import draw
+    except ModuleNotFoundError as error:
+        from flexround.utils.packages import missing_package
+
+        raise ValueError(missing_package(error)) from error
+    paths = draw(args.results_dir, args.run, args.layer, args.overrides, args.out)
+    return "\n".join(map(str, paths))
 
 
 if __name__ == "__main__":

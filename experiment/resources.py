@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 
 from experiment.device import kind_of
 from experiment.identity import FULL_STREAMS
@@ -41,19 +42,24 @@ class Resources:
             ValueError: when activations are to be spilled to a folder that can't be written, or to
                 lie on a GPU that the run has not.
         """
-        activations = _activations(job)
+        activations = activations_of(job.cfg)
         activations.check_device(device)
         shared = Cache(Path(job.cfg.cache_dir, "shared"), job.cfg.cache_gib)
         return cls(device, activations, _checkpoints(job, device), shared)
 
 
-def _activations(job: Job) -> ActivationCache:
-    name, limit = job.cfg.stream_dtype, job.cfg.stream_gib
+def activations_of(cfg: DictConfig) -> ActivationCache:
+    """Return how the activations of the calibration set are held.
+
+    Raises:
+        ValueError: when they are to be spilled to a folder that can't be written.
+    """
+    name, limit = cfg.stream_dtype, cfg.stream_gib
     dtype = None if name == FULL_STREAMS else getattr(torch, name)
-    disk = DiskTensors(job.cfg.spill_dir)
-    if limit is not None or job.cfg.offload:
+    disk = DiskTensors(cfg.spill_dir)
+    if limit is not None or cfg.offload:
         disk.check_writable()
-    where = job.cfg.stream_device
+    where = cfg.stream_device
     return ActivationCache(dtype, math.inf if limit is None else limit, disk, where)
 
 

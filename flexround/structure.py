@@ -168,14 +168,23 @@ def bits_by_name(names: Sequence[str], patterns: Mapping[str, int]) -> dict[str,
     """
     found: dict[str, int] = {}
     for pattern, bits in patterns.items():
-        fitting = [name for name in names if fnmatchcase(name, pattern)]
-        if not fitting:
-            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
-            raise ValueError(
-                f"bits_per_layer: {pattern} is none of the {len(names)} layers that are quantized; "
-                f"give a name such as {near[0]}, or a pattern such as *.{near[0].split('.')[-1]}"
-            )
-        found |= dict.fromkeys(fitting, bits)
+        found |= dict.fromkeys(fitting(names, pattern, "bits_per_layer"), bits)
+    return found
+
+
+def fitting(names: Sequence[str], pattern: str, option: str) -> list[str]:
+    """Return the names of layers that pattern, a value of option, fits.
+
+    Raises:
+        ValueError: when it fits none; says what it may have meant.
+    """
+    found = [name for name in names if fnmatchcase(name, pattern)]
+    if not found:
+        near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+        raise ValueError(
+            f"{option}: {pattern} is none of the {len(names)} layers that are quantized; "
+            f"give a name such as {near[0]}, or a pattern such as *.{near[0].split('.')[-1]}"
+        )
     return found
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from flexround.utils.arguments import check_words
 from flexround.utils.file_errors import storage_errors
 from results.command_lines import BOARD, COMMANDS, PAPER, add_format, selection
-from results.moved import MOVED, by_experiment
+from results.moved import MOVED, SHIFT, by_experiment
 from results.records.reading import (
     DEFAULT,
     OUTPUTS,
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0] in MOVED:
         return by_experiment(args[0], args[1:])
+    if tuple(args[:2]) == SHIFT:
+        return by_experiment("shift", args[2:])
     try:
         check_words(args)
         views = {
@@ -148,10 +150,12 @@ def _plot(argv: Sequence[str]) -> str:
         raise ValueError(missing_package(error)) from error
 
     parser = selection("plot")
-    parser.add_argument("kind", nargs="?", default="", help=f"one of {', '.join(KINDS)}")
+    kinds = f"one of {', '.join(KINDS)}; shift, which has a --help of its own"
+    parser.add_argument("kind", nargs="?", default="", help=kinds)
     parser.add_argument(
         "--out", type=Path, default=OUTPUTS / "plots", metavar="PATH",
-        help="folder of the pictures; outputs/plots by default",
+        help="folder of the pictures, or the .svg, .png or .pdf file of one; outputs/plots by "
+        "default",
     )  # fmt: skip
     args = parser.parse_args(argv)
     chosen = _chosen(args)

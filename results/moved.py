@@ -1,4 +1,8 @@
-"""Commands that are those of `python -m experiment` by now, run in the place of this one."""
+"""Commands that `python -m experiment` has, run in the place of this one.
+
+Those that have moved there keep their old name; `plot shift` composes runs, which this package does
+not.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,14 @@ from pathlib import Path
 from flexround.utils import leaving
 
 ROOT = Path(__file__).resolve().parent.parent
-MOVED = ("plan", "rekey", "status")
+RENAMED = ("plan", "status")
+MOVED = (*RENAMED, "rekey")
+SHIFT = ("plot", "shift")
 
 
 def by_experiment(command: str, argv: Sequence[str]) -> int:
     """Run a command that looks at configurations, which this package knows nothing of."""
-    if command != "rekey":
+    if command in RENAMED:
         print(f"`python -m experiment {command}` is the new name of this command", file=sys.stderr)
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     whole = [sys.executable, "-m", "experiment", command, *argv]

@@ -19,19 +19,16 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from experiment import ROOT
-from experiment.build import build
 from experiment.composer import Composer
+from experiment.shift import shifts
 from experiment.sweeps.plan import plan
-from flexround.artifact.file_format import read as read_artifact
 from flexround.utils.atomic_files import write_whole
 from results.plots.cells import cells
 from results.plots.lines import bits
-from results.plots.shift import grid_shift
-from results.plots.style import RC, wrapped
-from results.records.store import Store
+from results.plots.shift import Shift, panels
+from results.plots.style import RC
 from scripts.diagrams import FIGURES, INK, PALE, draw
 from scripts.readme_tables import KEPT, README, commands, read, records_of
 
@@ -61,20 +58,12 @@ def of_bits() -> Figure:
 def of_shift() -> Figure:
     """Return the shift of codes from round-to-nearest against |W|, a panel a layer and method."""
     held = np.load(SHIFT)
-    panels = [(layer, method) for layer in LAYERS for method in METHODS]
-    figure, axes = wrapped(len(panels), len(METHODS), sharey=True)
-    for ax, (layer, method) in zip(axes, panels, strict=True):
-        sizes, moved = held[f"{layer}|size"], held[f"{layer}|{method}"]
-        bins = np.round(sizes / sizes.max() * BINS).astype(int)
-        points = np.unique(np.stack([bins, moved]), axis=1)  # what would cover each other, once
-        ax.plot(points[0] * sizes.max() / BINS, points[1], ".", markersize=3, color=COLOURS[method])
-        more = np.mean(np.abs(moved) > 1)
-        ax.set_title(f"{method}, {layer}\n{more:.1%} moved by more than one code", loc="left")
-        ax.set_xlabel("|W|")
-        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    for ax in axes[:: len(METHODS)]:
-        ax.set_ylabel("codes from nearest")
-    return figure
+    found = {
+        f"{method}, {layer}": Shift(*(torch.tensor(held[f"{layer}|{n}"]) for n in ("size", method)))
+        for layer in LAYERS
+        for method in METHODS
+    }
+    return panels(found, len(METHODS), list(COLOURS.values()), BINS)
 
 
 def measure(overrides: Sequence[str]) -> None:
@@ -88,14 +77,10 @@ def measure(overrides: Sequence[str]) -> None:
         subprocess.run([sys.executable, str(ROOT / "run.py"), *own], cwd=ROOT, check=True)
         cfg, _ = Composer().composed(own)
         (run,) = plan(own)
-        artifact = read_artifact(Store(cfg.results_dir).artifact(run.run_id))
-        task, model = build(cfg.task, []), build(cfg.model, [])
-        weights = model.adapter(task, cfg.checkpoint, torch.device("cpu")).layers()
-        for name in LAYERS:
-            weight = weights[name].module.weight.detach()
-            moved = grid_shift(weight, artifact.layers[name]).flatten().numpy()
-            held[f"{name}|{method}"] = moved.astype(np.int8)
-            held[f"{name}|size"] = weight.abs().flatten().numpy().astype(np.float32)
+        found = shifts(Path(cfg.results_dir), [run.run_id], LAYERS, overrides)
+        for name, own_shift in zip(LAYERS, found.values(), strict=True):
+            held[f"{name}|{method}"] = own_shift.moved.numpy().astype(np.int8)
+            held[f"{name}|size"] = own_shift.sizes.numpy().astype(np.float32)
     file = io.BytesIO()
     np.savez_compressed(file, **held)
     write_whole(SHIFT, file.getvalue())

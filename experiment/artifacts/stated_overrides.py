@@ -22,11 +22,11 @@ GROUPS = (
     "model", "task", "protocol", "calibration", "quant", "granularity", "grid", "ranges", "recon",
     "activation", "transform", "allocation", "scale", "experiment",
 )  # fmt: skip
-# Options without a group that decide a result, and the device, which a machine has or has not.
+# Options without a group that decide a result, and what it was computed on.
 OPTIONS = (
     "bits", "symmetric", "act_bits", "act_stem_bits", "act_head_bits", "act_init_samples",
     "act_ranges_from", "kv_bits", "group_size", "clipping", "seed", "num_samples", "finetuned",
-    "stream_dtype", "expected_fp", "device",
+    "stream_dtype", "expected_fp", "device", "threads",
 )  # fmt: skip
 NODES = (*GROUPS[:-2], "preprocessing")  # whose own options it may set
 # Options of those that name files, folders and addresses, or ask for work that no result needs.
@@ -45,8 +45,11 @@ WORD = re.compile(r"[\w .:+-]*", re.ASCII)
 MOST, LONGEST, DEEPEST = 200, 2000, 8
 
 
-def composable(stated: Any, given: Sequence[str]) -> list[str]:
+def composable(stated: Any, given: Sequence[str], places: bool = False) -> list[str]:
     """Return those of the overrides stated that compose a run, less those that given has too.
+
+    With places, as of a record in this machine's own folder, they may name files and folders, and
+    the network.
 
     Raises:
         ValueError: names the first that a file may not make, and how to give it by hand.
@@ -62,9 +65,9 @@ def composable(stated: Any, given: Sequence[str]) -> list[str]:
             continue  # the file itself has the bits of each layer
         override = _one(text)
         name = override.key_or_group
-        if name in own or (name in NETWORK and not _is_word(override.value())):
+        if name in own or (name in NETWORK and not places and not _is_word(override.value())):
             continue
-        if reason := _refusal(override):
+        if reason := _refusal(override, places):
             raise ValueError(
                 f"it states {text!r}: {reason}; give {name}= on the command line if you want it"
             )
@@ -105,8 +108,8 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(list(overrides))
 
 
-def _refusal(override: Override) -> str | None:
-    """Return what a file may not do that override does, None where it may."""
+def _refusal(override: Override, places: bool) -> str | None:
+    """Return what a file may not do that override does, None where it may; places if it may."""
     name, value = override.key_or_group, override.value()
     if override.package is not None or override.is_delete() or override.is_add():
         return "a file adds, moves and takes away no option"
@@ -116,8 +119,8 @@ def _refusal(override: Override) -> str | None:
         ok = value is None or (isinstance(value, str) and NAME.fullmatch(value))
         return None if ok else "a file chooses members of a group by name alone"
     head, *parts = name.split(".")
-    if _is_place(name):
-        return "a file names no place"
+    if _is_place(name) or (places and name in NETWORK):
+        return None if places and _is_local(value) else "a file names no place"
     if name not in (*OPTIONS, *NETWORK) and not (head in NODES and parts):
         return "a file sets no option but what decides a result"
     if any(part.startswith("_") for part in parts):
@@ -129,6 +132,11 @@ def _refusal(override: Override) -> str | None:
 
 def _is_place(name: str) -> bool:
     return name.endswith("_dir") or name.rpartition(".")[2] in PLACES
+
+
+def _is_local(value: Any) -> bool:
+    """Return whether value can say where something lies: text, nothing, or how many."""
+    return value is None or isinstance(value, str | int | QuotedString)
 
 
 def _is_plain(value: Any) -> bool:

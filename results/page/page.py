@@ -11,7 +11,6 @@ import base64
 import datetime
 import hashlib
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,13 +156,6 @@ def page(
     )  # fmt: skip
 
 
-def command(record: Record) -> str | None:
-    """Return the line that makes record again, None where the record does not keep it."""
-    if record.overrides is None:
-        return None
-    return shlex.join(["python", "run.py", *record.overrides])
-
-
 def _environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
@@ -178,7 +170,7 @@ def _run(record: Record, made: Made) -> list[str | int | None]:
     value = "" if record.value is None else f"{record.value:.8g}"
     return [
         record.run_id, record.status, record.seed, value, f"{record.seconds:.1f}",
-        _moment(record.started), made.of(record), record.error, command(record),
+        _moment(record.started), made.of(record), record.error, record.command(),
     ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
 from typing import Any, Literal
@@ -132,6 +133,15 @@ class Record:
         if self.fp_value is not None:
             text += f" (full precision {self.fp_value:.2f}, {self.value - self.fp_value:+.2f})"
         return text
+
+    def command(self, *more: str) -> str | None:
+        """Return the line that makes the record again, with more at its end.
+
+        None where the record does not keep it.
+        """
+        if self.overrides is None:
+            return None
+        return shlex.join(["python", "run.py", *self.overrides, *more])
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON values."""

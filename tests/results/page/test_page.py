@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks.board import records as synthetic
 from results.__main__ import main
-from results.page.page import command, page
+from results.page.page import page
 from results.page.svg_chart import Series, Value, chart
 from results.records.store import Store
 from results.tables.leaderboard import leaderboard
@@ -119,9 +119,9 @@ def test_every_row_has_its_runs_and_their_facts():
 
 
 def test_the_command_of_a_record():
-    assert command(record(overrides=["a=b c"])) == "python run.py 'a=b c'"
-    assert command(record(overrides=[])) == "python run.py"
-    assert command(record()) is None
+    assert record(overrides=["a=b c"]).command() == "python run.py 'a=b c'"
+    assert record(overrides=[]).command("rerun=true") == "python run.py rerun=true"
+    assert record().command() is None
 
 
 def test_settings_that_tell_rows_apart_are_columns_of_their_task_alone():
