@@ -14,7 +14,8 @@ from collections.abc import Callable
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.blocks import CASES, Case, reached
-from benchmarks.reconstruction import Run, floor, methods_of, ours, plain
+from benchmarks.reconstruction import floor, methods_of, ours, plain
+from benchmarks.timing import Run
 
 MEASURED = "measured"
 

@@ -11,18 +11,16 @@ pass before a run and after it.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import get_args
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.utils.benchmark import Measurement, TaskSpec
 
 from benchmarks.blocks import CASES, CPU, Case, reached
 from benchmarks.plain import Plain
+from benchmarks.timing import STEPS, Clock, Run, measured, timed
 from flexround.attach import attach, freeze
 from flexround.grid import Grid, PerChannel
 from flexround.models.base import ModelAdapter
@@ -38,7 +36,6 @@ from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.learning import learn
 from flexround.reconstruction.precision import Precision
 from flexround.reconstruction.reconstruction import Reconstruction
-from flexround.reconstruction.report import BlockReport
 from flexround.reconstruction.unit import reconstruction_loss
 
 GRID, LR = Grid(4, False, PerChannel()), 1e-3
@@ -50,43 +47,6 @@ METHODS: dict[str, QuantizerFactory] = {
     "lrq": partial(LRQ, rank=64, rank_rule="fixed", seed=0),
     "signround": SignRound,
 }
-STEPS = 10  # iterations a measurement: from one reading of the loss to the next
-Run = Callable[[], float]
-
-
-class Clock:
-    """An callback that times the iterations from the first reading of the loss to the last."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def begin(self, units: Sequence[str], iters: int) -> None:
-        """Nothing to do."""
-
-    def step(self, unit: str, iteration: int, error: float) -> None:
-        """Note the time."""
-        self.times.append(time.perf_counter())
-
-    def end_block(self, report: BlockReport) -> None:
-        """Nothing to do."""
-
-    def seconds(self) -> float:
-        """Return what an iteration took, and start anew."""
-        first, *_, last = self.times
-        self.times.clear()
-        return (last - first) / STEPS
-
-
-def timed(step: Callable[[], object]) -> Run:
-    """Return what runs step STEPS times and returns the seconds that each took."""
-
-    def run() -> float:
-        start = time.perf_counter()
-        for _ in range(STEPS):
-            step()
-        return (time.perf_counter() - start) / STEPS
-
-    return run
 
 
 def floor(case: Case, adam: bool = False) -> Run:
@@ -184,19 +144,6 @@ def plain(case: Case, method: str) -> Run:
 def methods_of(case: Case) -> dict[str, QuantizerFactory]:
     """Return the methods that the case's layers allow: LRQ is for linear ones."""
     return {name: m for name, m in METHODS.items() if name != "lrq" or not case.vision}
-
-
-def summary(seconds: Sequence[float]) -> Measurement:
-    """Return times of the same thing with their median and quartiles."""
-    return Measurement(1, list(seconds), TaskSpec("", "", num_threads=torch.get_num_threads()))
-
-
-def measured(runs: dict[str, Run], rounds: int) -> dict[str, Measurement]:
-    """Return the times of an iteration of each of runs, taken in turns after one to warm up."""
-    for run in runs.values():
-        run()
-    turns = [{name: run() for name, run in runs.items()} for _ in range(rounds)]
-    return {name: summary([turn[name] for turn in turns]) for name in runs}
 
 
 def forward(case: Case, frozen: bool) -> Run:

@@ -16,7 +16,8 @@ from dataclasses import replace
 import torch
 
 from benchmarks.blocks import CASES, CPU, Case
-from benchmarks.reconstruction import GRID, METHODS, floor, loop, summary
+from benchmarks.reconstruction import GRID, METHODS, floor, loop
+from benchmarks.timing import summary
 from flexround.ranges import LpSearch
 from flexround.reconstruction.report import BlockReport
 

@@ -21,7 +21,8 @@ from benchmarks.blocks import Case, reached
 from benchmarks.gpu.context import Context, Row
 from benchmarks.gpu.shapes import Shape, llama2_7b, llama31_8b, methods_for, small_cases
 from benchmarks.gpu.timing import Marks, ceilings, median_and_spread, rounds_of
-from benchmarks.reconstruction import GRID, STEPS, Clock, job_of, loop
+from benchmarks.reconstruction import GRID, job_of, loop
+from benchmarks.timing import STEPS, Clock
 from flexround.attach import attach
 from flexround.calibration.activation_cache import rows as picked
 from flexround.calibration.arguments import PerSample
