@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flexround.utils import leaving, processes
+from flexround.utils import ending, leaving, processes
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = {
@@ -22,7 +22,7 @@ WORDS = {
 # A door that says where it is, in {where}, and waits there.
 SCRIPT = """
 import sys, time
-from flexround.utils import leaving
+from flexround.utils import ending, leaving
 leaving.listen()
 
 def at_work():
@@ -95,7 +95,7 @@ def test_in_a_finalizer_no_exception_can_be_lost(tmp_path):
 
 def test_a_signal_between_a_door_and_what_it_holds_is_one_line(tmp_path):
     """As where contextlib has just come back from the door."""
-    before = "leaving._state.number = 15; print('here', flush=True); raise leaving.Left"
+    before = "ending.state.number = 15; print('here', flush=True); raise leaving.Left"
     status, out, err = ended(tmp_path, "pass", signal.SIGTERM, before=before, times=0)
     assert (status, out, err) == (143, "", "ended by SIGTERM\n")
 
@@ -133,7 +133,7 @@ def test_an_exception_that_a_library_made_its_own_is_still_the_signal(tmp_path, 
 
 def test_what_swallows_the_signal_is_ended_after_a_while(tmp_path):
     where = "exec('try: at_work()\\nexcept BaseException: time.sleep(60)')"
-    before = "leaving.GRACE = 1.0"
+    before = "ending.GRACE = 1.0"
     status, out, err = ended(tmp_path, where, signal.SIGTERM, before=before)
     assert (status, err) == (143, "ended by SIGTERM; go on with it\n")
     assert out.strip() == "given back"
@@ -141,11 +141,11 @@ def test_what_swallows_the_signal_is_ended_after_a_while(tmp_path):
 
 def test_a_second_signal_that_insists_ends_at_once(tmp_path):
     where = "exec('try: at_work()\\nexcept BaseException: time.sleep(60)')"
-    before = "leaving.INSISTS = 0.5"
+    before = "ending.INSISTS = 0.5"
     began = time.monotonic()
     status, _, _ = ended(tmp_path, where, signal.SIGINT, before=before, times=2, gap=0.7)
     assert status == 130
-    assert time.monotonic() - began < leaving.GRACE
+    assert time.monotonic() - began < ending.GRACE
 
 
 def test_what_nohup_ignores_stays_ignored(tmp_path):
@@ -202,7 +202,7 @@ def test_a_mark_tells_whether_its_process_lives():
 
 def test_a_signal_that_a_door_has_told_of_ends_no_later_one(monkeypatch, capsys):
     """Neither when the main thread is told again, nor when what goes on is ended."""
-    monkeypatch.setattr(leaving, "GRACE", 0.3)
+    monkeypatch.setattr(ending, "GRACE", 0.3)
 
     def told():
         with leaving.door("go on with it"):
