@@ -54,6 +54,8 @@ def one_line_errors() -> Iterator[None]:
         if not isinstance(error, ValueError) and not _is_refusal(error):
             raise
         sys.exit(f"error: {shown(one_line(error))}")
+    except BrokenPipeError:  # whoever read it has gone: the door's
+        raise
     except OSError as error:  # of Hydra's own folder, before there is a run
         known = number_of(error) is not None
         what = told(error) if known else f"{error.filename}: {error.strerror or error}"

@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:  # a record's own text may have several lines
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read it has gone: the door's
+        raise
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}; give another folder", file=sys.stderr)
         return 1

@@ -4,11 +4,16 @@ The signal raises `Left` where the command is at work, so that all it holds is g
 out; the command's door says so in one line and ends with status 128 + the signal's number. Where an
 exception would be lost (inside an import, in a call that does not come back, where it is swallowed)
 the process ends at once, and only what was told to `undoing` is given back.
+
+Where nobody reads what the command prints any more, as behind `| head`, it ends as SIGPIPE would
+have it: quietly, with that signal's status.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -71,7 +76,7 @@ def door(way_on: str = "") -> Iterator[None]:
     way_on says what is true then, such as how to go on.
 
     Raises:
-        SystemExit: with 128 + the signal's number.
+        SystemExit: with 128 + the signal's number; as `_printing` does.
     """
     state.number, state.way_on = None, way_on
     state.doors += 1
@@ -80,7 +85,8 @@ def door(way_on: str = "") -> Iterator[None]:
     before: dict[int, Any] = {}
     try:
         hold(before)  # inside: the first handler that it sets may be called at once
-        yield
+        with _printing():
+            yield
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and state.number is None:
             state.number = signal.SIGINT
@@ -106,6 +112,57 @@ def door(way_on: str = "") -> Iterator[None]:
     if not state.listens:
         state.number = None
     raise SystemExit(128 + number)
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Have all that is printed written at the end; end where that can't be.
+
+    Raises:
+        SystemExit: with 128 + SIGPIPE's number where nobody reads it, with 1 where it can't be
+            written for another reason, in one line.
+    """
+    try:
+        try:
+            yield
+        except SystemExit:
+            _flush()
+            raise
+        _flush()
+    except BrokenPipeError:
+        if not _reader_has_gone():  # it was another pipe
+            raise
+        _let_go()
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _reader_has_gone() -> bool:
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # stdout is no file
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _flush() -> None:
+    if sys.stdout is None:  # closed by the shell, as by >&-
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _let_go()
+        print(f"error: stdout: {error.strerror}; write it elsewhere", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def _let_go() -> None:
+    """Have what is left to be written go nowhere: Python tries once more at its own end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 @contextmanager

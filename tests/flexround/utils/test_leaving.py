@@ -218,3 +218,55 @@ def test_a_signal_that_a_door_has_told_of_ends_no_later_one(monkeypatch, capsys)
         with leaving.door():
             time.sleep(0.1)
     assert capsys.readouterr().err == "ended by SIGTERM; go on with it\n"
+
+
+COMMANDS = {
+    "run": ("run.py", "--help"),
+    "finetune": ("finetune.py", "--help"),
+    "artifact": ("artifact.py", "--help"),
+    "results": ("-m", "results", "--results-dir", "results/readme.jsonl"),
+    "results, another's": ("-m", "results", "plan", "experiment=paper/table02", "bits=4"),
+    "experiment": ("-m", "experiment", "plan", "experiment=paper/table02", "bits=4"),
+}
+
+
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
+@pytest.mark.parametrize(
+    ("name", "env"),
+    [*((name, BUFFERED) for name in COMMANDS), ("results", BUFFERED | {"PYTHONUNBUFFERED": "1"})],
+    ids=[*COMMANDS, "unbuffered"],
+)
+def test_a_command_whose_reader_has_gone_ends_as_sigpipe_would_have_it(name, env):
+    """As `python -m results | head` does, once head has all its lines."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, *COMMANDS[name]]
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    told = [line for line in done.stderr.splitlines() if "is the new name of" not in line]
+    assert (done.returncode, told) == (128 + signal.SIGPIPE, [])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
+def test_what_can_not_be_printed_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "experiment", "--help"]
+        done = subprocess.run(
+            command, cwd=ROOT, env=BUFFERED, stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False,
+        )  # fmt: skip
+    line = "error: stdout: No space left on device; write it elsewhere\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
+def test_a_pipe_that_is_not_stdout_is_another_matter():
+    def broken():
+        with leaving.door():
+            raise BrokenPipeError(32, "of a worker")
+
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        broken()
