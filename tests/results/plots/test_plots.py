@@ -310,3 +310,24 @@ def test_points_that_would_cover_each_other_are_drawn_once(tmp_path):
     assert len(figure.axes[0].lines[0].get_xdata()) <= 1000
     for path in write({"shift": figure}, tmp_path):
         assert path.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("name", "begins"), [("a.PDF", b"%PDF"), ("b.png", b"\x89PNG")])
+def test_one_figure_goes_to_a_file_by_its_ending(tmp_path, name, begins):
+    drawn = figures("bits", sweep())
+    out = tmp_path / "new" / name
+    written = []
+    for _ in range(2):
+        assert write(drawn, out) == [out]
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
+    assert written[0].startswith(begins)
+    with pytest.raises(ValueError, match=r"there are 2 figures; give a folder"):
+        write(drawn | {"more": drawn["bits"]}, out)
+    (tmp_path / "of.svg").mkdir()
+    assert len(write(drawn, tmp_path / "of.svg")) == 2, "a folder stays one"
+
+
+def test_integers_are_no_records():
+    with pytest.raises(ValueError, match="plot shift --run ID --layer NAME"):
+        figures("shift", sweep())
