@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiment import ROOT
 from experiment.identity import FINETUNED, FULL_STREAMS
-from experiment.values import BITS, check_every_value
+from experiment.values import check_every_value
+from flexround.api.rules import check_layer_bits
 
 STREAM_DTYPES = (FULL_STREAMS, "bfloat16", "float16")
 STREAM_DEVICES = ("auto", "cuda", "cpu")
@@ -26,7 +27,7 @@ def check_values(cfg: DictConfig) -> None:
     if OmegaConf.is_missing(cfg.model, "source"):
         raise ValueError("model=hf: give model.source=ORG/NAME of the hub, or a local folder")
     check_every_value(cfg)
-    check_layer_bits(cfg)
+    check_bits_of_layers(cfg)
     for name in ("name", "source", "weights"):
         value = cfg.model.get(name)
         if not isinstance(value, str | None):
@@ -70,30 +71,15 @@ def check_loop(cfg: DictConfig) -> None:
         )
 
 
-def check_layer_bits(cfg: DictConfig) -> None:
+def check_bits_of_layers(cfg: DictConfig) -> None:
     """Check bits_per_layer, and that no layer gets its bits from two places.
 
     Raises:
         ValueError: names what is wrong.
     """
     given = cfg.bits_per_layer
-    if given is not None and not isinstance(given, DictConfig):
-        raise ValueError(
-            f"bits_per_layer={given}: give layers with their bits, such as "
-            "'bits_per_layer={*.down_proj: 8}'"
-        )
-    low, high = BITS
-    for key, bits in (given or {}).items():
-        name = str(key)
-        if type(bits) is not int or not low <= bits <= high:
-            raise ValueError(
-                f"bits_per_layer: {name} has {bits}; give a whole number from {low} to {high}"
-            )
-        if cfg.grid is not None and bits != cfg.bits:
-            raise ValueError(
-                f"bits_per_layer: {name} has {bits}, and a table of levels has {cfg.bits} bits "
-                "alone; give grid=integer"
-            )
+    plain = OmegaConf.to_container(given) if isinstance(given, DictConfig) else given
+    check_layer_bits(plain, cfg.bits, cfg.grid is not None)
     if cfg.allocation is not None and given:
         raise ValueError(
             "bits_per_layer= and allocation= both choose the bits of layers; leave one out"

@@ -15,11 +15,6 @@ def _if_finetuned(checkpoint: str | None, yes: Any, no: Any) -> Any:
     return yes if checkpoint == "finetuned" else no
 
 
-def _if_quantized(activation: DictConfig | None, yes: Any, no: Any) -> Any:
-    """Return yes where activations are quantized, no where they are not."""
-    return yes if activation else no
-
-
 def _brecq(scale: str, folder: str, model: str) -> str | None:
     """Return where BRECQ's checkpoint of model is looked for; None under scale=smoke."""
     return None if scale == "smoke" else f"{folder}/brecq/{model}.pth"
@@ -42,6 +37,5 @@ BY_NAME: dict[str, Callable[..., Any]] = {
     "brecq": _brecq,
     "by_bits": _by_bits,
     "if_finetuned": _if_finetuned,
-    "if_quantized": _if_quantized,
     "source_name": _source_name,
 }

@@ -13,12 +13,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from flexround.api.rules import BITS
 from flexround.utils.arguments import shown
 
 INTEGER = 2**31 - 1  # a C int's largest: sizes and counts are handed to code that has no larger one
 FLOAT = 3.4028234663852886e38  # float32's largest
 GIB = 2.0**20
-BITS = (2, 8)
 MOST_THREADS = 1024
 # The smallest and the largest value of an option, both allowed; null is none of them.
 BOUNDS: dict[str, tuple[float, float]] = {

@@ -27,7 +27,7 @@ ROOTS = (
     "act_ranges_from", "kv_bits", "clipping", "group_size", "seed", "compile", "scale",
 )  # fmt: skip
 OF_RECON = ("act_stem_bits", "act_head_bits", "act_init_samples", "act_ranges_from")
-GROUPS = ("granularity", "ranges", "activation", "transform")
+GROUPS = ("granularity", "grid", "ranges", "activation", "transform")
 
 
 def presets() -> dict[str, Any]:
@@ -48,6 +48,9 @@ def presets() -> dict[str, Any]:
             }
             for name in _members(group)
         }
+    plain = composed(*VISION)
+    for name, entry in found["grid"].items():
+        entry |= _brought(composed(*VISION, f"grid={name}"), plain)
     found["methods"] = {name: _method(composed, name) for name in _members("quant")}
     found["kinds"] = {"vision": _kind(composed(*VISION)), "language": _kind(composed(*LANGUAGE))}
     return found
@@ -55,6 +58,15 @@ def presets() -> dict[str, Any]:
 
 def _members(group: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+def _brought(cfg: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """Return the groups of weights that a grid's format says; plain is what it is without one."""
+    own = cfg["choices"]["granularity"]
+    return {
+        "granularity": own if own != plain["choices"]["granularity"] else None,
+        "root": {n: cfg[n] for n in ("group_size",) if cfg[n] != plain[n]},
+    }
 
 
 def _kind(cfg: dict[str, Any]) -> dict[str, Any]:

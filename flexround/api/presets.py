@@ -16,12 +16,18 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from flexround.api.rules import check_imatrix, check_moving_zero_point, resolved
+from flexround.api.rules import (
+    check_imatrix,
+    check_layer_bits,
+    check_moving_zero_point,
+    resolved,
+)
 
 FILE = Path(__file__).with_name("presets.json")
 Kind = Literal["vision", "language"]
 # By a group's name: where a member of it stands in the file.
-GROUPS = ("granularity", "ranges", "activation", "transform")
+GROUPS = ("granularity", "grid", "ranges", "activation", "transform")
+LAYER_BITS = "bits_per_layer"
 NOT_GIVEN = ("scale",)  # of the roots: a sweep's, and no option of a call
 
 
@@ -42,7 +48,7 @@ class Choice:
     """What a call has chosen.
 
     Attributes:
-        names: the chosen member by group: quant, recon, granularity, ranges, activation, transform.
+        names: the chosen member by group: quant, recon, and those of GROUPS.
         values: every setting, nested as on the command line.
     """
 
@@ -70,9 +76,10 @@ def choose(kind: Kind, method: str, given: Mapping[str, Any]) -> Choice:
     tree["symmetric"] = of_kind["symmetric"]
     tree["model"] = {"leave": [], "first_last_bits": of_kind["first_last_bits"]}
     tree |= {group: known[group][names[group]]["node"] for group in GROUPS}
+    tree |= known["grid"][names["grid"]]["root"]
     tree = json.loads(json.dumps(tree))  # a copy, to be written to
     plain = resolved(tree, tree)
-    values = {name: value for name, value in given.items() if name not in names}
+    values = {n: value for n, value in given.items() if n not in names and n != LAYER_BITS}
     for name, value in values.items():
         _set(tree, plain, name, value)
     tree = resolved(tree, tree)
@@ -82,22 +89,26 @@ def choose(kind: Kind, method: str, given: Mapping[str, Any]) -> Choice:
             "model.first_last_bits is for networks of tensors; a language model's first and last "
             "layers (embeddings, head) stay in full precision"
         )
-    check_moving_zero_point(names["ranges"], tree["symmetric"], tree["activation"])
+    levels = tree["grid"] is not None
+    check_moving_zero_point(names["ranges"], tree["symmetric"] or levels, tree["activation"])
     static = tree["activation"] is not None and "symmetric" in tree["activation"]
-    learned = "_partial_" in tree["quant"]
-    check_imatrix(names["ranges"], tree["symmetric"], kind == "language", static, learned)
-    return Choice(names, tree)
+    learned, even = "_partial_" in tree["quant"], tree["symmetric"] and not levels
+    check_imatrix(names["ranges"], even, kind == "language", static, learned)
+    check_layer_bits(given.get(LAYER_BITS), tree["bits"], levels)
+    return Choice(names, tree | {LAYER_BITS: dict(given.get(LAYER_BITS, {}))})
 
 
 def _chosen_groups(
     known: Mapping[str, Any], own: Mapping[str, Any], kind: Kind, given: Mapping[str, Any]
 ) -> dict[str, str]:
     """Return the member of each group: the given one, or what the rest of the call asks for."""
-    granularity = "per_group" if "group_size" in given else known["kinds"][kind]["granularity"]
+    grid = _member("grid", given.get("grid", "integer"), known["grid"])
+    brings = known["grid"][grid]["granularity"] or known["kinds"][kind]["granularity"]
+    granularity = "per_group" if "group_size" in given else brings
     activation = "static_per_tensor" if "act_bits" in given else "none"
     first = {
-        "granularity": granularity, "ranges": own["ranges"], "activation": activation,
-        "transform": "none",
+        "granularity": granularity, "grid": grid, "ranges": own["ranges"],
+        "activation": activation, "transform": "none",
     }  # fmt: skip
     names = {g: _member(g, given.get(g, first[g]), known[g]) for g in GROUPS}
     return {"recon": _member("recon", given.get("recon", own["loop"]), own["loops"])} | names

@@ -13,7 +13,7 @@ from torch import nn
 
 from flexround.api.calibration import batches_of, count, first
 from flexround.api.networks import adapter_of, copy_of, device_called, home_of
-from flexround.api.presets import Choice, Kind, choose
+from flexround.api.presets import LAYER_BITS, Choice, Kind, choose
 from flexround.artifact.artifact import Size, on_cpu, size_of
 from flexround.calibration.activation_cache import ActivationCache
 from flexround.grid import Grid, QuantizedTensor
@@ -33,7 +33,8 @@ class Quantized:
         network: a copy of the one given, in eval mode, its quantized weights dequantized in place
             (BatchNorm folded); with act_bits its activations are quantized at every call.
         layers: by layer the integers, on the CPU: codes [out, in, *kernel] int16, scale and
-            zero_point [groups, 1], grid; codes stand for scale * (codes - zero_point).
+            zero_point [groups, 1], grid; codes stand for scale * (codes - zero_point), or
+            on a table of levels for scale * level.
         units: what became of each unit of reconstruction, in order; `results.units` makes a frame.
         coverage: which share of the blocks' weights is quantized, and what was left.
         settings: everything that decided the result, by the command line's names.
@@ -69,6 +70,8 @@ def quantize(
     granularity: str | None = None,
     group_size: int | None = None,
     symmetric: bool | None = None,
+    grid: str | None = None,
+    bits_per_layer: Mapping[str, int] | None = None,
     act_bits: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -89,6 +92,8 @@ def quantize(
             tensor, symmetric, for networks of tensors; one an output channel, asymmetric, for text.
         group_size: weights that share a scale, under per_group.
         symmetric: codes around 0 rather than around a zero point.
+        grid: integer, or a table of levels: nf4, fp4, or mxfp4 with its own groups; bits=4 alone.
+        bits_per_layer: bits of layers by name or pattern, {"*.down_proj": 8}; the last that fits.
         act_bits: quantize activations too, 2 to 8 bits.
         seed: of the mini-batches.
         device: where blocks are worked on, cpu or cuda; without it where model lies.
@@ -112,7 +117,7 @@ def quantize(
     """
     given = _given(
         bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric,
-        act_bits=act_bits, seed=seed, options=options,
+        grid=grid, bits_per_layer=bits_per_layer, act_bits=act_bits, seed=seed, options=options,
     )  # fmt: skip
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
@@ -137,6 +142,7 @@ def _integers(
 ) -> dict[str, QuantizedTensor]:
     """Quantize adapter's network in place and return its integers."""
     grid, recon, cache = _grid(choice), choice.build("recon"), ActivationCache()
+    adapter.assign_bits(choice.values[LAYER_BITS])
     transform = choice.build("transform")
     if transform is not None:
         draws = torch.Generator().manual_seed(seed)
@@ -166,7 +172,9 @@ def _check(choice: Choice, kind: Kind, samples: int) -> None:
 
 def _grid(choice: Choice) -> Grid:
     values = choice.values
-    return Grid(values["bits"], values["symmetric"], choice.build("granularity"))
+    levels = choice.build("grid")
+    symmetric = values["symmetric"] or levels is not None
+    return Grid(values["bits"], symmetric, choice.build("granularity"), levels)
 
 
 def _given(options: Mapping[str, Any] | None, **arguments: Any) -> dict[str, Any]:

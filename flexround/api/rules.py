@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+BITS = (2, 8)  # the fewest and the most that a code has
+
 
 def _by_scale(scale: str, full: Any, smoke: Any) -> Any:
     """Return full, or smoke under scale=smoke."""
@@ -17,6 +19,11 @@ def _by_scale(scale: str, full: Any, smoke: Any) -> Any:
 def _candidates(clipping: bool, candidates: int) -> int:
     """Return how many ranges are tried: 1, that of min-max, without clipping."""
     return candidates if clipping else 1
+
+
+def _if_quantized(activation: Mapping[str, Any] | None, yes: Any, no: Any) -> Any:
+    """Return yes where activations are quantized, no where they are not."""
+    return yes if activation else no
 
 
 def _idle_rank(rule: str) -> list[str]:
@@ -79,10 +86,39 @@ def check_imatrix(
         raise ValueError(f"ranges=imatrix is not for {what}; give ranges=min_max or ranges=lp")
 
 
+def check_layer_bits(given: Any, bits: int, levels: bool) -> None:
+    """Check bits_per_layer=, bits by layer's name or pattern; None gives no layer its own.
+
+    bits are those of the other layers, levels says whether those are on a table of levels.
+
+    Raises:
+        ValueError: names what is wrong.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(
+            f"bits_per_layer={given}: give layers with their bits, such as "
+            "'bits_per_layer={*.down_proj: 8}'"
+        )
+    low, high = BITS
+    for name, own in (given or {}).items():
+        if not isinstance(name, str):
+            raise ValueError(f"bits_per_layer: {name!r} is no text; give a layer's name in quotes")
+        if type(own) is not int or not low <= own <= high:
+            raise ValueError(
+                f"bits_per_layer: {name} has {own}; give a whole number from {low} to {high}"
+            )
+        if levels and own != bits:
+            raise ValueError(
+                f"bits_per_layer: {name} has {own}, and a table of levels has {bits} bits alone; "
+                "give grid=integer"
+            )
+
+
 RULES: dict[str, Callable[..., Any]] = {
     "by_scale": _by_scale,
     "candidates": _candidates,
     "idle_rank": _idle_rank,
+    "if_quantized": _if_quantized,
     "only_for": _only_for,
     "signround_lr": _signround_lr,
 }
@@ -126,6 +162,8 @@ def _at(name: str, tree: Mapping[str, Any]) -> Any:
 def _argument(text: str, tree: Mapping[str, Any]) -> Any:
     if text.startswith("${"):
         return resolved(text, tree)
+    if text.startswith("["):
+        return [_argument(part, tree) for part in _split(text[1:-1]) if part]
     return int(text) if text.lstrip("-").isdigit() else text
 
 
@@ -133,7 +171,7 @@ def _split(arguments: str) -> list[str]:
     """Return arguments at the commas that stand in no inner expression."""
     parts, depth = [""], 0
     for character in arguments:
-        depth += {"{": 1, "}": -1}.get(character, 0)
+        depth += {"{": 1, "}": -1, "[": 1, "]": -1}.get(character, 0)
         if character == "," and not depth:
             parts.append("")
         else:

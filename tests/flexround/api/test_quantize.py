@@ -100,6 +100,27 @@ class OwnNet(nn.Module):
              "group_size=8", "symmetric=true"),
             {"group_size": 8, "symmetric": True},
         ),
+        (
+            LLAMA, "flexround", 4,
+            ("recon.iters=3", "recon.batch_size=4", "recon.lr=0.01", "grid=nf4",
+             "granularity=per_group", "group_size=8"),
+            {"grid": "nf4", "group_size": 8},
+        ),
+        (LLAMA, "rtn", 4, ("grid=mxfp4",), {"grid": "mxfp4"}),
+        (
+            LLAMA, "gptq", 3, ("bits_per_layer={model.layers.0.*: 2, *.down_proj: 8}",),
+            {"bits_per_layer": {"model.layers.0.*": 2, "*.down_proj": 8}},
+        ),
+        pytest.param(
+            TINY, "adaround", 4,
+            ("recon.iters=3", "recon.batch_size=8", "recon.lr=1e-3", "quant.reg_weight=0.01",
+             "grid=fp4", "symmetric=false", "activation=static_per_tensor", "act_bits=6"),
+            {"grid": "fp4", "symmetric": False, "act_bits": 6}, marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            LLAMA, "rtn", 3, ("transform=awq", "bits_per_layer={*.q_proj: 2}"),
+            {"bits_per_layer": {"*.q_proj": 2}}, marks=pytest.mark.slow,
+        ),
         (LLAMA, "cdquant", 3, ("quant.start=rtn", "quant.sweeps=2"), {}),
         (LLAMA, "gptq", 3, ("transform=smoothquant", "transform.alpha=0.7"), {}),
         pytest.param(
@@ -144,7 +165,10 @@ def test_its_codes_are_those_of_the_command_line(
 
 
 # What the arguments say in the place of an option.
-TAKEN = ("seed", "activation", "granularity", "group_size", "symmetric", "act_bits")
+TAKEN = (
+    "seed", "activation", "granularity", "group_size", "symmetric", "act_bits", "grid",
+    "bits_per_layer",
+)  # fmt: skip
 
 
 def _value(text: str) -> object:
@@ -190,6 +214,54 @@ def test_every_method_quantizes_a_network_in_memory(method):
     assert units.index.get_level_values("unit").tolist() == ["0", "2", "4"]
     assert method in repr(found)
     assert "3 layers at 3 bits" in repr(found)
+
+
+def test_a_table_of_levels_takes_the_nearest_level():
+    """E2M1 has 0, 0.5, 1, 1.5, 2, 3, 4, 6; the largest weight is the last one."""
+    net = nn.Sequential(nn.Linear(8, 1, bias=False))
+    net[0].weight.data = torch.tensor([[-12.0, 5.1, 0.4, -2.4, 6.9, 1.1, 9.0, 0.0]])
+    options = {"ranges": "min_max", "model.first_last_bits": None}
+    found = flexround.quantize(net, samples(4, 8), "rtn", 4, grid="fp4", options=options)
+    expected = torch.tensor([[-12.0, 6.0, 0.0, -2.0, 6.0, 1.0, 8.0, 0.0]])
+    assert torch.equal(found.network[0].weight, expected)
+    assert found.settings["grid"] == "fp4"
+
+
+def test_layers_have_the_bits_that_are_given():
+    options = {"model.first_last_bits": None}
+    bits = {"[02]": 2, "2": 5}
+    found = flexround.quantize(
+        mlp(8, 16, 16, 4), samples(), "rtn", 3, bits_per_layer=bits, options=options
+    )
+    assert {name: layer.grid.bits for name, layer in found.layers.items()} == {
+        "0": 2, "2": 5, "4": 3
+    }  # fmt: skip
+    assert found.settings["bits_per_layer"] == bits
+    plain = flexround.quantize(mlp(8, 16, 16, 4), samples(), "rtn", 3, options=options)
+    assert plain.settings["bits_per_layer"] == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"grid": "nf5"}, r"grid='nf5': did you mean nf4\? give one of fp4, integer, mxfp4, nf4"),
+        ({"grid": "nf4", "bits": 3}, "grid=nf4 has codes of 4 bits, not bits=3"),
+        ({"grid": "nf4", "symmetric": True}, "symmetric=True does nothing with grid=nf4"),
+        ({"grid": "mxfp4", "group_size": 16}, "grid=mxfp4 has a scale for each 32 weights"),
+        ({"grid": "mxfp4", "granularity": "per_channel"}, "give granularity=per_group"),
+        ({"grid": "fp4", "options": {"ranges": "lp_2d"}}, "which symmetric=true has none of"),
+        ({"bits_per_layer": {"7": 4}}, "bits_per_layer: 7 is none of the 3 layers"),
+        ({"bits_per_layer": {"*": 9}}, r"\* has 9; give a whole number from 2 to 8"),
+        ({"bits_per_layer": {"*": True}}, "has True; give a whole number"),
+        ({"bits_per_layer": {0: 4}}, "0 is no text"),
+        ({"bits_per_layer": 4}, "bits_per_layer=4: give layers with their bits"),
+        ({"bits_per_layer": {"0": 3}, "grid": "nf4"}, "a table of levels has 4 bits alone"),
+        ({"options": {"bits_per_layer": {"0": 3}}}, "which is an argument of its own"),
+    ],
+)
+def test_what_grids_and_bits_of_layers_refuse(given, told):
+    with pytest.raises(ValueError, match=told):
+        flexround.quantize(mlp(8, 16, 16, 4), samples(), "rtn", **given)
 
 
 def test_rounding_to_nearest_is_the_equation():
