@@ -17,19 +17,18 @@ from flexround.calibration.activation_cache import ActivationCache
 from flexround.calibration.calls import (
     RecordedCalls,
     StopForward,
-    inputs_taken,
     stopped_forward,
     stub_forward,
 )
 from flexround.calibration.chain import check_order, in_float, record_chain
 from flexround.models.base import ModelAdapter
 from flexround.models.coverage import without_left
-from flexround.models.experts import Expert, every_expert, split_experts
-from flexround.models.language_activation_sites import sites_of
+from flexround.models.experts import split_experts
+from flexround.models.language_blocks import blocks_of
 from flexround.models.layer_chain import chain_of, first_of
 from flexround.models.position_ids import with_position_ids
 from flexround.models.replay_check import check_replay
-from flexround.structure import Block, Layer, is_quantizable
+from flexround.structure import Block
 
 Tokens = Mapping[str, Tensor]  # input_ids, attention_mask, ...: [batch, tokens]
 
@@ -240,19 +239,8 @@ class LanguageAdapter(ModelAdapter):
         self.model(**example)
 
     def _find_blocks(self, example: Tokens) -> list[Block]:
-        names = {module: name for name, module in self.model.named_modules()}
-        linear = [module for module in self.model.modules() if is_quantizable(module)]
         handles = [module.register_forward_hook(self._see_output) for module in self._modules]
-        with every_expert(self.model):
-            taken = inputs_taken(linear, lambda: self._try(example))
+        blocks = blocks_of(self.model, self._chain, lambda: self._try(example))
         for handle in handles:
             handle.remove()
-        blocks = []
-        for name, module in self._chain.items():
-            inside = {id(sub) for sub in module.modules()}
-            experts = {s: m for m in module.modules() if isinstance(m, Expert) for s in m.modules()}
-            here = [(m, tensor) for m, tensor in taken if id(m) in inside]
-            order = dict.fromkeys(m for m, _ in here)
-            layers = [Layer(names[m], m, expert=experts.get(m)) for m in order]
-            blocks.append(Block(name, module, layers, sites=sites_of(here, names)))
         return blocks
