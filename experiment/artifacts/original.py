@@ -41,6 +41,8 @@ def run_called(store: Store, name: str) -> Record:
         ValueError: when there is none, there are several, or it has failed.
     """
     records = store.load(blocks=False)
+    if not records:
+        raise ValueError(f"no records in {store.root}; python run.py with save=true writes them")
     found = [r for r in records if any(i.startswith(name) for i in (r.run_id, *r.former_ids))]
     if len(found) != 1:
         what = ", ".join(record.run_id for record in (found or records)[-MOST_NAMES:])

@@ -29,7 +29,7 @@ CASES = {
     "smoothed": ("model=tiny_llama", *LLAMA, "transform=smoothquant"),
     "searched": ("model=tiny_llama", *LLAMA, "transform=awq"),
     "searched for bits of its own": (
-        "model=tiny_llama", *LLAMA, "transform=awq", "bits_per_layer={'*.q_proj': 2}",
+        "model=tiny_llama", *LLAMA, "transform=awq", "bits_per_layer={*.q_proj: 2}",
     ),
 }  # fmt: skip
 SLOW = ("half of the groups", "transposed", "smoothed", "searched for bits of its own")
@@ -153,6 +153,8 @@ def test_a_record_names_its_places_and_an_artifact_none():
 
 def test_a_run_is_found_by_how_its_id_begins(tmp_path):
     store = Store(tmp_path)
+    with pytest.raises(ValueError, match="no records in"):
+        run_called(store, "a")
     store.write(record("aa1", former_ids=["old"]))
     store.write(record("aa2", status="failed"))
     assert run_called(store, "aa1").run_id == run_called(store, "ol").run_id == "aa1"
