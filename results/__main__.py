@@ -9,8 +9,9 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from flexround.utils.arguments import check_words
 from flexround.utils.file_errors import storage_errors
@@ -20,6 +21,7 @@ from results.records.reading import (
     DEFAULT,
     OUTPUTS,
     chosen_of,
+    newest_with_units,
     outcomes_in,
     read,
     rows_in,
@@ -126,6 +128,8 @@ def _search(argv: Sequence[str]) -> str:
 def _html(argv: Sequence[str]) -> str:
     from results.ledger.gathering import verdicts_in
     from results.page.page import write
+    from results.page.sections import Beside
+    from results.search import searches_in
 
     parser = selection("html")
     parser.add_argument(
@@ -135,12 +139,21 @@ def _html(argv: Sequence[str]) -> str:
     args = parser.parse_args(argv)
     where = _where(args)
     rows = rows_in(args.results_dir)  # once, for the table and for the claims
-    chosen, claims, remark = chosen_of(rows, where), [], ""
-    try:
-        claims = verdicts_in(args.results_dir, rows)
-    except ValueError as error:
-        remark = f"\nthe page is without claims: {error}"
-    return write(chosen, args.by, args.results_dir, args.out, claims) + remark
+    chosen, remarks = chosen_of(rows, where), []
+
+    def found(name: str, look: Callable[[], list[Any]]) -> list[Any]:
+        try:
+            return look()
+        except ValueError as error:
+            remarks.append(f"\nthe page is without {name}: {error}")
+        return []
+
+    beside = Beside(
+        found("claims", lambda: verdicts_in(args.results_dir, rows)),
+        found("searches", lambda: searches_in(args.results_dir, chosen)),
+        newest_with_units(args.results_dir, chosen),
+    )
+    return write(chosen, args.by, args.results_dir, args.out, beside) + "".join(remarks)
 
 
 def _plot(argv: Sequence[str]) -> str:

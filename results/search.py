@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flexround.utils.arguments import ArgumentParser
+from results.records.reading import with_units
 from results.records.record import Record
 from results.records.searches import load
-from results.tables.search import report, searched, trials, write_winners
+from results.tables.search import Searched, report, searched, trials, write_winners
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -39,3 +40,18 @@ def view(args: argparse.Namespace, chosen: Callable[[], Sequence[Record]]) -> st
     if args.tuned is not None:
         return "\n".join(str(path) for path in write_winners(found, args.tuned))
     return trials(found, args.format) if args.trials else report(found, args.format)
+
+
+def searches_in(place: Path, rows: Sequence[Record]) -> list[Searched]:
+    """Return the searches of place that have a trial among rows, which are its records.
+
+    Units are read of their trials alone.
+
+    Raises:
+        ValueError: when a file of place's searches is none.
+    """
+    searches = list(load(place))
+    named = {trial.run_id for search in searches for trial in search.trials}
+    own = with_units(place, [row for row in rows if row.run_id in named])
+    found = searched(searches, {record.run_id: record for record in own})
+    return [one for one in found if any(record is not None for record in one.records)]

@@ -1,6 +1,6 @@
 """The leaderboard as one HTML file that needs nothing else: tables, plots and the runs behind them.
 
-page.html is the template; page.css and page.js are put into it. Everything that comes from records
+page.html is the template; page.css and SCRIPTS are put into it. Everything that comes from records
 is escaped by the template or set as text by the script, and the page's own policy lets no other
 script run and nothing be fetched.
 """
@@ -8,9 +8,9 @@ script run and nothing be fetched.
 from __future__ import annotations
 
 import base64
-import datetime
 import hashlib
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from flexround.utils.atomic_files import write_whole
-from results.ledger.verdicts import Verdict
-from results.page.sections import claims_of, ranking_of
+from results.page.runs import moment, runs_of
+from results.page.sections import Beside, claims_of, ranking_of, searches_of
 from results.page.svg_chart import Chart, charts
+from results.page.units import units_of
+from results.records.reading import DEFAULT
 from results.records.record import Record
 from results.tables.formats import MARK, PLUS_MINUS
 from results.tables.leaderboard import CELL, mean_text, rows_and_runs, width
 
 HERE = Path(__file__).resolve().parent
+# In their order: the last one starts what the others define.
+SCRIPTS = ("shared.js", "runs.js", "compare.js", "page.js")
 NUMBERS = ("mean", "delta", "fp", "n", "failed")
 # Key, heading, what it says; the settings that tell cells apart stand after the first two, and the
 # metric's name above its values.
@@ -76,21 +80,29 @@ class Table:
     charts: Sequence[Chart]
 
 
-class Made:
-    """What many runs have in common, each said once: commit, versions, device."""
+@dataclass(frozen=True)
+class Folder:
+    """Where the records lie.
 
-    def __init__(self) -> None:
-        self.facts: dict[tuple[str, str, str], int] = {}
+    Attributes:
+        path: relative to the page.
+        option: what the command line of another view must say of it, nothing for the default one.
+    """
 
-    def of(self, record: Record) -> int:
-        """Return the number of what made record."""
-        versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-        threads = "" if record.threads is None else f"{record.threads} threads"
-        machine = ", ".join(
-            filter(None, (record.device, record.precision, record.processor, threads))
-        )
-        facts = (record.commit or "unknown", versions or "unknown", machine or "unknown")
-        return self.facts.setdefault(facts, len(self.facts))
+    path: str
+    option: str = ""
+
+    @classmethod
+    def of(cls, folder: Path, out: Path) -> Folder:
+        """Return what a page at out says of folder."""
+        path = os.path.relpath(folder.resolve(), out.resolve().parent)
+        same = folder.resolve() == DEFAULT.resolve()
+        return cls(path, "" if same else shlex.join(["--results-dir", str(folder)]))
+
+    @property
+    def link(self) -> str:
+        """The path as a part of an address."""
+        return "/".join(quote(part) for part in Path(self.path).parts)
 
 
 def write(
@@ -98,17 +110,14 @@ def write(
     by: Sequence[str],
     folder: Path,
     out: Path,
-    claims: Sequence[Verdict] = (),
+    beside: Beside | None = None,
 ) -> str:
     """Write the page of records, which lie in folder, to out; return what was written.
-
-    claims are shown where records decide any of them.
 
     Raises:
         ValueError: when out can't be written, or as leaderboard does.
     """
-    link = os.path.relpath(folder.resolve(), out.resolve().parent)
-    text = page(records, by, link, claims)
+    text = page(records, by, Folder.of(folder, out), beside)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, text.encode())
@@ -118,19 +127,22 @@ def write(
 
 
 def page(
-    records: Sequence[Record], by: Sequence[str], folder: str, claims: Sequence[Verdict] = ()
+    records: Sequence[Record],
+    by: Sequence[str],
+    folder: str | Folder,
+    beside: Beside | None = None,
 ) -> str:
     """Return the page's HTML; folder is where it finds the records' files, as a relative path.
 
     Raises:
         ValueError: as leaderboard does.
     """
+    folder = Folder(folder) if isinstance(folder, str) else folder
+    beside = beside or Beside()
     frame, runs = rows_and_runs(records, by)
     shown = {record.run_id for members in runs for record in members}
-    made = Made()
-    script = Markup((HERE / "page.js").read_text())
+    script = Markup("".join((HERE / name).read_text() for name in SCRIPTS))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    link = "/".join(quote(part) for part in Path(folder).parts)
     return _environment().get_template("page.html").render(
         tables=_tables(frame, runs),
         options={
@@ -140,16 +152,18 @@ def page(
             "width": _widths(frame),
         },
         data={
-            "folder": link,
-            "runs": [[_run(record, made) for record in members] for members in runs],
-            "made": [list(facts) for facts in made.facts],
+            "folder": folder.link, "option": folder.option,
+            **runs_of(runs), "units": units_of(beside.units),
         },
         ranking=ranking_of(records, by),
-        claims=claims_of(claims),
+        searches=searches_of(beside.searches),
+        claims=claims_of(beside.claims),
         numbers=("width", *NUMBERS),
-        strays=[(r, f"{link}/{quote(r.run_id)}.json") for r in records if r.run_id not in shown],
+        strays=[
+            (r, f"{folder.link}/{quote(r.run_id)}.json") for r in records if r.run_id not in shown
+        ],
         count=len(records),
-        newest=_moment(max(record.started for record in records)),
+        newest=moment(max(record.started for record in records)),
         style=Markup((HERE / "page.css").read_text()),
         script=script,
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
@@ -163,24 +177,6 @@ def _environment() -> Environment:
     )  # fmt: skip
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return made
-
-
-def _run(record: Record, made: Made) -> list[str | int | None]:
-    """Return what page.js shows of a run, in the order of its `FIELDS`."""
-    value = "" if record.value is None else f"{record.value:.8g}"
-    return [
-        record.run_id, record.status, record.seed, value, f"{record.seconds:.1f}",
-        _moment(record.started), made.of(record), record.error, record.command(),
-    ]  # fmt: skip
-
-
-def _moment(text: str) -> str:
-    """Return an ISO time without what nobody reads; text itself where it is none."""
-    try:
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        return text
-    return f"{moment:%Y-%m-%d %H:%M} {moment.tzname() or ''}".rstrip()
 
 
 def _widths(frame: pd.DataFrame) -> list[str]:

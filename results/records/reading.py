@@ -5,7 +5,7 @@ The command line and the notebook's functions read records here alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,23 @@ def with_units(place: str | Path, rows: Sequence[Record]) -> list[Record]:
     if len(found) < len(rows):  # a file is called otherwise than its run
         found = [record for record in Store(place).load() if record.run_id in names]
     return found
+
+
+def newest_with_units(place: str | Path, rows: Sequence[Record]) -> Iterator[Record]:
+    """Yield the records in place that rows are of, with their units, the newest first.
+
+    rows are the oldest first. A folder's file is read when its record is asked for; one that is
+    called otherwise than its run is passed over.
+    """
+    place = Path(place).expanduser()
+    if not place.is_dir():
+        yield from reversed(with_units(place, rows))
+        return
+    store = Store(place)
+    for row in reversed(rows):
+        record = store.peek(row.run_id)
+        if record is not None and record.run_id == row.run_id:
+            yield record
 
 
 def outcomes_in(place: str | Path) -> Callable[[Record], Outcomes]:

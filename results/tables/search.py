@@ -125,12 +125,18 @@ def report(found: Sequence[Searched], form: str = "markdown") -> str:
         table = pd.DataFrame([{"setting": " ".join(one.setting), **_row(one)} for one in found])
         return latex(table.astype(str)) if form == "latex" else table.to_csv(index=False).rstrip()
     parts = []
-    for setting, members in _by_setting(found).items():
-        parts.append(" ".join(setting))
-        parts.append(markdown(pd.DataFrame([_row(one) for one in members])))
-        parts += problems(members)
+    for setting, table, wrong in tables(found):
+        parts += [setting, markdown(table), *wrong]
     parts.append(CAPTION)
     return "\n\n".join(parts)
+
+
+def tables(found: Sequence[Searched]) -> list[tuple[str, pd.DataFrame, list[str]]]:
+    """Return each setting with its searches, a row each, and what is wrong with them."""
+    return [
+        (" ".join(setting), pd.DataFrame([_row(one) for one in members]), problems(members))
+        for setting, members in _by_setting(found).items()
+    ]
 
 
 CAPTION = (
