@@ -11,7 +11,7 @@ function addBoxes(table) {
   table.element.tHead.rows[0].prepend(head);
   for (const row of table.rows) {
     row.box = make("input", { type: "checkbox", autocomplete: "off" });
-    row.box.setAttribute("aria-label", `Compare ${row.model} ${row.name}`);
+    row.box.setAttribute("aria-label", `Compare ${titled(row)}`);
     row.box.addEventListener("change", () => pick(row, row.box.checked));
     row.tr.prepend(make("td", { className: "pick" }, row.box));
   }
@@ -43,8 +43,11 @@ function showPicked() {
   }
 }
 
+// What a row is called; beside another one, without the model and settings that both have.
 function titled(row, other) {
-  return other?.model === row.model ? row.name : `${row.model} ${row.name}`;
+  const told = (key) => !other || other.texts.get(key) !== row.texts.get(key);
+  return [...(told("model") ? [row.model] : []), row.quant, row.width,
+    ...row.apart.filter(told).map((key) => `${key}=${row.texts.get(key)}`)].join(" ");
 }
 
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
@@ -58,7 +61,7 @@ function deviation(values) {
 function shown(value, signed) {
   const size = Math.abs(value);
   const text = size === 0 || size >= 0.1 ? size.toFixed(2) : size.toPrecision(2);
-  return (value < 0 ? "\u2212" : signed ? "+" : "") + text;
+  return (value < 0 ? "-" : signed ? "+" : "") + text;
 }
 
 const finished = (row) => row.runs.filter((run) => run.status === "ok");
@@ -117,14 +120,15 @@ function comparison(first, second) {
   const pairs = pairedSeeds(first, second);
   const seeds = pairs.map((pair) => [String(pair.seed), shown(pair.left), shown(pair.right),
     shown(pair.difference, true)]);
+  const pairHeads = [["Seed"], ...heads, ["A \u2212 B", "number"]];
   const differences = differing(first, second);
   const parts = [
-    make("h3", { id: "compared", textContent: `A: ${titled(first)}, B: ${titled(second)}` }),
+    make("h3", { id: "compared", textContent: `A: ${titled(first, second)}, B: ${titled(second, first)}` }),
     make("p", { textContent: verdict(pairs, metric, better) }),
     make("div", { className: "beside" },
       tableOf("Values and cost", [[""], ...heads], [...values, ...spent]),
-      ...(pairs.length ? [tableOf("Common seeds", [["Seed"], ...heads, ["A \u2212 B", "number"]], seeds)] : []),
-      ...(differences.length ? [tableOf("Settings that differ", [["Setting"], ["A"], ["B"]], differences)] : [])),
+      ...(pairs.length ? [tableOf("Common seeds", pairHeads, seeds)] : []),
+      ...(differences.length ? [tableOf("What differs", [["Setting"], ["A"], ["B"]], differences)] : [])),
   ];
   const bits = settingsOf(first).get("bits");
   if (pairs.length && first.quant !== second.quant && first.model === second.model &&

@@ -25,14 +25,14 @@ function unitTable(run, names, units) {
   const change = (before, after) => (before || after ? `${before} \u2192 ${after}` : "-");
   const held = units.some((unit) => unit.heldAfter);
   const curves = units.some((unit) => unit.levels);
-  const heads = [["Unit"], ["Error", "number"], ...(held ? [["Held-out error", "number"]] : []),
-    ["Seconds", "number"],
-    ...(curves ? [["Loss of its mini-batches, log scale"], ["From", "number"], ["To", "number"]] : [])];
-  const lines = units.map((unit, i) => [names[i], change(unit.before, unit.after),
-    ...(held ? [change(unit.heldBefore, unit.heldAfter)] : []), unit.seconds || "-",
-    ...(curves ? [curve(unit), unit.first ?? "-", unit.last ?? "-"] : [])]);
+  const heads = [["Unit"], ...(curves ? [["Loss, log scale"]] : []), ["Error", "number"],
+    ...(held ? [["Held-out error", "number"]] : []), ["Seconds", "number"],
+    ...(curves ? [["Loss", "number"]] : [])];
+  const lines = units.map((unit, i) => [names[i], ...(curves ? [curve(unit)] : []),
+    change(unit.before, unit.after), ...(held ? [change(unit.heldBefore, unit.heldAfter)] : []),
+    unit.seconds || "-", ...(curves ? [change(unit.first, unit.last)] : [])]);
   const box = make("div", { className: "scroll", tabIndex: 0, role: "region" },
-    tableOf(`Units of ${run.id}, in order, before \u2192 after`, heads, lines));
+    tableOf(`In order, before \u2192 after${curves ? "; the loss is that of mini-batches" : ""}`, heads, lines));
   box.setAttribute("aria-label", `Units of ${run.id}`);
   return box;
 }

@@ -57,6 +57,13 @@ def _run(record: Record, made: Made) -> list[str | int | None]:
     ]  # fmt: skip
 
 
+def _text(name: str, value: Any) -> str:
+    """Return a setting as it is shown; a mean over millions of weights has digits nobody reads."""
+    if name == "average_bits" and value is not None:
+        return number(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _settings(rows: Sequence[Sequence[Record]]) -> dict[str, Any]:
     """Return the settings that tell rows apart, as text, in few bytes.
 
@@ -66,7 +73,7 @@ def _settings(rows: Sequence[Sequence[Record]]) -> dict[str, Any]:
     """
     told = [
         {
-            name: value if isinstance(value, str) else json.dumps(value)
+            name: _text(name, value)
             for name, value in facts(members[0]).items()
             if name not in (*SEEDS, *CELL)
         }

@@ -78,8 +78,7 @@ function rowOf(tr, task, keys) {
   const apart = keys.slice(2, keys.indexOf("width")).filter((key) => texts.get(key) !== "-");
   const words = [task, ...texts.values(), ...own.flatMap((run) => [run.id, run.error, run.command])];
   return {
-    tr, runs: own, place: Number(tr.dataset.runs), task, model, quant, width, texts,
-    name: [quant, width, ...apart.map((key) => `${key}=${texts.get(key)}`)].join(" "),
+    tr, runs: own, place: Number(tr.dataset.runs), task, model, quant, width, texts, apart,
     words: words.join(" ").toLowerCase(),
   };
 }

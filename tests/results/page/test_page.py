@@ -38,7 +38,7 @@ class Reader(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.rows, self.scripts, self._ranking = [], [], [], False
+        self.tags, self.rows, self.scripts, self._tables = [], [], [], []
         self._in = []
         self.feed(text)
 
@@ -54,14 +54,18 @@ class Reader(HTMLParser):
             self.scripts.append("")
             self._in = ["script"]
         elif tag == "table":
-            self._ranking = attrs["class"] == "ranking"
-        elif tag in ("th", "td") and self.rows and not self._ranking:
+            self._tables.append(attrs["class"])
+        elif tag in ("th", "td") and self.rows and self._tables[-1:] == ["board"]:
+            if attrs.get("class") == "pick":
+                return
             self._in = [tag]
             self.rows[-1]["texts"].append("")
             self.rows[-1]["numbers"].append(attrs.get("data-n"))
 
     def handle_endtag(self, tag):
         """Close tag."""
+        if tag == "table":
+            self._tables.pop()
         if tag in self._in:
             self._in = []
 
@@ -311,6 +315,7 @@ def test_in_a_browser_filters_and_search_choose_rows(tmp_path, board):
         "task=digits&text=GPTQ": ["9.50"],
         "text=it+broke": ["failed"],
         "text=no+such": [],
+        "sort=digits.ascending.mean&task=digits": ["9.50", "50.00", "92.00", "failed"],
         "sort=0.ascending.mean&task=digits": ["9.50", "50.00", "92.00", "failed"],
         "model=gone": ["92.00", "failed", "50.00", "9.50", "100.00"],
     }.items():
