@@ -19,13 +19,14 @@ from urllib.parse import quote
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from flexround.utils.atomic_files import write_whole
 from results.page.runs import moment, runs_of
 from results.page.sections import Beside, claims_of, ranking_of, searches_of
 from results.page.svg_chart import Chart, charts
-from results.page.units import units_of
+from results.page.units import BYTES, units_of
 from results.records.reading import DEFAULT
 from results.records.record import Record
 from results.tables.formats import MARK, PLUS_MINUS
@@ -34,6 +35,8 @@ from results.tables.leaderboard import CELL, mean_text, rows_and_runs, width
 HERE = Path(__file__).resolve().parent
 # In their order: the last one starts what the others define.
 SCRIPTS = ("shared.js", "runs.js", "compare.js", "page.js")
+UNITS = '<script type="application/json" id="units">'
+PAGE_BYTES = 9_900_000  # beyond which a page has no units
 NUMBERS = ("mean", "delta", "fp", "n", "failed")
 # Key, heading, what it says; the settings that tell cells apart stand after the first two, and the
 # metric's name above its values.
@@ -143,7 +146,7 @@ def page(
     shown = {record.run_id for members in runs for record in members}
     script = Markup("".join((HERE / name).read_text() for name in SCRIPTS))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _environment().get_template("page.html").render(
+    text = _environment().get_template("page.html").render(
         tables=_tables(frame, runs),
         options={
             "task": list(frame["task"].unique()),
@@ -153,7 +156,7 @@ def page(
         },
         data={
             "folder": folder.link, "option": folder.option,
-            **runs_of(runs), "units": units_of(beside.units),
+            **runs_of(runs),
         },
         ranking=ranking_of(records, by),
         searches=searches_of(beside.searches),
@@ -168,6 +171,10 @@ def page(
         script=script,
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     )  # fmt: skip
+    # What the rest leaves is the units': their place is the last element that opens so.
+    before, opened, after = text.rpartition(UNITS)
+    units = units_of(beside.units, min(BYTES, PAGE_BYTES - len(text.encode())))
+    return f"{before}{opened}{htmlsafe_json_dumps(units, separators=(',', ':'))}{after}"
 
 
 def _environment() -> Environment:

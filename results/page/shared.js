@@ -4,6 +4,7 @@
 const FIELDS = ["id", "status", "seed", "value", "seconds", "started", "made", "error", "command",
   "memory"];
 const data = JSON.parse(document.getElementById("data").textContent);
+data.units = JSON.parse(document.getElementById("units").textContent);
 const runs = data.runs.map((members) =>
   members.map((run) => Object.fromEntries(FIELDS.map((name, i) => [name, run[i]]))));
 // What the address says after its #: the filters, `sort`, `run`, which is opened, and `compare`.

@@ -1,7 +1,8 @@
 """Units of runs as the page holds them: few digits, few points of a curve, as many runs as fit.
 
 A record's units and curves are tens of kB, so ten thousand runs' would be hundreds of MB: the page
-has those of the newest runs, up to BYTES, and names the command that draws the others'.
+has those of the newest runs, up to BYTES or what the rest of it leaves, and names the command that
+draws the others'.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from results.records.record import Record
 
-BYTES = 4_000_000  # of all units together, which leaves the page of 10,000 runs below 10 MB
+BYTES = 4_000_000  # of all units together, at most
 POINTS = 17  # of a curve
 # A point's height is one of these letters, from the lowest loss of the curve to the highest.
 LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

@@ -82,6 +82,11 @@ class Reader(HTMLParser):
         return json.loads(self.scripts[0])
 
     @property
+    def units(self):
+        """The runs' units, as the script gets them."""
+        return json.loads(self.scripts[1])
+
+    @property
     def shown(self):
         """The texts of the rows that are not hidden."""
         return [row["texts"] for row in self.rows if row["shown"]]
@@ -154,7 +159,7 @@ def test_nothing_of_a_record_becomes_part_of_the_page():
     plain = Reader(page([record("a")], [], "results"))
     more = {tag for tag, _ in read.tags} - {tag for tag, _ in plain.tags}
     assert more == {"details", "summary", "a"}
-    assert [tag for tag, _ in read.tags].count("script") == 2
+    assert [tag for tag, _ in read.tags].count("script") == 3
     assert not any(name.startswith("on") for _, attrs in read.tags for name in attrs)
     assert read.rows[0]["texts"][:2] == [EVIL, EVIL]
     assert shlex.split(read.data["runs"][0][0][8])[2] == EVIL
@@ -168,7 +173,7 @@ def test_the_page_needs_nothing_else_and_lets_nothing_else_run():
     assert not any(re.match(r"(\w+:)?//", address) for address in addresses)
     assert "url(" not in text
     assert "@import" not in text
-    digest = base64.b64encode(hashlib.sha256(read.scripts[1].encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(read.scripts[2].encode()).digest()).decode()
     (policy,) = (a["content"] for _, a in read.tags if "http-equiv" in a)
     assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 

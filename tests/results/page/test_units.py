@@ -14,7 +14,7 @@ from results.page.sections import Beside
 from results.page.units import LEVELS, POINTS, levels, units_of
 from results.records.reading import newest_with_units
 from results.records.store import Store
-from tests.results.page.test_page import Reader
+from tests.results.page.test_page import EVIL, Reader
 from tests.results.records.test_store import record
 
 TOP = len(LEVELS) - 1
@@ -119,11 +119,11 @@ def test_the_command_puts_units_on_the_page(tmp_path, capsys):
     store.write(record("b", seed=1))
     out = tmp_path / "page.html"
     assert main(["html", "--results-dir", str(store.root), "--out", str(out)]) == 0
-    data = Reader(out.read_text()).data
-    assert data["units"]["names"] == [["layer1.0"]]
-    assert data["units"]["runs"]["a"] == [0, [["2", "0.123", "", "", "1.5", "_A", "2", "1", 9]]]
-    assert data["units"]["runs"]["b"] == []
-    assert data["option"] == f"--results-dir {store.root}"
+    units = Reader(out.read_text()).units
+    assert units["names"] == [["layer1.0"]]
+    assert units["runs"]["a"] == [0, [["2", "0.123", "", "", "1.5", "_A", "2", "1", 9]]]
+    assert units["runs"]["b"] == []
+    assert Reader(out.read_text()).data["option"] == f"--results-dir {store.root}"
     capsys.readouterr()
 
 
@@ -132,7 +132,24 @@ def test_ten_thousand_runs_with_units_stay_below_ten_megabytes():
     number = 10_000
     rows = list(synthetic(number, blocks=0))
     text = page(rows, [], "results", Beside(units=synthetic(number, blocks=50)))
-    units = Reader(text).data["units"]
+    units = Reader(text).units
     assert not units["whole"]
     assert len(units["runs"]) > 500
     assert len(text.encode()) < 10_000_000
+
+
+def test_units_have_what_the_rest_of_the_page_leaves(monkeypatch):
+    rows = list(synthetic(50, blocks=0))
+    bare = len(page(rows, [], "results").encode())
+    monkeypatch.setattr("results.page.page.PAGE_BYTES", bare + 9_000)
+    text = page(rows, [], "results", Beside(units=synthetic(50, blocks=20)))
+    assert bare + 5_000 < len(text.encode()) < bare + 9_100
+    assert not Reader(text).units["whole"]
+
+
+def test_no_name_of_a_unit_becomes_part_of_the_page():
+    text = page([record()], [], "results", Beside(units=[record(blocks=[unit(EVIL)])]))
+    read = Reader(text)
+    assert [tag for tag, _ in read.tags].count("script") == 3
+    assert read.units["names"] == [[EVIL]]
+    assert not [1 for tag, a in read.tags if tag == "img" or "onerror" in a]
