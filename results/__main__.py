@@ -122,7 +122,7 @@ def _search(argv: Sequence[str]) -> str:
     add_options(parser)
     add_format(parser)
     args = parser.parse_args(argv)
-    return view(args, lambda: with_units(args.results_dir, _chosen(args)))
+    return view(args, _where(args))
 
 
 def _html(argv: Sequence[str]) -> str:
@@ -150,7 +150,7 @@ def _html(argv: Sequence[str]) -> str:
 
     beside = Beside(
         found("claims", lambda: verdicts_in(args.results_dir, rows)),
-        found("searches", lambda: searches_in(args.results_dir, chosen)),
+        found("searches", lambda: searches_in(args.results_dir, rows, chosen)),
         newest_with_units(args.results_dir, chosen),
     )
     return write(chosen, args.by, args.results_dir, args.out, beside) + "".join(remarks)

@@ -45,20 +45,23 @@ def test_settings_are_those_of_each_row():
 
 
 def searches():
-    records = [trial("a", [2.0], value=99.0), trial("b", [1.0], value=10.0)]
+    records = [
+        trial(name, [error], settings={"bits": 4, "recon": {"lr": lr}})
+        for name, error, lr in (("a", 2.0, 0.5), ("b", 1.0, 0.25))
+    ]
     return records, of([search("flexround", "ab", chosen=0)], records)
 
 
 def test_searches_are_a_section_with_what_is_wrong_with_them():
     records, found = searches()
-    text = page(records, ["quant"], "results", Beside(searches=found))
+    text = page(records, ["recon.lr"], "results", Beside(searches=found))
     section = text.partition('id="searches"')[2].partition("</section>")[0]
     assert "model=resnet18 bits=3 recon.held_out=8" in section
     cells = [cell.partition("</td>")[0] for cell in section.split("<td>")[1:]]
     assert cells == ["flexround", "2 of 2", "0", "2", "1", "recon.lr=0.1"]
     assert "winner is trial 0" in section
     assert "winner is trial 0" in report(found)
-    assert 'id="searches"' not in page(records, [], "results")
+    assert 'id="searches"' not in page(records, ["recon.lr"], "results")
 
 
 def test_nothing_of_a_search_becomes_part_of_the_page():
@@ -75,11 +78,20 @@ def test_the_command_finds_the_searches_of_a_folder(tmp_path, capsys):
         store.write(row)
     path = write(store.root, search("flexround", "ab", chosen=1))
     out = tmp_path / "page.html"
-    args = ["html", "--results-dir", str(store.root), "--out", str(out)]
+    args = ["html", "--results-dir", str(store.root), "--out", str(out), "--by", "recon.lr"]
     assert main(args) == 0
     assert "flexround" in out.read_text().partition('id="searches"')[2]
+    # A search is whole where some of its trials are chosen: those that are not have not failed.
+    assert main([*args, "--where", "recon.lr=0.5"]) == 0
+    shown = out.read_text().partition('id="searches"')[2].partition("</section>")[0]
+    cells = [cell.partition("</td>")[0] for cell in shown.split("<td>")[1:]]
+    assert cells[:5] == ["flexround", "2 of 2", "0", "2", "1"]
+    assert "not fair" not in shown
+    capsys.readouterr()
+    assert main(["search", "--results-dir", str(store.root), "--where", "recon.lr=0.5"]) == 0
+    assert "not fair" not in capsys.readouterr().out
     # Of other runs' searches nothing is shown.
-    store.write(record("c", quant="rtn"))
+    store.write(record("c", quant="rtn", settings={"bits": 4, "recon": {"lr": 0.5}}))
     assert main([*args, "--where", "quant=rtn"]) == 0
     assert 'id="searches"' not in out.read_text()
     capsys.readouterr()
