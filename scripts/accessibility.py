@@ -47,7 +47,8 @@ def violations(axe: Path, page: Path, fragment: str, width: int, dark: bool) -> 
     copy, frame = (page.with_name(f".{page.stem}.{part}.html") for part in ("axe", "frame"))
     text = re.sub("<meta http-equiv=.Content-Security-Policy[^>]*>", "", page.read_text())
     scripts = f'<script src="{axe.resolve().as_uri()}"></script>'
-    scripts += f"<script>const LEVELS = {json.dumps(LEVELS)};\n{TOLD}</script>"
+    # In a block, as the page has names of its own.
+    scripts += f"<script>{{ const LEVELS = {json.dumps(LEVELS)};\n{TOLD} }}</script>"
     try:
         copy.write_text(text.replace("</body>", f"{scripts}</body>"))
         source = html.escape(f"{quote(copy.name)}#{fragment}")
@@ -61,10 +62,10 @@ def violations(axe: Path, page: Path, fragment: str, width: int, dark: bool) -> 
     finally:
         copy.unlink(missing_ok=True)
         frame.unlink(missing_ok=True)
-    told = re.search("<pre>(.*?)</pre>", shown, re.DOTALL)
-    if told is None:
+    answer = re.search("<pre>(.*?)</pre>", shown, re.DOTALL)
+    if answer is None:
         raise ValueError(f"{page}: Chromium has told nothing; is {page} a page that it can open?")
-    found: list[Any] = json.loads(html.unescape(told[1]))
+    found: list[Any] = json.loads(html.unescape(answer[1]))
     return found
 
 
@@ -79,17 +80,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = [(Path(name), state) for name, _, state in (page.partition("#") for page in args.pages)]
     if missing := [path for path in (args.axe, *(path for path, _ in files)) if not path.is_file()]:
         parser.error(f"{missing[0]}: there is no such file")
+    try:
+        return 1 if told(args.axe, files) else 0
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def told(axe: Path, files: Sequence[tuple[Path, str]]) -> int:
+    """Print what axe finds on each file with its state; return how many violations there are."""
     count = 0
     for path, state in files:
         for width in WIDTHS:
             for dark in DARK:
-                found = violations(args.axe, path, state, width, dark)
+                found = violations(axe, path, state, width, dark)
                 count += len(found)
                 where = f"{path}{'#' if state else ''}{state} {width} {'dark' if dark else 'light'}"
                 print(f"{where}: {len(found)} violations")
-                for rule, told, elements in found:
-                    print(f"  {rule}: {told}: {', '.join(elements)}")
-    return 1 if count else 0
+                for rule, wanted, elements in found:
+                    print(f"  {rule}: {wanted}: {', '.join(elements)}")
+    return count
 
 
 if __name__ == "__main__":

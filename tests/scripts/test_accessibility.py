@@ -15,7 +15,8 @@ AXE = """var axe = {run: async (root, {runOnly}) => ({violations: [
     ({id: "image-alt", help: "needs a text", nodes: [{target: [one.id]}]}))]})}"""
 PAGE = """<!doctype html><html><head>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'"></head>
-<body><img id="bare"><img id="told" alt="told"></body></html>"""
+<body><script>const LEVELS = "a name that the check has too";</script>
+<img id="bare"><img id="told" alt="told"></body></html>"""
 
 
 @pytest.fixture
