@@ -8,3 +8,13 @@ function reachable() {
 }
 addEventListener("load", reachable);
 addEventListener("resize", reachable);
+
+// Pictures follow the colours that the reader has chosen, which may not be the system's.
+function matched() {
+  const dark = document.body.dataset.mdColorScheme === "slate";
+  for (const source of document.querySelectorAll("picture > source")) {
+    source.media = dark ? "all" : "not all";
+  }
+}
+matched();
+new MutationObserver(matched).observe(document.body, { attributeFilter: ["data-md-color-scheme"] });
