@@ -16,6 +16,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from results.tables.ablation import spelled
 from results.tables.published_numbers import Cell, others, published
 
 FOLDER = Path(__file__).resolve().parents[1]
@@ -82,7 +83,7 @@ class Claim(BaseModel):
         """The cells of `more` and of `less`, for each of `under`."""
 
         def cells(shared: str, parts: Sequence[str]) -> list[Overrides]:
-            return [frozenset(f"{shared} {part}".split()) for part in parts]
+            return [frozenset(map(_plain, f"{shared} {part}".split())) for part in parts]
 
         return [(cells(text, self.more), cells(text, self.less)) for text in self.under]
 
@@ -144,6 +145,12 @@ def chosen(claims: Sequence[Claim], names: Sequence[str]) -> list[Claim]:
             near = difflib.get_close_matches(name, [claim.id for claim in claims], n=3, cutoff=0.3)
             raise ValueError(f"no claim {name}; did you mean {' or '.join(near) or 'another'}?")
     return [c for c in claims if not names or any(name in c.id for name in names)]
+
+
+def _plain(override: str) -> str:
+    """Return NAME=VALUE with the value as records are read."""
+    name, equals, value = override.partition("=")
+    return f"{name}{equals}{spelled(value)}"
 
 
 def _spelled(text: str, words: dict[str, str]) -> str:

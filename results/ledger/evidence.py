@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +15,7 @@ from results.ledger.claims import Claim, Overrides
 from results.ledger.statistics import Estimate
 from results.records.outcomes import Outcomes
 from results.records.record import Record
-from results.tables.ablation import PLACES, by_hand
+from results.tables.ablation import PLACES, below, by_hand
 from results.tables.paired_tests import PERPLEXITY
 
 ERROR = "error"  # the geometric mean of the units' errors
@@ -56,8 +57,10 @@ def check_alike(claim: Claim, found: Found) -> None:
     """
     for more, less in claim.settings:
         held = [r for cell in (*more, *less) for r in found.get(cell, {}).values()]
-        for name in ALIKE:
-            values = {str(getattr(r, name)) for r in held if (r.model, r.task) == _of(held[0])}
+        seen: dict[tuple[Any, ...], set[str]] = {}
+        for record, name in product(held, ALIKE):
+            seen.setdefault((name, *_of(record, name)), set()).add(str(getattr(record, name)))
+        for (name, *_), values in seen.items():
             if len(values) > 1:
                 told = " and ".join(sorted(value[:12] for value in values))
                 raise ValueError(
@@ -66,8 +69,14 @@ def check_alike(claim: Claim, found: Found) -> None:
                 )
 
 
-def _of(record: Record) -> tuple[str, str]:
-    return record.model, record.task
+def _of(record: Record, name: str) -> tuple[Any, ...]:
+    """Return what records have in common that must be of one name: network, metric and so on.
+
+    The model and the task; for the network also what the command line asked of it.
+    """
+    asked = {n: v for n, v in by_hand(record).items() if n == "checkpoint" or below(n, ["model"])}
+    own = frozenset(asked.items()) if name == "network" else None
+    return record.model, record.task, own
 
 
 def estimate(claim: Claim, found: Found, outcomes: OutcomesOf) -> Estimate | None:

@@ -9,6 +9,7 @@ another) or from a default that was another one then; it is named below the tabl
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -24,6 +25,7 @@ from results.tables.leaderboard import CELL, SEEDS, TOLD_APART, mean_text, numbe
 Held = tuple[tuple[str, str], ...]
 # Where things lay, whose content is in the settings, and on how many threads a run worked.
 PLACES = ("data_dir", "calibration_dir", "imagenet_dir", "checkpoints_dir", "threads")
+NUMBER = re.compile(r"[+-]?\d+(?P<real>(\.\d*)?(e[+-]?\d+)?)", re.IGNORECASE | re.ASCII)
 Group = dict[Any, list[Record]]
 # Options of a loop that learns which a record leaves out where they are off.
 OFF = {"recon.last_loss": "block", "recon.held_out": 0, "recon.patience": 0}
@@ -110,10 +112,19 @@ def word(value: Any) -> str:
     )
 
 
+def spelled(text: str) -> str:
+    """Return a value of the command line as `word` has it: a sweep hands on true as True."""
+    if text.lower() in ("true", "false", "null"):
+        return text.lower()
+    if found := NUMBER.fullmatch(text):
+        return word(float(text) if found["real"] else int(text))
+    return text
+
+
 def by_hand(record: Record) -> dict[str, str]:
     """Return what the command line of record gave, by name of the option or config group."""
     given = [text.lstrip("+~").partition("=") for text in record.overrides or ()]
-    return {name.partition("@")[0]: value for name, _, value in given}
+    return {name.partition("@")[0]: spelled(value) for name, _, value in given}
 
 
 def below(name: str, branches: Iterable[str]) -> bool:

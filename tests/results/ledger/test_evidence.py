@@ -38,6 +38,19 @@ def test_a_cell_is_what_the_command_line_gave_places_and_seed_aside():
     }
 
 
+def test_a_value_is_the_same_however_it_is_spelled():
+    swept = run(
+        "flexround", 90.0, more=["model.equalize=True", "recon.lr=0.0010", "task.seq_len=+8"]
+    )
+    single = run("adaround", 88.0, more=["model.equalize=true", "recon.lr=1e-3", "task.seq_len=8"])
+    asked = claim(
+        under=["model=resnet18 bits=2 model.equalize=TRUE recon.lr=1.0E-3 task.seq_len=8"]
+    )
+    assert estimate(asked, cells_of([swept, single]), no_outcomes).values == (2.0,)
+    other = claim(under=["model=resnet18 bits=2 model.equalize=false recon.lr=1e-3 task.seq_len=8"])
+    assert estimate(other, cells_of([swept, single]), no_outcomes) is None
+
+
 def test_the_newest_finished_run_of_a_cell_counts():
     old, new = run("flexround", 90.0, started="1"), run("flexround", 91.0, started="2")
     failed = run("flexround", 0.0, status="failed", started="3")
@@ -134,6 +147,18 @@ def test_records_that_do_not_compare_are_refused(name, value):
 def test_two_models_of_one_claim_are_no_mixture():
     runs = [run("flexround", 90.0), run("adaround", 88.0, network="b", model="mobilenet_v2")]
     check_alike(claim(), cells_of(runs))
+
+
+def test_a_network_that_was_asked_to_be_another_is_no_mixture_but_its_data_are():
+    asked = claim(less=["quant=adaround model.equalize=true"])
+    runs = [run("flexround", 9.0), run("adaround", 8.0, more=["model.equalize=true"], network="b")]
+    check_alike(asked, cells_of(runs))
+    runs += [run("adaround", 8.0, 1, more=["model.equalize=true"], network="c")]
+    with pytest.raises(ValueError, match="its records have network b and c"):
+        check_alike(asked, cells_of(runs))
+    runs[2] = run("adaround", 8.0, 1, ["model.equalize=true"], network="b", evaluation_data="d")
+    with pytest.raises(ValueError, match="its records have evaluation_data"):
+        check_alike(asked, cells_of(runs))
 
 
 def test_a_metric_that_no_record_has_is_told():
