@@ -7,6 +7,7 @@ max(r) / median(r), r being the largest |W| of each output channel, BatchNorm fo
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from statistics import median
@@ -19,9 +20,13 @@ from experiment.config import composed
 
 
 def spread(layer: nn.Conv2d) -> float:
-    """Return the largest range of layer's output channels over their median, 1 or more."""
+    """Return the largest range of layer's output channels over their median, 1 or more.
+
+    Channels that are zero are left out; nan where all are.
+    """
     ranges = layer.weight.detach().flatten(1).abs().amax(1)
-    return (ranges.max() / ranges.median()).item()
+    ranges = ranges[ranges > 0]
+    return (ranges.max() / ranges.median()).item() if len(ranges) else math.nan
 
 
 def table(network: nn.Module) -> str:
@@ -29,8 +34,8 @@ def table(network: nn.Module) -> str:
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     rows = ["| convolutions | layers | median | largest |", "|---|---|---|---|"]
     for kind, own in (
-        ("depthwise", [m for m in layers if m.groups > 1]),
-        ("others", [m for m in layers if m.groups == 1]),
+        ("depthwise", [m for m in layers if m.groups == m.in_channels > 1]),
+        ("others", [m for m in layers if not m.groups == m.in_channels > 1]),
     ):
         if found := [spread(layer) for layer in own]:
             rows.append(f"| {kind} | {len(found)} | {median(found):.1f} | {max(found):.1f} |")

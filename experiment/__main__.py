@@ -51,16 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_words(args)
         with storage_errors():
-            print(commands[parser.parse_args(args[:1]).command](args[1:]), flush=True)
+            text = commands[parser.parse_args(args[:1]).command](args[1:])
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read it has gone: the door's
-        raise
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
-    return 0
+    return leaving.said(text)
 
 
 def _parser(command: str) -> ArgumentParser:

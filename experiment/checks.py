@@ -78,7 +78,9 @@ def check_bits_of_layers(cfg: DictConfig) -> None:
         ValueError: names what is wrong.
     """
     given = cfg.bits_per_layer
-    plain = OmegaConf.to_container(given) if isinstance(given, DictConfig) else given
+    plain = OmegaConf.to_container(given, resolve=True) if isinstance(given, DictConfig) else given
+    if isinstance(plain, dict):  # the command line takes a layer called 0 for a number
+        plain = {str(name): own for name, own in plain.items()}
     check_layer_bits(plain, cfg.bits, cfg.grid is not None)
     if cfg.allocation is not None and given:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -14,8 +15,17 @@ if TYPE_CHECKING:
     from flexround.reconstruction.report import BlockReport
 
 
+class _Console(Console):
+    """A console whose reader may go: rich would end the command by a status of its own then."""
+
+    def on_broken_pipe(self) -> None:
+        """End the command as SIGPIPE does."""
+        self.quiet = True
+        raise SystemExit(128 + signal.SIGPIPE)
+
+
 # Log lines and bars share one console, or they would write over each other.
-console = Console(stderr=True)
+console = _Console(stderr=True)
 
 
 class ConsoleHandler(logging.Handler):

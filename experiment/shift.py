@@ -62,7 +62,10 @@ def shifts(
         raise ValueError(
             f"--layer: {len(rows)} layers of {len(runs)} runs; a picture holds {MOST_PANELS}"
         )
-    weights = {run.run_id: weights_of(run, overrides) for run in runs}
+    weights = {
+        run.run_id: weights_of(run, names, overrides)
+        for run, names in zip(runs, zip(*rows, strict=True), strict=True)
+    }
     found = {}
     for row in rows:
         for layer, label, run in zip(row, labels(runs), runs, strict=True):

@@ -49,16 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args and not args[0].startswith("-") and view is _table:
             view = _published
         with storage_errors():
-            print(view(args), flush=True)
+            text = view(args)
     except ValueError as error:  # a record's own text may have several lines
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read it has gone: the door's
-        raise
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}; give another folder", file=sys.stderr)
         return 1
-    return 0
+    return leaving.said(text)
 
 
 def _wandb(argv: Sequence[str]) -> str:

@@ -58,7 +58,10 @@ def violations(axe: Path, page: Path, fragment: str, width: int, dark: bool) -> 
             "--virtual-time-budget=30000", f"--window-size={width},{HEIGHT}", *DARK[dark],
             frame.resolve().as_uri(),
         ]  # fmt: skip
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+        try:
+            shown = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(f"{page}: Chromium has shown nothing in 300 s") from error
     finally:
         copy.unlink(missing_ok=True)
         frame.unlink(missing_ok=True)

@@ -78,7 +78,8 @@ def measure(overrides: Sequence[str]) -> None:
         cfg, _ = Composer().composed(own)
         (run,) = plan(own)
         found = shifts(Path(cfg.results_dir), [run.run_id], LAYERS, overrides)
-        for name, own_shift in zip(LAYERS, found.values(), strict=True):
+        for name in LAYERS:
+            (own_shift,) = (one for title, one in found.items() if f", {name} (" in title)
             held[f"{name}|{method}"] = own_shift.moved.numpy().astype(np.int8)
             held[f"{name}|size"] = own_shift.sizes.numpy().astype(np.float32)
     file = io.BytesIO()

@@ -7,8 +7,9 @@ to the digest that the record has of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -75,14 +76,16 @@ def integers_of(store: Store, record: Record) -> Artifact:
     return read(path)
 
 
-def weights_of(record: Record, overrides: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Return the full-precision weights [out, in, *kernel] of the layers that record's run met.
+def weights_of(
+    record: Record, names: Sequence[str], overrides: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Return the full-precision weights [out, in, *kernel] that record's run met in layers names.
 
     overrides follow those of the run, such as data_dir=PATH on another machine.
 
     Raises:
-        ValueError: when the record does not compose a run any more, or its network is another one
-            by now.
+        ValueError: when the record does not compose a run any more, or its network, or what a
+            transform makes of it, is another one by now.
     """
     where = f"run {record.run_id}"
     if record.overrides is None:
@@ -96,10 +99,9 @@ def weights_of(record: Record, overrides: Sequence[str] = ()) -> dict[str, Tenso
     validate(cfg)
     with running_on(record.threads or torch.get_num_threads()):
         adapter = _network(cfg, record)
-    return {
-        name: output_first(layer.module, cast(nn.Parameter, layer.module.weight).detach()).cpu()
-        for name, layer in adapter.layers().items()
-    }
+    layers = adapter.layers()
+    weights = {name: cast(nn.Parameter, layers[name].module.weight).detach() for name in names}
+    return {n: output_first(layers[n].module, w).cpu().clone() for n, w in weights.items()}
 
 
 def _network(cfg: DictConfig, record: Record) -> ModelAdapter:
@@ -120,5 +122,22 @@ def _network(cfg: DictConfig, record: Record) -> ModelAdapter:
             activations_of(cfg),
             torch.Generator().manual_seed(cfg.seed),
         )
-        apply(transform, adapter, seen)
+        if not _same(apply(transform, adapter, seen), record.transform):
+            raise ValueError(
+                f"transform={transform.name} finds something else now than run {record.run_id} has "
+                "recorded: other calibration data, device or versions; run it again with save=true "
+                "rerun=true"
+            )
     return adapter
+
+
+def _same(found: Any, recorded: Any) -> bool:
+    """Return whether two values of JSON are one, real numbers to a thousandth."""
+    if isinstance(found, Mapping) and isinstance(recorded, Mapping):
+        names = {*found, *recorded} - {"change_of_logits"}  # rounding alone
+        return all(n in found and n in recorded and _same(found[n], recorded[n]) for n in names)
+    if isinstance(found, list | tuple) and isinstance(recorded, list | tuple):
+        return len(found) == len(recorded) and all(map(_same, found, recorded))
+    if isinstance(found, float) and isinstance(recorded, float):
+        return math.isclose(found, recorded, rel_tol=1e-3)
+    return bool(found == recorded)

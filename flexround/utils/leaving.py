@@ -17,7 +17,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from flexround.utils.ending import (
@@ -137,31 +137,42 @@ def _printing() -> Iterator[None]:
 
 
 def _reader_has_gone() -> bool:
-    try:
-        poll = select.poll()
-        poll.register(sys.stdout.fileno(), 0)
-    except (OSError, ValueError):  # stdout is no file
-        return False
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # closed by the shell, or no file
+            poll.register(stream.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _flush() -> None:
+def said(text: str, end: str = "\n") -> int:
+    """Print text, all that a command has to say; return 0, or 1 where it can't be written."""
     if sys.stdout is None:  # closed by the shell, as by >&-
-        return
+        return 0
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:  # whoever read it has gone: the door's
         raise
     except OSError as error:
         _let_go()
         print(f"error: stdout: {error.strerror}; write it elsewhere", file=sys.stderr)
-        raise SystemExit(1) from error
+        return 1
+    return 0
+
+
+def _flush() -> None:
+    if said("", end=""):
+        raise SystemExit(1)
 
 
 def _let_go() -> None:
     """Have what is left to be written go nowhere: Python tries once more at its own end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)
+            if stream is sys.stdout or any(event & select.POLLERR for _, event in poll.poll(0)):
+                os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 

@@ -15,7 +15,7 @@ from results.ledger.claims import Claim, Overrides
 from results.ledger.statistics import Estimate
 from results.records.outcomes import Outcomes
 from results.records.record import Record
-from results.tables.ablation import PLACES, below, by_hand
+from results.tables.ablation import PLACES, by_hand
 from results.tables.paired_tests import PERPLEXITY
 
 ERROR = "error"  # the geometric mean of the units' errors
@@ -23,6 +23,11 @@ LOGARITHMIC = (PERPLEXITY, "kl", "kl_median", "kl_p99", ERROR)  # compared by th
 # Options that a run's name leaves out, besides where its data lie.
 ASIDE = (*PLACES, "seed", "save", "rerun", "retry_failed")
 ALIKE = ("task_version", "network", "evaluation_data", "metric")
+# Options that make another network in full precision.
+OF_NETWORK = (
+    "checkpoint", "finetuned", "model.source", "model.weights", "model.equalize",
+    "model.absorb_biases",
+)  # fmt: skip
 
 Found = dict[Overrides, dict[int, Record]]
 OutcomesOf = Callable[[Record], Outcomes]
@@ -74,7 +79,7 @@ def _of(record: Record, name: str) -> tuple[Any, ...]:
 
     The model and the task; for the network also what the command line asked of it.
     """
-    asked = {n: v for n, v in by_hand(record).items() if n == "checkpoint" or below(n, ["model"])}
+    asked = {n: v for n, v in by_hand(record).items() if n in OF_NETWORK}
     own = frozenset(asked.items()) if name == "network" else None
     return record.model, record.task, own
 

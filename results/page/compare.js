@@ -100,7 +100,7 @@ function differing(first, second) {
   const [left, right] = [settingsOf(first), settingsOf(second)];
   const lines = [...new Set([...left.keys(), ...right.keys()])].sort()
     .map((name) => [name, left.get(name) ?? "-", right.get(name) ?? "-"]);
-  const made = (row, at) => [...new Set(row.runs.map((run) => data.made[run.made][at]))].join("; ");
+  const made = (row, at) => [...new Set(row.runs.map((run) => data.made[run.made][at]))].sort().join("; ");
   ["commit", "versions", "device"].forEach((name, at) => {
     lines.push([name, made(first, at), made(second, at)]);
   });
@@ -130,12 +130,11 @@ function comparison(first, second) {
       ...(pairs.length ? [tableOf("Common seeds", pairHeads, seeds)] : []),
       ...(differences.length ? [tableOf("What differs", [["Setting"], ["A"], ["B"]], differences)] : [])),
   ];
-  const bits = settingsOf(first).get("bits");
-  if (pairs.length && first.quant !== second.quant && first.model === second.model &&
-      bits === settingsOf(second).get("bits")) {
+  const alike = [...first.apart, ...second.apart, "model", "width"]
+    .every((key) => first.texts.get(key) === second.texts.get(key));
+  if (pairs.length && first.quant !== second.quant && alike) {
     parts.push(make("p", { textContent: "Intervals and tests on the same samples:" }),
-      copyable(commandLine("compare", first.quant, second.quant, "--task", first.task,
-        "--model", first.model, "--where", `bits=${bits}`)));
+      copyable(commandLine("compare", first.quant, second.quant, ...chosenBy(first))));
   }
   return parts;
 }

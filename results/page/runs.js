@@ -41,8 +41,7 @@ function unitTable(run, names, units) {
 function unitsOf(row, run, open) {
   if (!Object.hasOwn(data.units.runs, run.id)) {
     if (data.units.whole || run.status !== "ok") return [];
-    const words = ["--task", row.task, "--model", row.model, "--where", `quant=${row.quant}`,
-      "--where", `bits=${settingsOf(row).get("bits")}`, "--where", `seed=${run.seed}`];
+    const words = [...chosenBy(row), "--where", `quant=${row.quant}`, "--where", `seed=${run.seed}`];
     return [make("p", { textContent: "This page has the units of newer runs alone; these are drawn by" }),
       copyable(commandLine("plot", "curves", ...words))];
   }

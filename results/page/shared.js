@@ -72,6 +72,14 @@ function settingsOf(row) {
   return new Map([...Object.entries(shared), ...own[row.place].map((at) => values[at])]);
 }
 
+// Options of a command that choose the row's setting.
+function chosenBy(row) {
+  const settings = [["bits", settingsOf(row).get("bits")],
+    ...row.apart.map((key) => [key, row.texts.get(key)])];
+  return ["--task", row.task, "--model", row.model,
+    ...settings.flatMap(([key, value]) => ["--where", `${key}=${value}`])];
+}
+
 function rowOf(tr, task, keys) {
   const texts = new Map(keys.map((key, i) => [key, tr.cells[i].textContent]));
   const [model, quant, width] = ["model", "quant", "width"].map((key) => texts.get(key));

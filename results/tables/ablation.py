@@ -25,7 +25,12 @@ from results.tables.leaderboard import CELL, SEEDS, TOLD_APART, mean_text, numbe
 Held = tuple[tuple[str, str], ...]
 # Where things lay, whose content is in the settings, and on how many threads a run worked.
 PLACES = ("data_dir", "calibration_dir", "imagenet_dir", "checkpoints_dir", "threads")
-NUMBER = re.compile(r"[+-]?\d+(?P<real>(\.\d*)?(e[+-]?\d+)?)", re.IGNORECASE | re.ASCII)
+# Numbers of Hydra's grammar, of a length that a number of ours can have.
+NUMBER = re.compile(
+    r"(?=.{1,40}$)[+-]?(?:(?:0|[1-9](?:_?\d)*)(?P<point>\.(?:\d(?:_?\d)*)?)?|(?P<only>\.\d(?:_?\d)*))"
+    r"(?P<power>e[+-]?\d+)?",
+    re.IGNORECASE | re.ASCII,
+)
 Group = dict[Any, list[Record]]
 # Options of a loop that learns which a record leaves out where they are off.
 OFF = {"recon.last_loss": "block", "recon.held_out": 0, "recon.patience": 0}
@@ -117,7 +122,7 @@ def spelled(text: str) -> str:
     if text.lower() in ("true", "false", "null"):
         return text.lower()
     if found := NUMBER.fullmatch(text):
-        return word(float(text) if found["real"] else int(text))
+        return word(float(text) if any(found.groups()) else int(text))
     return text
 
 

@@ -166,4 +166,4 @@ def test_a_run_is_found_by_how_its_id_begins(tmp_path):
 
 def test_a_record_of_before_overrides_were_kept_is_refused():
     with pytest.raises(ValueError, match="from before records kept their overrides"):
-        weights_of(record("old", 1.0))
+        weights_of(record("old", 1.0), ["a"])
