@@ -14,12 +14,15 @@ from results.records.record import Record
 from results.tables.ablation import PLACES
 
 LEDGER = Path(__file__).resolve().parents[1] / "ledger.jsonl"
-OF_UNITS = ("name", "error_before", "error_after", "seconds")
+DIGITS = 6  # of a unit's errors
 
 
 def slim(record: Record) -> Record:
     """Return record with no more of its units than verdicts use, and no place of a machine."""
-    blocks = [{name: unit[name] for name in OF_UNITS if name in unit} for unit in record.blocks]
+    blocks = [
+        {"name": unit["name"], "error_after": float(f"{unit['error_after']:.{DIGITS}g}")}
+        for unit in record.blocks
+    ]
     return replace(record, blocks=blocks, versions={}, places={}, overrides=_given(record))
 
 
