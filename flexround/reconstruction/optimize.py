@@ -93,7 +93,8 @@ class UnitOptimizer:
         mini-batch, or of the held-out samples.
 
         Raises:
-            ValueError: when the loss is not finite; names the unit.
+            ValueError: when the loss is not finite, or has no learned parameter in it; names the
+                unit.
         """
         counter, curve, taken = StepCounter(), Curve(), 0
         for iteration in range(self.iters):
@@ -104,6 +105,12 @@ class UnitOptimizer:
                 error, loss = losses(batch, iteration / self.iters)
                 if isinstance(best, BestParameters):
                     best.see(error.detach())
+                if not loss.requires_grad:
+                    raise ValueError(
+                        f"{self.name}: no learned parameter reaches the loss; a method's have to "
+                        "be in what runs (rescale, round, dequantization_scale, or forward as a "
+                        "whole), not in reference alone"
+                    )
                 loss.backward()
             for optimizer, scheduler in optimizers:
                 optimizer.step()

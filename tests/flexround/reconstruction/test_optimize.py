@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flexround.quantizers import adam
 from flexround.quantizers.adam import joined
+from flexround.reconstruction.optimize import UnitOptimizer
 from tests.flexround.reconstruction.test_reconstruction import SETTING, quantize
 
 UNITS = 4  # of the network: a stem, two residual blocks and a head
@@ -58,3 +59,14 @@ def test_a_step_is_one_launch_for_each_rate_however_many_layers(method, groups, 
     for name, integers in together.items():
         assert torch.equal(integers.codes, apart[name].codes)
         assert torch.equal(integers.scale, apart[name].scale)
+
+
+def test_a_loss_without_any_learned_parameter_is_told():
+    """A method that has its parameter in `reference` alone, which no run asks for."""
+    unused = torch.nn.Parameter(torch.zeros(1))
+    descent = UnitOptimizer("block 3", 5, 2, torch.Generator().manual_seed(0), ())
+    own = [(torch.optim.Adam([unused]), None)]
+    with pytest.raises(
+        ValueError, match=r"block 3: no learned parameter .* not in reference alone"
+    ):
+        descent.run(4, lambda batch, at: (torch.ones(()), torch.ones(())), own, lambda: None)
