@@ -16,7 +16,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from results.tables.ablation import spelled
+from results.records.given import spelled
 from results.tables.published_numbers import Cell, others, published
 
 FOLDER = Path(__file__).resolve().parents[1]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from results.ledger.claims import Claim, Overrides
 from results.ledger.statistics import Estimate
+from results.records.given import PLACES, by_hand
 from results.records.outcomes import Outcomes
 from results.records.record import Record
-from results.tables.ablation import PLACES, by_hand
 from results.tables.paired_tests import PERPLEXITY
 
 ERROR = "error"  # the geometric mean of the units' errors

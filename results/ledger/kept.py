@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from results.records.given import PLACES
 from results.records.outcomes import Outcomes, pack, unpack
 from results.records.record import Record
-from results.tables.ablation import PLACES
 
 LEDGER = Path(__file__).resolve().parents[1] / "ledger.jsonl"
 DIGITS = 6  # of a unit's errors

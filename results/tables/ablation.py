@@ -9,7 +9,6 @@ another) or from a default that was another one then; it is named below the tabl
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,20 +16,13 @@ from typing import Any
 
 import pandas as pd
 
+from results.records.given import PLACES, below, by_hand, word
 from results.records.record import Record
 from results.records.selection import ABSENT, fact, facts, nearest
 from results.tables.formats import MARK, PLUS_MINUS, latex, markdown
 from results.tables.leaderboard import CELL, SEEDS, TOLD_APART, mean_text, numbers
 
 Held = tuple[tuple[str, str], ...]
-# Where things lay, whose content is in the settings, and on how many threads a run worked.
-PLACES = ("data_dir", "calibration_dir", "imagenet_dir", "checkpoints_dir", "threads")
-# Numbers of Hydra's grammar, of a length that a number of ours can have.
-NUMBER = re.compile(
-    r"(?=.{1,40}$)[+-]?(?:(?:0|[1-9](?:_?\d)*)(?P<point>\.(?:\d(?:_?\d)*)?)?|(?P<only>\.\d(?:_?\d)*))"
-    r"(?P<power>e[+-]?\d+)?",
-    re.IGNORECASE | re.ASCII,
-)
 Group = dict[Any, list[Record]]
 # Options of a loop that learns which a record leaves out where they are off.
 OFF = {"recon.last_loss": "block", "recon.held_out": 0, "recon.patience": 0}
@@ -108,33 +100,6 @@ def in_order(values: Iterable[Any]) -> list[Any]:
     numeric = [v for v in different if isinstance(v, int | float)]
     words = [v for v in different if v is not None and v not in numeric]
     return [*([None] if None in different else []), *sorted(numeric), *words]
-
-
-def word(value: Any) -> str:
-    """Return a value as Hydra's command line has it."""
-    return (
-        str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
-    )
-
-
-def spelled(text: str) -> str:
-    """Return a value of the command line as `word` has it: a sweep hands on true as True."""
-    if text.lower() in ("true", "false", "null"):
-        return text.lower()
-    if found := NUMBER.fullmatch(text):
-        return word(float(text) if any(found.groups()) else int(text))
-    return text
-
-
-def by_hand(record: Record) -> dict[str, str]:
-    """Return what the command line of record gave, by name of the option or config group."""
-    given = [text.lstrip("+~").partition("=") for text in record.overrides or ()]
-    return {name.partition("@")[0]: spelled(value) for name, _, value in given}
-
-
-def below(name: str, branches: Iterable[str]) -> bool:
-    """Return whether a dotted name is one of branches or lies below one."""
-    return any(f"{name}.".startswith(f"{branch}.") for branch in branches)
 
 
 def _groups(records: Sequence[Record], setting: str, by: Sequence[str]) -> dict[Held, Group]:
