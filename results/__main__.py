@@ -9,9 +9,8 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from flexround.utils.arguments import check_words
 from flexround.utils.file_errors import storage_errors
@@ -21,7 +20,6 @@ from results.records.reading import (
     DEFAULT,
     OUTPUTS,
     chosen_of,
-    newest_with_units,
     outcomes_in,
     read,
     rows_in,
@@ -124,10 +122,8 @@ def _search(argv: Sequence[str]) -> str:
 
 
 def _html(argv: Sequence[str]) -> str:
-    from results.ledger.gathering import verdicts_in
+    from results.page.gathering import gathered
     from results.page.page import write
-    from results.page.sections import Beside
-    from results.search import searches_in
 
     parser = selection("html")
     parser.add_argument(
@@ -136,22 +132,10 @@ def _html(argv: Sequence[str]) -> str:
     )  # fmt: skip
     args = parser.parse_args(argv)
     where = _where(args)
-    rows = rows_in(args.results_dir)  # once, for the table and for the claims
-    chosen, remarks = chosen_of(rows, where), []
-
-    def found(name: str, look: Callable[[], list[Any]]) -> list[Any]:
-        try:
-            return look()
-        except ValueError as error:
-            remarks.append(f"\nthe page is without {name}: {error}")
-        return []
-
-    beside = Beside(
-        found("claims", lambda: verdicts_in(args.results_dir, rows)),
-        found("searches", lambda: searches_in(args.results_dir, rows, chosen)),
-        newest_with_units(args.results_dir, chosen),
-    )
-    return write(chosen, args.by, args.results_dir, args.out, beside) + "".join(remarks)
+    rows = rows_in(args.results_dir)  # once, for the table and for what stands beside it
+    chosen = chosen_of(rows, where)
+    beside, remarks = gathered(args.results_dir, rows, chosen)
+    return "\n".join([write(chosen, args.by, args.results_dir, args.out, beside), *remarks])
 
 
 def _plot(argv: Sequence[str]) -> str:
