@@ -30,7 +30,7 @@ def error(weight: Tensor, second_moment: Tensor, grid: Grid) -> float:
     """Return E|dW x|^2 / E|W x|^2 of round-to-nearest for weight [out, in] and E[x x^T]."""
     rows = grid.granularity.group(weight)
     scale, zero = MinMax()(rows, grid)
-    moved = grid.decode(grid.encode(rows, scale, zero), scale, zero).reshape(weight.shape) - weight
+    moved = grid.nearest(rows, scale, zero).reshape(weight.shape) - weight
     whole, lost = ((part @ second_moment * part).sum() for part in (weight, moved))
     return (lost / whole).item()
 

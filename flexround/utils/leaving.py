@@ -18,7 +18,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TextIO
 
 from flexround.utils.ending import (
     WORDS,
@@ -130,18 +130,27 @@ def _printing() -> Iterator[None]:
             raise
         _flush()
     except BrokenPipeError:
-        if not _reader_has_gone():  # it was another pipe
+        if not _without_reader():  # it was another pipe
             raise
         _let_go()
         raise SystemExit(128 + signal.SIGPIPE) from None
 
 
-def _reader_has_gone() -> bool:
+def _without_reader() -> list[int]:
+    """Return those of the numbers of stdout and stderr behind which nobody reads any more."""
     poll = select.poll()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):  # closed by the shell, or no file
-            poll.register(stream.fileno(), 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+    for number in _numbers(sys.stdout, sys.stderr):
+        poll.register(number, 0)
+    return [number for number, event in poll.poll(0) if event & select.POLLERR]
+
+
+def _numbers(*streams: TextIO | None) -> list[int]:
+    """Return the file numbers of streams; none of one that the shell has closed, or no file's."""
+    found = []
+    for stream in streams:
+        with suppress(AttributeError, OSError, ValueError):
+            found.append(stream.fileno())  # type: ignore[union-attr]
+    return found
 
 
 def said(text: str, end: str = "\n") -> int:
@@ -167,12 +176,8 @@ def _flush() -> None:
 def _let_go() -> None:
     """Have what is left to be written go nowhere: Python tries once more at its own end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):
-            poll = select.poll()
-            poll.register(stream.fileno(), 0)
-            if stream is sys.stdout or any(event & select.POLLERR for _, event in poll.poll(0)):
-                os.dup2(nowhere, stream.fileno())
+    for number in {*_numbers(sys.stdout), *_without_reader()}:
+        os.dup2(nowhere, number)
     os.close(nowhere)
 
 

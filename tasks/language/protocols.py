@@ -21,7 +21,7 @@ from tasks.language.corpora import Corpus
 
 RUN_CLM_ROWS = 1000  # datasets.map's batch: its remainder is dropped
 MOST_MADE = 8  # windows kept; of WikiText2's train split they are 20 MB
-_MADE: dict[str, Tensor] = {}
+_MADE: dict[str | None, Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,18 @@ def windows_of(corpus: Corpus, split: str, name: str, window: int, tokenizer: An
     else:
         batches = [[corpus.text(split)]]
     key = _key(tokenizer, batches, name, window)
-    if key is None or key not in _MADE:
-        pieces = [
-            cut(chain.from_iterable(encode(tokenizer, batch, name != "file")), window)
-            for batch in batches
-        ]
-        found = torch.cat(pieces) if pieces else torch.empty(0, window, dtype=torch.long)
-        if key is None:
-            return found
-        _MADE[key] = found
+    if key in _MADE:
+        return _MADE[key].clone()
+    pieces = [
+        cut(chain.from_iterable(encode(tokenizer, batch, name != "file")), window)
+        for batch in batches
+    ]
+    found = torch.cat(pieces) if pieces else torch.empty(0, window, dtype=torch.long)
+    if key is not None:
+        _MADE[key] = found.clone()
         if len(_MADE) > MOST_MADE:
             del _MADE[next(iter(_MADE))]
-    return _MADE[key].clone()
+    return found
 
 
 def _key(tokenizer: Any, batches: Sequence[Sequence[str]], name: str, window: int) -> str | None:
