@@ -49,6 +49,7 @@ FULL_STREAMS = "float32"
 OFF = {
     "stream_dtype": FULL_STREAMS, "recon.held_out": 0, "recon.patience": 0, "transform": None,
     "recon.last_loss": "block", "grid": None, "bits_per_layer": None, "allocation": None,
+    "recon.loss": "squared",
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from flexround.models.base import ModelAdapter
 from flexround.quantizers.base import QuantizerFactory
 from flexround.reconstruction.precision import check_precision
 from flexround.reconstruction.settings import Settings
+from flexround.reconstruction.unit import Loss
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,36 @@ def check_step_sizes(settings: Settings, activation: Activation) -> None:
             f"{type(activation).__name__} has none; give recon=block or recon=layer, or "
             "activation=static_per_tensor"
         )
+
+
+def check_loss(loss: Loss, adapter: ModelAdapter) -> None:
+    """Check that what a relative loss divides by is a token's own size.
+
+    Raises:
+        ValueError: when a block's outputs are images; names the block.
+    """
+    for block in adapter.blocks() if loss == "relative" else ():
+        if block.channel_dim != -1:
+            raise ValueError(
+                f"recon.loss=relative is of tokens, which a norm scales next, and {block.name} "
+                "gives images; give recon.loss=squared or recon.loss=trimmed"
+            )
+
+
+def check_weighed(settings: Settings, method: str) -> None:
+    """Check that the loss is the one that the weight of what method adds to it is made for.
+
+    Raises:
+        ValueError: when it is another.
+    """
+    for name, given, plain in (
+        ("last_loss", settings.last_loss, "block"), ("loss", settings.loss, "squared")
+    ):  # fmt: skip
+        if given != plain:
+            raise ValueError(
+                f"recon.{name}={given}: what {method} adds to the loss is weighed against the "
+                f"squared error of a block's output; give recon.{name}={plain}, or another quant="
+            )
 
 
 def check_sites(activation: Activation, adapter: ModelAdapter) -> None:

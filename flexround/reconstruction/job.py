@@ -128,7 +128,8 @@ class UnitJob:
         if self.last is not None and self.last.is_of(unit.module):
             return self.last(output, wanted, batch)
         mask = None if self.mask is None else self.mask[batch]
-        return reconstruction_loss(output, wanted, unit.channel_dim, mask, power)
+        kind = self.settings.loss
+        return reconstruction_loss(output, wanted, unit.channel_dim, mask, power, kind)
 
     def _positions(self, unit: Unit, output: Tensor, batch: Tensor) -> int:
         """Return over how many positions the same is a mean."""

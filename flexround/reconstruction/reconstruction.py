@@ -29,11 +29,13 @@ from flexround.reconstruction.checkpoints import Checkpoints, NoCheckpoints
 from flexround.reconstruction.checks import (
     Checked,
     check_finite_samples,
+    check_loss,
     check_machine,
     check_model,
     check_samples,
     check_sites,
     check_step_sizes,
+    check_weighed,
 )
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.learning import quantize_unit
@@ -135,6 +137,7 @@ class Reconstruction(Settings):
             check_sites(activation, adapter)
         check_machine(self, adapter)
         check_last_loss(self.last_loss, adapter)
+        check_loss(self.loss, adapter)
         if self.unit == "layer" and any(layer.expert for layer in adapter.layers().values()):
             raise ValueError(
                 "recon.unit=layer: an expert sees tokens of all samples together; give "
@@ -163,13 +166,8 @@ class Reconstruction(Settings):
                 f"recon.iters=0 leaves {type(made).__name__} at round-to-nearest; give "
                 "quant=rtn, or iterations"
             )
-        adds = type(made).regularizer is not WeightQuantizer.regularizer
-        if adds and self.last_loss != "block":
-            raise ValueError(
-                f"recon.last_loss={self.last_loss}: what {type(made).__name__} adds to the loss is "
-                "weighed against that of a block's output; give recon.last_loss=block, or another "
-                "quant="
-            )
+        if type(made).regularizer is not WeightQuantizer.regularizer:
+            check_weighed(self, type(made).__name__)
 
 
 def _learn_weights(job: UnitJob, walk: Walk) -> tuple[dict[str, QuantizedTensor], list[Block]]:

@@ -11,6 +11,7 @@ from flexround.reconstruction.early_end import check_patience
 from flexround.reconstruction.logit_loss import LastLoss
 from flexround.reconstruction.optimize import Schedule
 from flexround.reconstruction.precision import Precision
+from flexround.reconstruction.unit import Loss
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class Settings:
             last norm and the head: the next token's distribution against the full-precision
             network's (logits, LFQ), the logits' squared error (logits_mse), or the calibration
             text's own next tokens (next_token, as auto-round's port of LFQ).
+        loss: of a unit's output: the squared error, that of each token over its target's own mean
+            square (relative), or without a thousandth of a mini-batch's values, those that err most
+            (trimmed, SignRound v2).
     """
 
     unit: Literal["block", "layer"]
@@ -66,6 +70,7 @@ class Settings:
     held_out: int = 0
     patience: int = 0
     last_loss: LastLoss = "block"
+    loss: Loss = "squared"
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -75,6 +80,7 @@ class Settings:
             ("act_steps", self.act_steps, ("start", "after", "together")),
             ("act_inputs", self.act_inputs, ("quant", "fp")),
             ("last_loss", self.last_loss, get_args(LastLoss)),
+            ("loss", self.loss, get_args(Loss)),
         ):
             if value not in allowed:
                 raise ValueError(f"recon.{name}={value}: give one of {', '.join(allowed)}")

@@ -13,6 +13,10 @@ from flexround.structure import Block, Layer
 
 PART = 64  # samples that pass an activation function at once
 
+Loss = Literal["squared", "relative", "trimmed"]
+NORM_EPS = 1e-6  # as RMSNorm's: below a root mean square of 1e-3 a relative error no longer grows
+TRIMMED = 1000  # of so many values of a mini-batch's output the trimmed loss leaves out one
+
 
 def reconstruction_loss(
     output: Tensor,
@@ -20,19 +24,39 @@ def reconstruction_loss(
     channel_dim: int,
     mask: Tensor | None = None,
     power: float = 2.0,
+    kind: Loss = "squared",
 ) -> Tensor:
     """Return |error|^power summed over channels, averaged over everything else.
 
     mask has the shape that is left without the channels and tells which positions count, none of
     the padding; on the CPU, so that no GPU is asked how many they are. AdaRound's lambda = 0.01 is
-    tied to this reduction and the power 2.
+    tied to this reduction, the power 2 and the plain error (kind squared). The others keep a few
+    tokens with huge activations from being all that is learned for: relative divides each
+    position's error by its target's root mean square, as the norm behind a residual stream does;
+    trimmed leaves out the largest errors, SignRound v2's loss at few bits (auto-round 0.16.1).
     """
     error = output - target
+    if kind == "relative":
+        square = target.square().mean(dim=channel_dim, keepdim=True)
+        error = error / (square + NORM_EPS).sqrt()
+    elif kind == "trimmed":
+        error = _without_largest(error, channel_dim, mask)
     error = (error.square() if power == 2 else error.abs().pow(power)).sum(dim=channel_dim)
     if mask is None:
         return error.mean()
     places = mask.flatten().nonzero().squeeze(1)
     return error.flatten().index_select(0, moved(places, error.device)).mean()
+
+
+def _without_largest(error: Tensor, channel_dim: int, mask: Tensor | None) -> Tensor:
+    """Return error with 0 for the largest thousandth of what counts of it, one value at least."""
+    size, count = error.detach().abs(), error.numel()
+    if mask is not None:
+        counts = mask.unsqueeze(channel_dim)
+        count = int(mask.sum()) * error.shape[channel_dim]
+        size = size * moved(counts, error.device)
+    largest = size.flatten().topk(max(1, count // TRIMMED), sorted=False).indices
+    return error.flatten().index_fill(0, largest, 0).view_as(error)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,12 @@ from results.tables.leaderboard import CELL, SEEDS, TOLD_APART, mean_text, numbe
 Held = tuple[tuple[str, str], ...]
 Group = dict[Any, list[Record]]
 # Options of a loop that learns which a record leaves out where they are off.
-OFF = {"recon.last_loss": "block", "recon.held_out": 0, "recon.patience": 0}
+OFF = {
+    "recon.loss": "squared",
+    "recon.last_loss": "block",
+    "recon.held_out": 0,
+    "recon.patience": 0,
+}
 
 
 @dataclass

@@ -150,6 +150,8 @@ EARLY = {
         ["recon.held_out", "known keys: _target_, batch_size, sequential"],
     ),
     "last_loss_idle": (["quant=rtn", "recon.last_loss=logits"], ["recon.last_loss=logits does"]),
+    "loss_idle": (["quant=rtn", "recon.loss=relative"], ["recon.loss=relative does"]),
+    "loss_images": (["recon.loss=relative"], ["recon.loss=relative is of tokens", "give recon."]),
     "last_loss_solver": (["quant=gptaq", "recon.last_loss=logits"], ["recon.last_loss", "known"]),
     "keep_best_idle": (
         ["recon.held_out=8", "recon.patience=2", "recon.keep_best=true"],

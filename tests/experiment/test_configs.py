@@ -149,6 +149,7 @@ CHANGES = [
     "granularity=per_channel", "checkpoint=x.pth", "model.first_last_bits=null",
     "stream_dtype=bfloat16", "stream_dtype=float16", "recon.held_out=8", "recon.last_loss=logits",
     "recon.last_loss=logits_mse", "recon.last_loss=next_token",
+    "recon.loss=relative", "recon.loss=trimmed",
 ]  # fmt: skip
 
 
@@ -172,6 +173,7 @@ def test_without_samples_held_out_a_run_has_the_id_from_before_there_could_be_an
 
 def test_with_the_last_block_like_any_other_a_run_has_the_id_from_before_there_was_a_choice():
     assert "last_loss" not in identity(composed("recon.last_loss=block"))["recon"]
+    assert "loss" not in identity(composed("recon.loss=squared"))["recon"]
 
 
 @pytest.mark.parametrize(

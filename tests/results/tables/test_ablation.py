@@ -65,7 +65,9 @@ def test_a_row_is_what_is_held_and_shows_what_tells_it_apart():
     assert found.remarks == ["1 runs have no other that differs in recon.iters alone"]
 
 
-@pytest.mark.parametrize(("name", "on"), [("last_loss", "logits"), ("held_out", 8)])
+@pytest.mark.parametrize(
+    ("name", "on"), [("loss", "trimmed"), ("last_loss", "logits"), ("held_out", 8)]
+)
 def test_an_option_that_records_leave_out_where_it_is_off_has_that_value(name, on):
     """`experiment.identity` leaves it out; a method without the loop has no value of it."""
     assert OFF.items() <= IDENTITY_OFF.items()

@@ -126,6 +126,7 @@ def test_a_run_is_the_cell_that_its_settings_say_and_no_other(case):
         {"symmetric": True}, {"granularity": ROW}, {"granularity": GROUPS | {"group_size": 64}},
         {"transform": {"_target_": "Hadamard"}}, {"activation": {"bits": 8}},
         {"recon": {"unit": "block", "last_loss": "logits"}},
+        {"recon": {"unit": "block", "loss": "trimmed"}},
         {"task": {"limit": 100}},
     ],
     ids=lambda settings: next(iter(settings)),
