@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from results.records.given import PLACES
-from results.records.outcomes import Outcomes, pack, unpack
+from results.records.lines import from_line, lines_of, to_line
+from results.records.outcomes import Outcomes
 from results.records.record import Record
 
 LEDGER = Path(__file__).resolve().parents[1] / "ledger.jsonl"
@@ -33,12 +31,8 @@ def _given(record: Record) -> list[str]:
 
 def written(entries: Iterable[tuple[Record, Outcomes]]) -> bytes:
     """Return records with their outcomes as the bytes of a file, a line each, ordered by run."""
-    lines = []
-    for record, outcomes in sorted(entries, key=lambda entry: entry[0].run_id):
-        entry: dict[str, Any] = {"record": slim(record).to_json()}
-        if outcomes:
-            entry["outcomes"] = base64.b64encode(pack(outcomes, record.started)).decode()
-        lines.append(json.dumps(entry, sort_keys=True))
+    ordered = sorted(entries, key=lambda entry: entry[0].run_id)
+    lines = [to_line(slim(record), outcomes) for record, outcomes in ordered]
     return "".join(f"{line}\n" for line in lines).encode()
 
 
@@ -49,12 +43,9 @@ def read(path: Path = LEDGER) -> list[tuple[Record, Outcomes]]:
         ValueError: names the line that holds none.
     """
     found = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+    for number, line in lines_of(path) if path.exists() else ():
         try:
-            entry = json.loads(line)
-            record = Record.from_json(entry["record"])
-            data = base64.b64decode(entry.get("outcomes", ""))
-            found.append((record, unpack(data, record.started) if data else {}))
-        except (KeyError, TypeError, ValueError) as error:
+            found.append(from_line(line))
+        except ValueError as error:
             raise ValueError(f"{path.name}:{number}: {error}") from error
     return found

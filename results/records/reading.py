@@ -6,12 +6,13 @@ The command line and the notebook's functions read records here alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexround.utils.file_errors import read_bytes, unreadable
 from results.records.dropped import Dropped, tell, told
-from results.records.record import Record, parse
+from results.records.lines import from_line, lines_of
+from results.records.record import Record
 from results.records.selection import select, why_none
 from results.records.store import Store
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 OUTPUTS = Path(__file__).resolve().parents[2] / "outputs"
 DEFAULT = OUTPUTS / "results"  # where run.py writes records
-LINES = ".jsonl"  # a file of records, one a line, in the place of a folder
 
 
 def read(
@@ -51,7 +51,7 @@ def rows_in(place: str | Path, dropped: Dropped | None = None) -> list[Record]:
     if place.is_dir():
         records = Store(place).load(blocks=False, dropped=dropped)
     else:
-        records = _lines(place, dropped)
+        records = [record for record, _ in _lines(place, dropped)]
     if not records:
         raise ValueError(
             f"none of the {len(dropped)} records in {place} can be read: {told(dropped)}"
@@ -78,7 +78,7 @@ def with_units(place: str | Path, rows: Sequence[Record]) -> list[Record]:
     """Return the records in place that rows are of, with their units."""
     place, names = Path(place).expanduser(), {row.run_id for row in rows}
     if not place.is_dir():
-        return [record for record in _lines(place) if record.run_id in names]
+        return [record for record, _ in _lines(place) if record.run_id in names]
     found = Store(place).load(names)
     if len(found) < len(rows):  # a file is called otherwise than its run
         found = [record for record in Store(place).load() if record.run_id in names]
@@ -103,29 +103,28 @@ def newest_with_units(place: str | Path, rows: Sequence[Record]) -> Iterator[Rec
 
 
 def outcomes_in(place: str | Path) -> Callable[[Record], Outcomes]:
-    """Return what finds the outcomes of a record's evaluation samples, which a file has none of."""
+    """Return what finds the outcomes of a record's evaluation samples, none where none are kept."""
     place = Path(place).expanduser()
-    return Store(place).outcomes if place.is_dir() else lambda record: {}
+    if place.is_dir():
+        return Store(place).outcomes
+
+    @cache
+    def held() -> dict[str, Outcomes]:
+        return {record.run_id: outcomes for record, outcomes in _lines(place, [])}
+
+    return lambda record: held().get(record.run_id, {})
 
 
-def _lines(path: Path, dropped: Dropped | None = None) -> list[Record]:
-    """Return the records of a file with one a line, oldest first.
+def _lines(path: Path, dropped: Dropped | None = None) -> list[tuple[Record, Outcomes]]:
+    """Return the records of a file with one a line, oldest first, each with its outcomes.
 
     Raises:
         ValueError: when it is no such file, or can't be read.
     """
-    if path.suffix != LINES:
-        raise ValueError(f"{path}: give the folder of the records, or a {LINES} file of them")
-    try:
-        lines = read_bytes(path).splitlines()
-    except OSError as error:
-        raise unreadable(str(path), error, "its owner can change its rights") from error
-    records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    found = []
+    for number, line in lines_of(path):
         try:
-            records.append(parse(line))
+            found.append(from_line(line))
         except ValueError as error:
             tell(dropped, f"line {number} of {path}", str(error))
-    return sorted(records, key=lambda record: record.started)
+    return sorted(found, key=lambda entry: entry[0].started)

@@ -1,0 +1,67 @@
+"""Records in one file, a line each: a record alone, or one with the outcomes of its samples."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flexround.utils.file_errors import read_bytes, unreadable
+from results.records.record import Record, parse
+
+if TYPE_CHECKING:
+    from results.records.outcomes import Outcomes
+
+LINES = ".jsonl"  # what such a file's name ends with
+
+
+def to_line(record: Record, outcomes: Outcomes) -> str:
+    """Return record, with outcomes where there are any, as `from_line` reads them."""
+    entry = {"record": record.to_json()}
+    if outcomes:
+        from results.records.outcomes import pack
+
+        entry["outcomes"] = base64.b64encode(pack(outcomes, record.started)).decode()
+    return json.dumps(entry, sort_keys=True)
+
+
+def from_line(line: bytes) -> tuple[Record, Outcomes]:
+    """Return the record of a line and its outcomes, none where it has none.
+
+    Raises:
+        ValueError: when it holds no record, or outcomes of another one.
+    """
+    try:
+        held = json.loads(line)
+    except ValueError:
+        held = None
+    if not isinstance(held, dict) or "record" not in held:
+        return parse(line), {}
+    record = parse(json.dumps(held["record"]).encode())
+    packed = held.get("outcomes", "")
+    if not isinstance(packed, str):
+        raise ValueError("outcomes that are no text")
+    if not packed:
+        return record, {}
+    from results.records.outcomes import unpack
+
+    return record, unpack(base64.b64decode(packed), record.started)
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file that hold something, each with its number from 1.
+
+    Raises:
+        ValueError: when it is no such file, or can't be read.
+    """
+    if path.suffix != LINES:
+        raise ValueError(f"{path}: give the folder of the records, or a {LINES} file of them")
+    try:
+        lines = read_bytes(path).splitlines()
+    except OSError as error:
+        raise unreadable(str(path), error, "its owner can change its rights") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, line

@@ -1,0 +1,73 @@
+"""Records in one file, a line each: with their outcomes they are what a folder of them is."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from results.__main__ import main
+from results.ledger import kept
+from results.records.lines import from_line, to_line
+from results.records.reading import outcomes_in, read
+from results.records.store import Store
+from tests.results.records.test_store import record
+
+RIGHT = np.arange(9) % 2 == 0
+
+
+@pytest.fixture
+def both(tmp_path):
+    """Return a folder of records with outcomes, and the file that keeps them."""
+    store = Store(tmp_path / "folder")
+    for number, quant in enumerate(("flexround", "adaround")):
+        made = record(quant[0], 50.0 + number, started=str(number), quant=quant)
+        store.write(made, {"top1": RIGHT ^ (number == 1)})
+    path = tmp_path / "kept.jsonl"
+    path.write_bytes(kept.written((r, store.outcomes(r)) for r in store.load()))
+    return tmp_path / "folder", path
+
+
+def test_a_record_comes_back_with_its_outcomes_and_alone():
+    made = record("a", started="1")
+    found, outcomes = from_line(to_line(made, {"top1": RIGHT}).encode())
+    assert found == made
+    assert outcomes["top1"].tolist() == RIGHT.tolist()
+    assert from_line(to_line(made, {}).encode()) == (made, {})
+    assert from_line(json.dumps(made.to_json()).encode()) == (made, {})
+
+
+def test_the_ledgers_file_is_read_as_its_folder_is(both, capsys):
+    folder, path = both
+    assert [r.run_id for r in read(path)] == [r.run_id for r in read(folder)]
+    for held in read(folder):
+        one, other = outcomes_in(folder)(held), outcomes_in(path)(held)
+        assert one["top1"].tolist() == other["top1"].tolist()
+    said = []
+    for place in both:
+        assert main(["compare", "flexround", "adaround", "--results-dir", str(place)]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda held: held | {"outcomes": 3}, "outcomes that are no text"),
+        (lambda held: held | {"outcomes": "UEs="}, "it is damaged"),
+        (lambda held: held | {"record": [1]}, "a record is a JSON object"),
+        (lambda held: held | {"record": held["record"] | {"task": "a\u001bb"}}, "control"),
+    ],
+)
+def test_a_line_that_is_neither_is_told_and_the_others_are_read(both, change, why):
+    path = both[1]
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{json.dumps(change(json.loads(first)))}\n{second}\n")
+    dropped = []
+    assert [r.run_id for r in read(path, dropped=dropped)] == ["f"]
+    ((what, reason),) = dropped
+    assert what == f"line 1 of {path}"
+    assert why in reason
+    with pytest.raises(ValueError, match=rf"kept\.jsonl:1: .*{why}"):
+        kept.read(path)
