@@ -41,8 +41,9 @@ IMAGES, DATA, FILES = "root", ("local", "include_path"), ("files", "folder")
 FINETUNED = "finetuned"
 # Versions of what is built, by its class: raised whenever the same settings would give another
 # number, as a task's own version is. SignRound's ends were rounded before 2; the solvers' Hessians
-# counted padding, and took SAME padding of convolutions for another.
-VERSIONS = {"SignRound": 2, "GPTQ": 2, "CDQuant": 2}
+# counted padding, and took SAME padding of convolutions for another; AdaQuant took the negative
+# scales of ImportanceSearch for 0.
+VERSIONS = {"SignRound": 2, "GPTQ": 2, "CDQuant": 2, "ImportanceSearch": 2}
 VERSION = "_version_"
 FULL_STREAMS = "float32"
 # Options of later versions that are off: they are left out, as in records from before them.

@@ -167,7 +167,7 @@ def current_job(cfg: DictConfig) -> Job:
     check_moving_zero_point(choices["ranges"], symmetric, cfg.activation)
     check_imatrix(
         choices["ranges"], cfg.symmetric and cfg.grid is None, "source" in cfg.model,
-        cfg.activation is not None and "symmetric" in cfg.activation, "_partial_" in cfg.quant,
+        cfg.activation is not None and "symmetric" in cfg.activation, cfg.quant,
     )  # fmt: skip
     settings = _identity(cfg)
     store = Store(cfg.results_dir)

@@ -92,8 +92,8 @@ def choose(kind: Kind, method: str, given: Mapping[str, Any]) -> Choice:
     levels = tree["grid"] is not None
     check_moving_zero_point(names["ranges"], tree["symmetric"] or levels, tree["activation"])
     static = tree["activation"] is not None and "symmetric" in tree["activation"]
-    learned, even = "_partial_" in tree["quant"], tree["symmetric"] and not levels
-    check_imatrix(names["ranges"], even, kind == "language", static, learned)
+    even = tree["symmetric"] and not levels
+    check_imatrix(names["ranges"], even, kind == "language", static, tree["quant"])
     check_layer_bits(given.get(LAYER_BITS), tree["bits"], levels)
     return Choice(names, tree | {LAYER_BITS: dict(given.get(LAYER_BITS, {}))})
 

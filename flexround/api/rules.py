@@ -63,11 +63,12 @@ def check_moving_zero_point(
 
 
 def check_imatrix(
-    ranges: str, symmetric: bool, language: bool, static: bool, learned: bool
+    ranges: str, symmetric: bool, language: bool, static: bool, quant: Mapping[str, Any]
 ) -> None:
     """Check that the search by what inputs weigh is for what is chosen.
 
-    symmetric says so of integer weights; static of activations with ranges of their own.
+    symmetric says so of integer weights; static of activations with ranges of their own; quant has
+    the method's options.
 
     Raises:
         ValueError: when it is not.
@@ -81,8 +82,14 @@ def check_imatrix(
         )
     if not language:
         raise ValueError("ranges=imatrix is for language models; give ranges=lp")
-    if static or not learned:
-        what = "static ranges of activations" if static else "solvers, which see the Hessian"
+    reasons = {
+        "static ranges of activations": static,
+        "solvers, which see the Hessian": "_partial_" not in quant,
+        "methods that learn the ends of a range, which has zero in its middle": (
+            "first_logit" in quant
+        ),
+    }
+    for what in (reason for reason, holds in reasons.items() if holds):
         raise ValueError(f"ranges=imatrix is not for {what}; give ranges=min_max or ranges=lp")
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flexround.grid import Grid
+from flexround.importance import ImportanceSearch
 from flexround.quantizers.base import WeightQuantizer, on_grid
 from flexround.quantizers.flexround import FlexRound
 from flexround.ranges import SCALE_FLOOR, Ranges
@@ -28,6 +29,11 @@ class ClippedRange(WeightQuantizer):
     first_logit: float
 
     def _start(self, values: Tensor, ranges: Ranges) -> None:
+        if isinstance(ranges, ImportanceSearch):
+            raise ValueError(
+                f"{type(self).__name__} learns the ends of a range with zero in its middle, and "
+                "those of ranges=imatrix have it at one end; give ranges=min_max or ranges=lp"
+            )
         low, high = ranges.ends(values, self.grid)
         self.register_buffer("low", low)
         self.register_buffer("high", high)

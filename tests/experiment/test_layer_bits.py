@@ -125,6 +125,7 @@ V2_BAD = {
     "static": (
         (*SECOND, "symmetric=true", "activation=static_per_tensor"), "not for static ranges"
     ),
+    "clipping": ((*LLAMA, "quant=lwc", "ranges=imatrix", "symmetric=true"), "not for methods that"),
     "levels": ((*SECOND, "grid=nf4"), "symmetric integers"),
     "vision": ((*TINY, "quant=rtn", "ranges=imatrix"), "ranges=imatrix is for language models"),
 }  # fmt: skip

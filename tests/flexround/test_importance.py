@@ -14,6 +14,7 @@ from flexround.quantizers.rtn import RTN
 from flexround.quantizers.signround import SignRound, SignRoundV2
 from flexround.reconstruction import learning
 from tests.flexround.models.test_language import EXAMPLE, network, tokens
+from tests.flexround.quantizers.methods import METHODS
 from tests.flexround.reconstruction.test_reconstruction import CPU, SETTING, adapter, calibration
 
 BITS = pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -76,6 +77,24 @@ def test_the_second_version_starts_at_round_to_nearest_and_may_grow(bits, granul
             made.beta.fill_(9.0)
         made.after_step()
         torch.testing.assert_close(made.dequantization_scale(), most * scale)
+
+
+@BITS
+@GRANULARITY
+def test_every_learned_method_starts_at_round_to_nearest_on_signed_scales(bits, granularity):
+    weight, _, squares, _ = case(granularity)
+    grid, search = Grid(bits, True, granularity), ImportanceSearch(squares)
+    start = RTN(weight, grid=grid, ranges=search).finalize(weight)
+    assert (start.scale < 0).any()
+    for name, method in METHODS.items():
+        if name in ("lwc", "flexround_lwc"):
+            with pytest.raises(ValueError, match="zero in its middle"):
+                method(weight, grid=grid, ranges=search)
+            continue
+        quantizer = method(weight, grid=grid, ranges=search)
+        quantizer.hard = True
+        torch.testing.assert_close(quantizer.dequantization_scale(), start.scale)
+        torch.testing.assert_close(quantizer(weight), start.dequantize(), msg=name)
 
 
 @pytest.mark.parametrize(
