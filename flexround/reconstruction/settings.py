@@ -48,9 +48,9 @@ class Settings:
             last norm and the head: the next token's distribution against the full-precision
             network's (logits, LFQ), the logits' squared error (logits_mse), or the calibration
             text's own next tokens (next_token, as auto-round's port of LFQ).
-        loss: of a unit's output: the squared error, that of each token over its target's own mean
-            square (relative), or without a thousandth of a mini-batch's values, those that err most
-            (trimmed, SignRound v2).
+        loss: of a unit's output: the squared error; that of each token over the mean square of its
+            target or of itself, the larger one (relative); or without a thousandth of a
+            mini-batch's values, those that err most (trimmed, SignRound v2).
     """
 
     unit: Literal["block", "layer"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from flexround.calibration.activation_cache import ActivationCache, moved
@@ -32,12 +33,15 @@ def reconstruction_loss(
     the padding; on the CPU, so that no GPU is asked how many they are. AdaRound's lambda = 0.01 is
     tied to this reduction, the power 2 and the plain error (kind squared). The others keep a few
     tokens with huge activations from being all that is learned for: relative divides each
-    position's error by its target's root mean square, as the norm behind a residual stream does;
-    trimmed leaves out the largest errors, SignRound v2's loss at few bits (auto-round 0.16.1).
+    position's error by the root mean square of its target, as the norm behind a residual stream
+    does, or of its output where that is larger, so that none counts for more than four times the
+    channels; trimmed leaves out the largest errors, SignRound v2's loss at few bits (auto-round
+    0.16.1).
     """
     error = output - target
     if kind == "relative":
-        square = target.square().mean(dim=channel_dim, keepdim=True)
+        square = torch.maximum(*(x.detach().square().mean(dim=channel_dim, keepdim=True)
+                                 for x in (target, output)))  # fmt: skip
         error = error / (square + NORM_EPS).sqrt()
     elif kind == "trimmed":
         error = _without_largest(error, channel_dim, mask)

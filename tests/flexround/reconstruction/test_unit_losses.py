@@ -38,10 +38,26 @@ def test_relative_is_the_error_in_units_of_what_the_norm_divides_by(masked):
     output, target, mask = outputs()
     counts = mask if masked else torch.ones_like(mask)
     found = reconstruction_loss(output, target, -1, mask if masked else None, kind="relative")
-    divided = F.rms_norm(target, target.shape[-1:], eps=1e-6)  # target / its root mean square
-    scale = (divided / target).detach()
-    expected = ((output * scale - divided) ** 2).sum(-1)[counts].mean()
+    # target / its root mean square, or by the output's where that is larger
+    by_target = F.rms_norm(target, target.shape[-1:], eps=1e-6) / target
+    by_output = F.rms_norm(output, output.shape[-1:], eps=1e-6) / output
+    scale = torch.minimum(by_target, by_output).detach()
+    expected = ((output * scale - target * scale) ** 2).sum(-1)[counts].mean()
     torch.testing.assert_close(found, expected)
+    own, theirs = (torch.autograd.grad(loss, output)[0] for loss in (found, expected))
+    torch.testing.assert_close(own, theirs)
+
+
+def test_a_token_gone_astray_counts_for_four_times_the_channels_at_most():
+    output, target, _ = outputs()
+    with torch.no_grad():
+        output[0, 1] = 1e6 * torch.sign(target[0, 1])
+        output[1, 2] = -1.0001 * target[1, 2]
+    channels = output.shape[-1]
+    for sample, position, most in ((0, 1, 1.001), (1, 2, 4)):
+        one, other = output[sample, position].detach(), target[sample, position]
+        found = reconstruction_loss(one[None], other[None], -1, kind="relative")
+        assert 0.99 * most * channels < found <= most * channels
 
 
 @pytest.mark.parametrize("factor", [1e-2, 1e3])
