@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flexround.utils.file_errors import read_bytes, unreadable
 from results.records.record import Record, parse
@@ -19,7 +19,7 @@ LINES = ".jsonl"  # what such a file's name ends with
 
 def to_line(record: Record, outcomes: Outcomes) -> str:
     """Return record, with outcomes where there are any, as `from_line` reads them."""
-    entry = {"record": record.to_json()}
+    entry: dict[str, Any] = {"record": record.to_json()}
     if outcomes:
         from results.records.outcomes import pack
 
