@@ -74,14 +74,14 @@ class Contents:
         if not folders or self._is_late(folders):
             return None
         known = self._read(root)
-        stamps = {p.relative_to(root).as_posix(): _stamp(p) for p in folders}
+        stamps = {p.relative_to(root).as_posix(): stamp_of(p) for p in folders}
         counts: dict[str, int] = {}
         for name, stamp in stamps.items():
             held = known.get(name, {})
             fresh = held.get("stamp") == stamp
             counts[name] = held["count"] if fresh else len(_entries(root / name))
         entries = {n: {"stamp": stamps[n], "count": count} for n, count in counts.items()}
-        if entries != known and all(map(_is_settled, folders)):
+        if entries != known and all(map(is_settled, folders)):
             self._write(root, entries)
         return _digest(f"{name} {count}" for name, count in sorted(counts.items()) if count)
 
@@ -93,17 +93,13 @@ class Contents:
         """
         if self._is_late([path]):
             return None
-        stamp, known = _stamp(path), self._read(path)
+        stamp, known = stamp_of(path), self._read(path)
         if known.get("stamp") == stamp:
             return str(known["digest"])
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while piece := file.read(PIECE):
-                digest.update(piece)
-        if _stamp(path) != stamp:
+        found = PREFIX + bytes_of(path)[:32]
+        if stamp_of(path) != stamp:
             raise ValueError(f"{path} changes while it is read; wait until it is written whole")
-        found = PREFIX + digest.hexdigest()[:32]
-        if _is_settled(path):
+        if is_settled(path):
             self._write(path, {"stamp": stamp, "digest": found})
         return found
 
@@ -139,6 +135,33 @@ class Contents:
             log.debug("the digest of %s is not kept: %s", path, error.strerror)
 
 
+def bytes_of(path: Path) -> str:
+    """Return the SHA-256 of what a file holds, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+class Stamps:
+    """Stands for files by their sizes and times.
+
+    Attributes:
+        seen: whether there was any.
+        settled: whether a later change of any must show in its times.
+    """
+
+    def __init__(self) -> None:
+        self.seen, self.settled = False, True
+
+    def of(self, path: Path) -> str:
+        """Return what changes when path does."""
+        self.seen = True
+        self.settled &= is_settled(path)
+        return f"{path.absolute()} {stamp_of(path)}"
+
+
 def _is_entry(known: Any) -> bool:
     """Return whether known is an entry of a file, or one of a folder's folders by name."""
     if not isinstance(known, dict):
@@ -149,13 +172,13 @@ def _is_entry(known: Any) -> bool:
     return all(isinstance(v, dict) and isinstance(v.get("count"), int) for v in held)
 
 
-def _stamp(path: Path) -> Stamp:
+def stamp_of(path: Path) -> Stamp:
     """Return what changes when a file or folder does; no program sets ctime back."""
     stat = path.stat()
     return [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def _is_settled(path: Path) -> bool:
+def is_settled(path: Path) -> bool:
     """Return whether a later write must show in path's times."""
     return time.time() - path.stat().st_ctime > SETTLED
 

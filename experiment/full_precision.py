@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from pydantic_core import from_json
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from experiment.content import Stamps, bytes_of
 from experiment.device import kind_of
 from experiment.shared_cache import Cache
 from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
@@ -60,10 +62,25 @@ class FullPrecision:
 
     @cached_property
     def evaluation_data(self) -> str | None:
-        """The digest of what the task measures on; None where it does not say."""
-        task = self._task
-        data = task.evaluation_data()
-        return None if data is None else digest_of(data)
+        """The digest of what the task measures on; None where it does not say.
+
+        Reading thousands of files may take as long as evaluating a small network, so that what
+        they hold is looked at once for the same sizes and times.
+        """
+        data, files = self._task.evaluation_data(), Stamps()
+        if data is None:
+            return None
+        found = digest_of(data, files.of)
+        if not files.seen:
+            return found
+
+        def make() -> bytes:
+            again = self._task.evaluation_data()
+            assert again is not None, "it was there a moment ago"
+            return digest_of(again).encode()
+
+        key = _key("evaluation data", found)
+        return (self._cache.get(key, make, _is_digest) if files.settled else make()).decode()
 
     def metrics(self, settings: dict[str, Any]) -> dict[str, float]:
         """Return the metrics of the unquantized model under settings.
@@ -154,8 +171,11 @@ def digest_of_model(model: nn.Module, state: Iterable[tuple[str, Tensor]]) -> st
     return digest.hexdigest()
 
 
-def digest_of(data: Iterable[Any]) -> str:
-    """Return a hash of tensors, texts and numbers in any nesting, in their order."""
+def digest_of(data: Iterable[Any], of_file: Callable[[Path], str] = bytes_of) -> str:
+    """Return a hash of tensors, texts, numbers and files in any nesting, in their order.
+
+    of_file gives what a path stands for: what the file holds.
+    """
     digest = hashlib.sha256()
     for item in data:
         leaves, structure = tree_flatten(item)
@@ -164,9 +184,16 @@ def digest_of(data: Iterable[Any]) -> str:
             if isinstance(leaf, Tensor):
                 digest.update(f"{leaf.dtype} {tuple(leaf.shape)}\n".encode())
                 digest.update(_bytes(leaf))
+            elif isinstance(leaf, Path):
+                digest.update(f"{of_file(leaf)}\n".encode(errors="surrogatepass"))
             else:
                 digest.update(f"{leaf!r}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
+
+
+def _is_digest(data: bytes) -> bool:
+    """Return whether data is what `FullPrecision.evaluation_data` keeps."""
+    return len(data) == 64 and all(byte in b"0123456789abcdef" for byte in data)
 
 
 def _is_metrics(data: bytes) -> bool:

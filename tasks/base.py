@@ -91,7 +91,9 @@ class Task(ABC):
         """
 
     def evaluation_data(self) -> Iterable[Any] | None:
-        """Return all that `evaluate` measures on: tensors, texts and numbers, in any nesting.
+        """Return all that `evaluate` measures on: tensors, texts, numbers, files, in any nesting.
+
+        A file, as its path, counts by what it holds.
 
         Its digest finds the full-precision metrics that runs share, and stands in the record.
         `load` has been called. None, of a task that does not say, has every run measure anew.

@@ -119,7 +119,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "w.bin"
     path.write_bytes(b"one")
     stamps = iter([[1], [2]])
-    monkeypatch.setattr(content, "_stamp", lambda _: next(stamps))
+    monkeypatch.setattr(content, "stamp_of", lambda _: next(stamps))
     with pytest.raises(ValueError, match=r"w\.bin changes while it is read"):
         Contents(tmp_path / "kept").file(path)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from experiment import content, full_precision
 from experiment.full_precision import FullPrecision, digest_of, digest_of_model
 from experiment.shared_cache import Cache
 from flexround.calibration.activation_cache import ActivationCache
@@ -141,6 +142,33 @@ def test_metrics_are_shared_by_what_was_measured_on(tmp_path):
     assert shared(cache, model, task=again).metrics({}) == {"top1": 0.0}
     assert shared(cache, model, task=changed).metrics({}) == {"top1": 1.0}
     assert (one.times, again.times, changed.times) == (1, 0, 1)
+
+
+def test_files_are_read_once_while_their_times_stay(tmp_path, monkeypatch):
+    cache, model, read = Cache(tmp_path / "cache", 1), adapter(), []
+    path = tmp_path / "image"
+    path.write_bytes(b"one")
+    real = full_precision.bytes_of
+
+    def count(path):
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(full_precision.digest_of, "__defaults__", (count,))
+
+    def found():
+        return shared(cache, model, task=Measured([("image", path)])).evaluation_data
+
+    first = found()
+    assert found() == first
+    assert len(read) == 2, "its times could hide another writing as yet"
+    monkeypatch.setattr(content, "SETTLED", -1.0)
+    assert {found() for _ in range(3)} == {first}
+    assert len(read) == 3
+    path.write_bytes(b"two")
+    assert found() != first
+    path.write_bytes(b"one")
+    assert found() == first
 
 
 def test_a_task_that_does_not_say_what_it_measures_on_shares_nothing(tmp_path):

@@ -7,6 +7,7 @@ change it too.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ def test_an_image_that_is_replaced_under_its_name_is_noticed(root):
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # of the same size
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # and time
     assert digest(imagenet.imagenet(root)) != before
+
+
+def test_a_copy_of_the_images_is_the_same_data(root, tmp_path):
+    copied = tmp_path / "elsewhere"
+    shutil.copytree(root, copied)
+    for path in copied.rglob("*.JPEG"):
+        os.utime(path, (1, 1))
+    assert digest(imagenet.imagenet(copied)) == digest(imagenet.imagenet(root))
 
 
 def test_a_train_image_has_no_part_in_it(root):
