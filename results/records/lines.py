@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import from_json
+
 from flexround.utils.file_errors import read_bytes, unreadable
 from results.records.record import Record, parse
 
@@ -34,7 +36,7 @@ def from_line(line: bytes) -> tuple[Record, Outcomes]:
         ValueError: when it holds no record, or outcomes of another one.
     """
     try:
-        held = json.loads(line)
+        held = from_json(line)
     except ValueError:
         held = None
     if not isinstance(held, dict) or "record" not in held:
