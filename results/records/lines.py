@@ -26,7 +26,7 @@ def to_line(record: Record, outcomes: Outcomes) -> str:
         from results.records.outcomes import pack
 
         entry["outcomes"] = base64.b64encode(pack(outcomes, record.started)).decode()
-    return json.dumps(entry, sort_keys=True)
+    return json.dumps(entry, sort_keys=True, separators=(",", ":"))
 
 
 def from_line(line: bytes) -> tuple[Record, Outcomes]:
