@@ -67,7 +67,8 @@ class FullPrecision:
         Reading thousands of files may take as long as evaluating a small network, so that what
         they hold is looked at once for the same sizes and times.
         """
-        data, files = self._task.evaluation_data(), Stamps()
+        task, files = self._task, Stamps()
+        data = task.evaluation_data()
         if data is None:
             return None
         found = digest_of(data, files.of)
@@ -75,7 +76,7 @@ class FullPrecision:
             return found
 
         def make() -> bytes:
-            again = self._task.evaluation_data()
+            again = task.evaluation_data()
             assert again is not None, "it was there a moment ago"
             return digest_of(again).encode()
 

@@ -121,12 +121,18 @@ def check_layer_bits(given: Any, bits: int, levels: bool) -> None:
             )
 
 
+def _signround_loss(bits: int) -> str:
+    """Return the loss of SignRound's second version, as auto-round 0.16.1 chooses it."""
+    return "trimmed" if bits <= 3 else "squared"
+
+
 RULES: dict[str, Callable[..., Any]] = {
     "by_scale": _by_scale,
     "candidates": _candidates,
     "idle_rank": _idle_rank,
     "if_quantized": _if_quantized,
     "only_for": _only_for,
+    "signround_loss": _signround_loss,
     "signround_lr": _signround_lr,
 }
 

@@ -176,6 +176,13 @@ def test_with_the_last_block_like_any_other_a_run_has_the_id_from_before_there_w
     assert "loss" not in identity(composed("recon.loss=squared"))["recon"]
 
 
+@pytest.mark.parametrize(("bits", "loss"), [(2, "trimmed"), (3, "trimmed"), (4, "squared")])
+def test_signrounds_second_version_leaves_the_largest_errors_out_at_few_bits(bits, loss):
+    own = ("model=tiny_llama", "quant=signround_v2", "symmetric=true", f"bits={bits}")
+    assert composed(*own).recon.loss == loss
+    assert composed(*own, "recon.loss=relative").recon.loss == "relative"
+
+
 @pytest.mark.parametrize(
     "option", ["stream_dtype=int8", "stream_gib=-1", "stream_gib=nan", "stream_device=gpu"]
 )
