@@ -81,7 +81,7 @@ class Contents:
             fresh = held.get("stamp") == stamp
             counts[name] = held["count"] if fresh else len(_entries(root / name))
         entries = {n: {"stamp": stamps[n], "count": count} for n, count in counts.items()}
-        if entries != known and all(map(is_settled, folders)):
+        if entries != known and all(map(_is_settled, stamps.values())):
             self._write(root, entries)
         return _digest(f"{name} {count}" for name, count in sorted(counts.items()) if count)
 
@@ -99,7 +99,7 @@ class Contents:
         found = PREFIX + bytes_of(path)[:32]
         if stamp_of(path) != stamp:
             raise ValueError(f"{path} changes while it is read; wait until it is written whole")
-        if is_settled(path):
+        if _is_settled(stamp):
             self._write(path, {"stamp": stamp, "digest": found})
         return found
 
@@ -157,9 +157,10 @@ class Stamps:
 
     def of(self, path: Path) -> str:
         """Return what changes when path does."""
+        stamp = stamp_of(path)
         self.seen = True
-        self.settled &= is_settled(path)
-        return f"{path.absolute()} {stamp_of(path)}"
+        self.settled &= _is_settled(stamp)
+        return f"{path.absolute()} {stamp}"
 
 
 def _is_entry(known: Any) -> bool:
@@ -178,9 +179,9 @@ def stamp_of(path: Path) -> Stamp:
     return [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def is_settled(path: Path) -> bool:
-    """Return whether a later write must show in path's times."""
-    return time.time() - path.stat().st_ctime > SETTLED
+def _is_settled(stamp: Stamp) -> bool:
+    """Return whether a later write must show in the times of the file or folder of stamp."""
+    return time.time() - stamp[-1] / 1e9 > SETTLED
 
 
 def _entries(folder: Path) -> list[Path]:

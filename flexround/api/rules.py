@@ -82,15 +82,15 @@ def check_imatrix(
         )
     if not language:
         raise ValueError("ranges=imatrix is for language models; give ranges=lp")
-    reasons = {
-        "static ranges of activations": static,
-        "solvers, which see the Hessian": "_partial_" not in quant,
-        "methods that learn the ends of a range, which has zero in its middle": (
-            "first_logit" in quant
-        ),
-    }
-    for what in (reason for reason, holds in reasons.items() if holds):
-        raise ValueError(f"ranges=imatrix is not for {what}; give ranges=min_max or ranges=lp")
+    if static:
+        what = "static ranges of activations"
+    elif "_partial_" not in quant:
+        what = "solvers, which see the Hessian"
+    elif "first_logit" in quant:
+        what = "methods that learn the ends of a range, which has zero in its middle"
+    else:
+        return
+    raise ValueError(f"ranges=imatrix is not for {what}; give ranges=min_max or ranges=lp")
 
 
 def check_layer_bits(given: Any, bits: int, levels: bool) -> None:

@@ -74,9 +74,8 @@ class AdaQuant(WeightQuantizer):
         """Return s1, [groups, 1]."""
         s1 = self.scale + self.range_change / self.grid.width
         # As in the authors' code a range below the floor counts as the floor; at it, it may grow.
-        floor = torch.copysign(torch.full_like(self.scale, SCALE_FLOOR), self.scale)
-        below = torch.where(self.scale < 0, s1 > floor, s1 < floor)
-        return self.grid.admitted(torch.where(below, floor, s1))
+        sign = torch.where(self.scale < 0, -1.0, 1.0).to(s1)
+        return self.grid.admitted(torch.where(sign * s1 < SCALE_FLOOR, sign * SCALE_FLOOR, s1))
 
     def dequantization_zero_point(self) -> Tensor:
         """Return z, [groups, 1], whole numbers of the grid."""

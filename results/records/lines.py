@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json
 
 from flexround.utils.file_errors import read_bytes, unreadable
-from results.records.record import Record, parse
+from results.records.record import Record, checked
 
 if TYPE_CHECKING:
     from results.records.outcomes import Outcomes
@@ -35,14 +35,10 @@ def from_line(line: bytes) -> tuple[Record, Outcomes]:
     Raises:
         ValueError: when it holds no record, or outcomes of another one.
     """
-    try:
-        held = from_json(line)
-    except ValueError:
-        held = None
+    held = from_json(line)
     if not isinstance(held, dict) or "record" not in held:
-        return parse(line), {}
-    record = parse(json.dumps(held["record"]).encode())
-    packed = held.get("outcomes", "")
+        return checked(held, line), {}
+    record, packed = checked(held["record"], line), held.get("outcomes", "")
     if not isinstance(packed, str):
         raise ValueError("outcomes that are no text")
     if not packed:
