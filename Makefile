@@ -1,9 +1,10 @@
 # `make demo` and `make test` are all the set-up there is; both need only Python with venv and pip.
 PYTHON ?= python3
 BIN := .venv/bin
-# Tests run in two processes of one thread each, a file of them in one process.
+# Tests run in two processes of one thread each, a file of them in one process, in their own order:
+# the longest first.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 READY := .venv/.ready
 
 .PHONY: demo test test-all check format leaderboard claims notebook reference figures docs clean

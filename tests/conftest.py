@@ -40,6 +40,15 @@ settings.load_profile("default")
 
 Cli = Callable[..., Outcome]
 
+# Of two processes one would end minutes after the other if the longest tests, each alone in its
+# file, came last.
+FIRST = ("test_second_device.py", "test_kill.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests; --no-loadscope-reorder keeps this order."""
+    items.sort(key=lambda item: item.path.name not in FIRST)
+
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
