@@ -67,7 +67,7 @@ def selection(command: str) -> ArgumentParser:
     """Return the parser of a command with the options that choose records."""
     line, example = COMMANDS[command]
     if command == BOARD:
-        listed = [f"  {name:<10}{told}" for name, (told, _) in COMMANDS.items() if name]
+        listed = [f"  {name:<12}{told}" for name, (told, _) in COMMANDS.items() if name]
         line = "\n".join([line, "", "commands (each has a --help of its own):", *listed])
     name = "" if command == PAPER else command  # whose name is an argument
     parser = ArgumentParser(

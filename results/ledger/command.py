@@ -52,6 +52,8 @@ def command(argv: Sequence[str]) -> str:
     claims = chosen(read(), args.claims)
     if args.keep:
         return keep(args.results_dir)
+    if args.results_dir != DEFAULT and not args.results_dir.exists():
+        raise ValueError(f"{args.results_dir}: there is no such folder")
     evidence = Evidence(claims, args.results_dir)
     if args.commands:
         return "\n".join(commands(claims, evidence.found, args.also))

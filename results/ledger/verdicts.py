@@ -82,7 +82,8 @@ def _verdict(claim: Claim, found: Found, outcomes: OutcomesOf) -> Verdict:
     word, why = decide(contrast, claim.expect, claim.margin), ""
     if word == "undecided":
         more = more_seeds(contrast, claim.expect, claim.margin)
-        why = f"{more} more seeds" if more else "more evaluation samples, not seeds"
+        seeds = "1 more seed" if more == 1 else f"{more} more seeds"
+        why = seeds if more else "more evaluation samples, not seeds"
     p = p_value(contrast, claim.expect, claim.margin, word)
     return Verdict(claim, word, contrast, contrast.interval(), p, None, why, paper, unit)
 
