@@ -93,6 +93,11 @@ def check_bits_of_layers(cfg: DictConfig) -> None:
         )
 
 
+# A solver's options that say where the scales of groups come from. They are in the names of runs
+# without groups too, so that conf/ does not have them among those that do nothing there.
+OF_GROUPS = ("quant.static_groups", "quant.stale_scales")
+
+
 def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> None:
     """Refuse options given by hand that do nothing for what was chosen.
 
@@ -105,7 +110,10 @@ def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> Non
     parser = OverridesParser.create()
     given = {o.key_or_group: o.input_line for o in parser.parse_overrides(list(own))}
     swept = {o.key_or_group for o in parser.parse_overrides(list(sweep)) if o.is_sweep_override()}
-    for group, options in cfg.idle.items():
+    idle = {group: list(options) for group, options in cfg.idle.items()}
+    if not str(cfg.granularity.get("_target_")).endswith(".PerGroup"):
+        idle.setdefault("granularity", []).extend(OF_GROUPS)
+    for group, options in idle.items():
         if group in swept:
             continue
         for option in options:

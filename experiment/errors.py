@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiment import ROOT
@@ -154,12 +155,22 @@ def members(group: str) -> str:
     return ", ".join(name.as_posix() for name in names if not name.name.startswith("_"))
 
 
+def _options_of_learning() -> list[str]:
+    """Return the options of the loop that learns."""
+    return list(OmegaConf.load(ROOT / "conf/recon/block.yaml").recon)
+
+
 def _nearest_key(cause: OmegaConfBaseException) -> str:
     parent, key = cause.parent_node, cause.key
     unknown = isinstance(cause, ConfigAttributeError | ConfigKeyError)
     if not unknown or parent is None or key is None or not hasattr(parent, "keys"):
         return ""
     known = [str(name) for name in parent]
+    if "sequential" in known and key in _options_of_learning():
+        return (
+            "; it is for methods that learn, and does nothing with a solver: leave it out, or give "
+            "the solvers of a sweep a command of their own"
+        )
     near = difflib.get_close_matches(str(key), known, n=1)
     if near:
         return f"; did you mean {near[0]}?"

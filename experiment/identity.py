@@ -127,6 +127,8 @@ def reduced(settings: dict[str, Any], contents: Contents) -> dict[str, Any]:
         node, last = _holder(settings, path)
         if node.get(last) == off:
             node.pop(last, None)
+    if not settings.get("bits_per_layer"):
+        settings.pop("bits_per_layer", None)
     if not model.get("leave"):
         model.pop("leave", None)  # as in records from before weights could be left
     return cast(dict[str, Any], _canonical(_with_digests(settings, contents)))

@@ -44,7 +44,7 @@ def presets() -> dict[str, Any]:
         found[group] = {
             name: {
                 "node": (cfg := composed(*VISION, f"{group}={name}"))[group],
-                "idle": cfg["idle"].get(group, []),
+                "idle": {k: v for k, v in cfg["idle"].items() if k.split(".")[0] == group},
             }
             for name in _members(group)
         }

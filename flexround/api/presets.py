@@ -188,7 +188,9 @@ def _check_idle(
     Raises:
         ValueError: names the option and the choice that leaves it without effect.
     """
-    idle = {group: known[group][names[group]]["idle"] for group in GROUPS} | dict(of_loop)
+    idle = dict(of_loop)
+    for group in GROUPS:
+        idle |= known[group][names[group]]["idle"]
     leaves = dict(_leaves(tree))
     for group, options in idle.items():
         for option in resolved(options, tree):

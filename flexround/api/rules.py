@@ -75,11 +75,6 @@ def check_imatrix(
     """
     if ranges != "imatrix":
         return
-    if not symmetric:
-        raise ValueError(
-            "ranges=imatrix is for symmetric integers; give symmetric=true grid=integer, or "
-            "ranges=lp"
-        )
     if not language:
         raise ValueError("ranges=imatrix is for language models; give ranges=lp")
     if static:
@@ -88,6 +83,11 @@ def check_imatrix(
         what = "solvers, which see the Hessian"
     elif "first_logit" in quant:
         what = "methods that learn the ends of a range, which has zero in its middle"
+    elif not symmetric:
+        raise ValueError(
+            "ranges=imatrix is for symmetric integers; give symmetric=true grid=integer, or "
+            "ranges=lp"
+        )
     else:
         return
     raise ValueError(f"ranges=imatrix is not for {what}; give ranges=min_max or ranges=lp")
@@ -106,6 +106,11 @@ def check_layer_bits(given: Any, bits: int, levels: bool) -> None:
             f"bits_per_layer={given}: give layers with their bits, such as "
             "'bits_per_layer={*.down_proj: 8}'"
         )
+    if given and levels:
+        raise ValueError(
+            f"bits_per_layer= has no choice with a table of levels, which has {bits} bits alone; "
+            "leave it out, or give grid=integer"
+        )
     low, high = BITS
     for name, own in (given or {}).items():
         if not isinstance(name, str):
@@ -113,11 +118,6 @@ def check_layer_bits(given: Any, bits: int, levels: bool) -> None:
         if type(own) is not int or not low <= own <= high:
             raise ValueError(
                 f"bits_per_layer: {name} has {own}; give a whole number from {low} to {high}"
-            )
-        if levels and own != bits:
-            raise ValueError(
-                f"bits_per_layer: {name} has {own}, and a table of levels has {bits} bits alone; "
-                "give grid=integer"
             )
 
 
@@ -177,6 +177,8 @@ def _argument(text: str, tree: Mapping[str, Any]) -> Any:
         return resolved(text, tree)
     if text.startswith("["):
         return [_argument(part, tree) for part in _split(text[1:-1]) if part]
+    if text in ("true", "false"):
+        return text == "true"
     return int(text) if text.lstrip("-").isdigit() else text
 
 

@@ -147,12 +147,12 @@ EARLY = {
     "held_out_idle": (["quant=rtn", "recon.held_out=8"], ["recon.held_out=8 does nothing"]),
     "held_out_solver": (
         ["quant=gptq", "recon.held_out=8"],
-        ["recon.held_out", "known keys: _target_, batch_size, sequential"],
+        ["recon.held_out", "does nothing with a solver"],
     ),
     "last_loss_idle": (["quant=rtn", "recon.last_loss=logits"], ["recon.last_loss=logits does"]),
     "loss_idle": (["quant=rtn", "recon.loss=relative"], ["recon.loss=relative does"]),
     "loss_images": (["recon.loss=relative"], ["recon.loss=relative is of tokens", "give recon."]),
-    "last_loss_solver": (["quant=gptaq", "recon.last_loss=logits"], ["recon.last_loss", "known"]),
+    "last_loss_solver": (["quant=gptaq", "recon.last_loss=logits"], ["recon.last_loss", "solver"]),
     "keep_best_idle": (
         ["recon.held_out=8", "recon.patience=2", "recon.keep_best=true"],
         ["recon.keep_best=true does nothing with the chosen recon.patience"],

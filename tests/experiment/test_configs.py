@@ -158,6 +158,10 @@ def test_every_setting_that_can_change_the_value_changes_the_run_id():
     assert len(set(ids)) == len(ids)
 
 
+def test_a_map_without_layers_is_no_map():
+    assert identity(composed("bits_per_layer={}")) == identity(composed())
+
+
 def test_streams_in_float32_have_the_run_ids_from_before_there_was_a_choice():
     assert "stream_dtype" not in identity(composed())
 

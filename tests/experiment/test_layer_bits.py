@@ -103,6 +103,7 @@ BAD = {
     "budget": ((*RTN, "allocation=delta_loss", "allocation.average_bits=1.5"), "give 2 to 8"),
     "both": ((*RTN, "allocation=delta_loss", "bits_per_layer={*: 4}"), "leave one out"),
     "table": ((*RTN, "grid=nf4", "bits_per_layer={*: 3}"), "give grid=integer"),
+    "four": ((*RTN, "grid=nf4", "bits_per_layer={*: 4}"), "leave it out, or give grid="),
     "levels": ((*RTN, "grid=nf4", "allocation=delta_loss"), "give grid=integer"),
     "vision": ((*TINY, "quant=rtn", "allocation=delta_loss"), "only causal language models"),
     "offload": ((*RTN, "offload=true", "allocation=delta_loss"), "give offload=false"),
@@ -125,6 +126,7 @@ V2_BAD = {
     "static": (
         (*SECOND, "symmetric=true", "activation=static_per_tensor"), "not for static ranges"
     ),
+    "solver_zero": ((*LLAMA, "quant=gptq", "ranges=imatrix"), "not for solvers"),
     "clipping": ((*LLAMA, "quant=lwc", "ranges=imatrix", "symmetric=true"), "not for methods that"),
     "levels": ((*SECOND, "grid=nf4"), "symmetric integers"),
     "vision": ((*TINY, "quant=rtn", "ranges=imatrix"), "ranges=imatrix is for language models"),

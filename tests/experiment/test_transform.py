@@ -45,6 +45,10 @@ def test_without_a_transform_a_run_is_called_as_it_always_was(cli, results_dir):
 
 BAD = {
     "vision": ((*TINY, "quant=rtn", "transform=smoothquant"), "convolutions"),
+    "clip": (
+        (*LLAMA, "transform=awq", "transform.clip=false", "transform.clip_candidates=3"),
+        "transform.clip_candidates=3 does nothing with the chosen transform.clip",
+    ),
     "alpha": ((*LLAMA, "transform=smoothquant", "transform.alpha=2"), "transform.alpha=2"),
     "offload": ((*LLAMA, "transform=smoothquant", "offload=true"), "give offload=false"),
     "encoder": (

@@ -255,7 +255,7 @@ def test_layers_have_the_bits_that_are_given():
         ({"bits_per_layer": {"*": True}}, "has True; give a whole number"),
         ({"bits_per_layer": {0: 4}}, "0 is no text"),
         ({"bits_per_layer": 4}, "bits_per_layer=4: give layers with their bits"),
-        ({"bits_per_layer": {"0": 3}, "grid": "nf4"}, "a table of levels has 4 bits alone"),
+        ({"bits_per_layer": {"0": 3}, "grid": "nf4"}, "a table of levels, which has 4 bits alone"),
         ({"options": {"bits_per_layer": {"0": 3}}}, "which is an argument of its own"),
     ],
 )
