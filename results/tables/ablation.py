@@ -31,6 +31,8 @@ OFF = {
     "recon.held_out": 0,
     "recon.patience": 0,
 }
+# Config groups that a record leaves out where nothing of them is chosen, and what that is called.
+NONE = {"transform": "none", "grid": "integer"}
 
 
 @dataclass
@@ -96,7 +98,7 @@ def value_of(record: Record, setting: str) -> Any:
     if setting in OFF and fact(record, "recon.unit") is not None:
         return OFF[setting]
     target = fact(record, f"{setting}._target_")
-    return ABSENT if target is None else target.rpartition(".")[2]
+    return NONE.get(setting, ABSENT) if target is None else target.rpartition(".")[2]
 
 
 def in_order(values: Iterable[Any]) -> list[Any]:

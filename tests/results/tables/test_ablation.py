@@ -11,7 +11,7 @@ from experiment.identity import OFF as IDENTITY_OFF
 from results.__main__ import main
 from results.records.given import by_hand
 from results.records.store import Store
-from results.tables.ablation import OFF, ablation, in_order, render
+from results.tables.ablation import NONE, OFF, ablation, in_order, render
 from tests.results.records.test_store import record
 
 
@@ -78,6 +78,14 @@ def test_an_option_that_records_leave_out_where_it_is_off_has_that_value(name, o
     assert list(found.table[f"recon.{name}"]) == [str(off), str(on)]
     assert list(found.table["mean"]) == [90.0, 91.0]
     assert f"1 runs have no recon.{name}" in found.remarks
+
+
+@pytest.mark.parametrize(("group", "none"), NONE.items())
+def test_a_group_that_records_leave_out_where_nothing_is_chosen_has_that_member(group, none):
+    assert IDENTITY_OFF[group] is None
+    chosen = run(80.0, given=[f"{group}=it"], **{group: {"_target_": "flexround.of.It"}})
+    found = ablation([run(90.0, given=[]), chosen], group)
+    assert dict(zip(found.table[group], found.table["mean"], strict=True)) == {none: 90, "It": 80}
 
 
 def test_runs_without_the_setting_are_counted():
