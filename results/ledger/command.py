@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def command(argv: Sequence[str]) -> str:
     if args.keep:
         return keep(args.results_dir)
     if args.results_dir != DEFAULT and not args.results_dir.exists():
-        raise ValueError(f"{args.results_dir}: there is no such folder")
+        told = "there is no such folder yet; the ledger's records alone count"
+        print(f"{args.results_dir}: {told}", file=sys.stderr)
     evidence = Evidence(claims, args.results_dir)
     if args.commands:
         return "\n".join(commands(claims, evidence.found, args.also))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -10,6 +11,16 @@ from typing import Any
 from results.records.record import Record
 
 ABSENT = object()
+FEW = 8  # values that a line can list
+# Options of a loop that learns which a record leaves out where they are off.
+OFF = {
+    "recon.loss": "squared",
+    "recon.last_loss": "block",
+    "recon.held_out": 0,
+    "recon.patience": 0,
+}
+# Config groups that a record leaves out where nothing of them is chosen, and what that is called.
+NONE = {"transform": "none", "grid": "integer"}
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -33,7 +44,12 @@ def select(records: Sequence[Record], where: dict[str, str]) -> list[Record]:
     for key, text in where.items():
         check_known(records, key, f"--where {key}={text}")
         readings = _readings(text)
-        chosen = [r for r in chosen if fact(r, key) in readings]
+        # A group's member is told by its class: awq of the command line is AWQ.
+        chosen = [
+            r
+            for r in chosen
+            if (value := value_of(r, key)) in readings or _folded(value) == _folded(text)
+        ]
     return chosen
 
 
@@ -41,8 +57,9 @@ def why_none(records: Sequence[Record], where: dict[str, str]) -> str:
     """Return which part of where no record has, with the values most like it."""
     for name, value in where.items():
         if not select(records, {name: value}):
-            values = {str(facts(r)[name]) for r in records if name in facts(r)}
-            told = f"{name}={value}{nearest(value, values)}"
+            values = {str(v) for r in records if (v := value_of(r, name)) is not ABSENT}
+            few = f"; there are {', '.join(sorted(values))}" if len(values) <= FEW else ""
+            told = f"{name}={value}{nearest(value, values) or few}"
             return f"none of the {len(records)} records has {told}"
     told = " and ".join(f"{name}={value}" for name, value in where.items())
     return f"none of the {len(records)} records has {told} together"
@@ -54,7 +71,7 @@ def check_known(records: Sequence[Record], key: str, option: str) -> None:
     Raises:
         ValueError: names option and the nearest keys where none has.
     """
-    if all(fact(record, key, ABSENT) is ABSENT for record in records):
+    if all(value_of(record, key) is ABSENT for record in records):
         known = {name for record in records for name in facts(record)}
         raise ValueError(f"{option}: no record has a setting {key}{nearest(key, known)}")
 
@@ -66,6 +83,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     # lr for recon.lr: what is written for short is not close.
     near = [*dict.fromkeys([*(k for k in known if k.endswith(f".{name}")), *near])][:3]
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _folded(value: Any) -> str | None:
+    return value.lower().replace("_", "") if isinstance(value, str) else None
 
 
 def _readings(text: str) -> list[Any]:
@@ -127,3 +148,14 @@ def _is_same(left: Any, right: Any) -> bool:
     if left is right:
         return True
     return type(left) is type(right) and not isinstance(left, dict | list) and left == right
+
+
+def value_of(record: Record, setting: str) -> Any:
+    """Return record's value of setting, for a config group the name of its class; or ABSENT."""
+    value = fact(record, setting, ABSENT)
+    if value is not ABSENT:
+        return json.dumps(value) if isinstance(value, list) else value
+    if setting in OFF and fact(record, "recon.unit") is not None:
+        return OFF[setting]
+    target = fact(record, f"{setting}._target_")
+    return NONE.get(setting, ABSENT) if target is None else target.rpartition(".")[2]

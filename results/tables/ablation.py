@@ -8,7 +8,6 @@ another) or from a default that was another one then; it is named below the tabl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,21 +17,12 @@ import pandas as pd
 
 from results.records.given import PLACES, below, by_hand, word
 from results.records.record import Record
-from results.records.selection import ABSENT, fact, facts, nearest
+from results.records.selection import ABSENT, fact, facts, nearest, value_of
 from results.tables.formats import MARK, PLUS_MINUS, latex, markdown
 from results.tables.leaderboard import CELL, SEEDS, TOLD_APART, mean_text, numbers
 
 Held = tuple[tuple[str, str], ...]
 Group = dict[Any, list[Record]]
-# Options of a loop that learns which a record leaves out where they are off.
-OFF = {
-    "recon.loss": "squared",
-    "recon.last_loss": "block",
-    "recon.held_out": 0,
-    "recon.patience": 0,
-}
-# Config groups that a record leaves out where nothing of them is chosen, and what that is called.
-NONE = {"transform": "none", "grid": "integer"}
 
 
 @dataclass
@@ -88,17 +78,6 @@ def ablation(records: Sequence[Record], setting: str, by: Sequence[str] = ()) ->
     if left:
         remarks.append(f"{left} runs have no other that differs in {setting} alone")
     return Ablation(names, pd.DataFrame(rows), remarks)
-
-
-def value_of(record: Record, setting: str) -> Any:
-    """Return record's value of setting, for a config group the name of its class; or ABSENT."""
-    value = fact(record, setting, ABSENT)
-    if value is not ABSENT:
-        return json.dumps(value) if isinstance(value, list) else value
-    if setting in OFF and fact(record, "recon.unit") is not None:
-        return OFF[setting]
-    target = fact(record, f"{setting}._target_")
-    return NONE.get(setting, ABSENT) if target is None else target.rpartition(".")[2]
 
 
 def in_order(values: Iterable[Any]) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from results.records.selection import fact, facts, flatten, unlike
+from results.records.selection import fact, facts, flatten, select, unlike, why_none
 from tests.results.records.test_store import record
 
 LEAF = st.sampled_from([0, 1, True, 1.0, None, "1", [1], [True]])
@@ -37,3 +37,19 @@ def test_what_records_differ_in_is_among_what_they_are_unlike_in(trees):
         # As text, as true is not 1; an absent branch is not an empty one.
         texts = {repr(flatten({name: t[name]}) if name in t else None) for t in trees}
         assert len(texts) == 1 or name in found
+
+
+def test_a_group_is_chosen_by_its_member_and_an_option_by_what_it_is_when_off():
+    awq = {"transform": {"_target_": "flexround.transforms.awq.AWQ"}}
+    search = {"ranges": {"_target_": "flexround.ranges.MinMax"}}
+    learned = {"recon": {"unit": "block"}}
+    records = [record("a", 1.0, settings=s) for s in (awq, search, learned)]
+    for name, value, wanted in (
+        ("transform", "awq", [0]),
+        ("transform", "none", [1, 2]),
+        ("ranges", "min_max", [1]),
+        ("recon.loss", "squared", [2]),
+    ):
+        assert select(records, {name: value}) == [records[i] for i in wanted]
+    told = "none of the 3 records has ranges=lp; there are MinMax"
+    assert why_none(records, {"ranges": "lp"}) == told

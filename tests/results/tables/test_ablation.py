@@ -10,8 +10,9 @@ import pytest
 from experiment.identity import OFF as IDENTITY_OFF
 from results.__main__ import main
 from results.records.given import by_hand
+from results.records.selection import NONE, OFF
 from results.records.store import Store
-from results.tables.ablation import NONE, OFF, ablation, in_order, render
+from results.tables.ablation import ablation, in_order, render
 from tests.results.records.test_store import record
 
 
