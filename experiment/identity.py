@@ -49,7 +49,7 @@ FULL_STREAMS = "float32"
 # Options of later versions that are off: they are left out, as in records from before them.
 OFF = {
     "stream_dtype": FULL_STREAMS, "recon.held_out": 0, "recon.patience": 0, "transform": None,
-    "recon.last_loss": "block", "grid": None, "bits_per_layer": None, "allocation": None,
+    "recon.last_loss": "block", "grid": None, "allocation": None,
     "recon.loss": "squared",
 }  # fmt: skip
 
@@ -127,10 +127,10 @@ def reduced(settings: dict[str, Any], contents: Contents) -> dict[str, Any]:
         node, last = _holder(settings, path)
         if node.get(last) == off:
             node.pop(last, None)
-    if not settings.get("bits_per_layer"):
-        settings.pop("bits_per_layer", None)
-    if not model.get("leave"):
-        model.pop("leave", None)  # as in records from before weights could be left
+    # As in records from before weights could be left, or layers have bits of their own.
+    for node, name in ((model, "leave"), (settings, "bits_per_layer")):
+        if not node.get(name):
+            node.pop(name, None)
     return cast(dict[str, Any], _canonical(_with_digests(settings, contents)))
 
 

@@ -77,20 +77,20 @@ def check_imatrix(
         return
     if not language:
         raise ValueError("ranges=imatrix is for language models; give ranges=lp")
+    what = ""
     if static:
         what = "static ranges of activations"
     elif "_partial_" not in quant:
         what = "solvers, which see the Hessian"
     elif "first_logit" in quant:
         what = "methods that learn the ends of a range, which has zero in its middle"
-    elif not symmetric:
+    if what:
+        raise ValueError(f"ranges=imatrix is not for {what}; give ranges=min_max or ranges=lp")
+    if not symmetric:
         raise ValueError(
             "ranges=imatrix is for symmetric integers; give symmetric=true grid=integer, or "
             "ranges=lp"
         )
-    else:
-        return
-    raise ValueError(f"ranges=imatrix is not for {what}; give ranges=min_max or ranges=lp")
 
 
 def check_layer_bits(given: Any, bits: int, levels: bool) -> None:

@@ -43,13 +43,10 @@ def select(records: Sequence[Record], where: dict[str, str]) -> list[Record]:
     chosen = list(records)
     for key, text in where.items():
         check_known(records, key, f"--where {key}={text}")
-        readings = _readings(text)
         # A group's member is told by its class: awq of the command line is AWQ.
-        chosen = [
-            r
-            for r in chosen
-            if (value := value_of(r, key)) in readings or _folded(value) == _folded(text)
-        ]
+        readings, folded = _readings(text), _folded(text)
+        found = [(record, value_of(record, key)) for record in chosen]
+        chosen = [r for r, value in found if value in readings or _folded(value) == folded]
     return chosen
 
 
