@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from experiment import ROOT
 from experiment.identity import FINETUNED, FULL_STREAMS
 from experiment.values import check_every_value
-from flexround.api.rules import check_layer_bits
+from flexround.api.rules import check_imatrix, check_layer_bits, check_moving_zero_point
 
 STREAM_DTYPES = (FULL_STREAMS, "bfloat16", "float16")
 STREAM_DEVICES = ("auto", "cuda", "cpu")
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+
+
+def check_choices(
+    cfg: DictConfig, choices: Mapping[str, Any], own: Sequence[str], sweep: Sequence[str]
+) -> None:
+    """Check what a job chooses, as far as that needs no heavy import.
+
+    choices are the chosen members by config group; own and sweep the overrides of `check_idle`.
+
+    Raises:
+        ValueError: for settings that do not go together.
+    """
+    check_values(cfg)
+    check_idle(cfg, own, sweep)
+    check_loop(cfg)
+    if "recon" not in cfg.idle.get("quant", ()):  # round-to-nearest is the same in every setting
+        check_preset(choices["recon"], choices["quant"])
+    symmetric = cfg.symmetric or cfg.grid is not None
+    check_moving_zero_point(choices["ranges"], symmetric, cfg.activation)
+    check_imatrix(
+        choices["ranges"], cfg.symmetric and cfg.grid is None, "source" in cfg.model,
+        cfg.activation is not None and "symmetric" in cfg.activation, cfg.quant,
+    )  # fmt: skip
 
 
 def check_values(cfg: DictConfig) -> None:
@@ -107,9 +133,8 @@ def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> Non
     Raises:
         ValueError: names the option and the choice that leaves it without effect.
     """
-    parser = OverridesParser.create()
-    given = {o.key_or_group: o.input_line for o in parser.parse_overrides(list(own))}
-    swept = {o.key_or_group for o in parser.parse_overrides(list(sweep)) if o.is_sweep_override()}
+    given = {o.key_or_group: o.input_line for o in map(_parsed, own)}
+    swept = {o.key_or_group for o in map(_parsed, sweep) if o.is_sweep_override()}
     idle = {group: list(options) for group, options in cfg.idle.items()}
     if not str(cfg.granularity.get("_target_")).endswith(".PerGroup"):
         idle.setdefault("granularity", []).extend(OF_GROUPS)
@@ -123,6 +148,11 @@ def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> Non
                         f"{text} does nothing with the chosen {group}; leave it out, or choose "
                         f"another {group}="
                     )
+
+
+@cache
+def _parsed(text: str) -> Override:
+    return OverridesParser.create().parse_override(text)
 
 
 def check_preset(recon: str, quant: str) -> None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiment.artifacts.provenance import check_free, is_of
 from experiment.build import check_plugins
-from experiment.checks import check_idle, check_loop, check_preset, check_values
+from experiment.checks import check_choices
 from experiment.conditions import changes, conditions
 from experiment.config import check_keys
 from experiment.environment import check_environment
@@ -25,7 +25,6 @@ from experiment.identity import identity, places, run_id
 from experiment.outcome import _in_sweep, write_outcome
 from experiment.recorder import Draft, recording
 from experiment.sweeps.jobs import as_typed, names_of, sweep_overrides
-from flexround.api.rules import check_imatrix, check_moving_zero_point
 from flexround.utils.leaving import undoing
 from results.records.leftovers import is_stale, sweep
 from results.records.record import Record
@@ -156,19 +155,9 @@ def current_job(cfg: DictConfig) -> Job:
     own = _typed()
     check_environment(cfg)
     check_plugins(cfg.plugins, own)
-    check_values(cfg)
-    check_idle(cfg, own, _sweep_overrides() or own)
     choices = HydraConfig.get().runtime.choices
+    check_choices(cfg, choices, own, _sweep_overrides() or own)
     names = dict(zip(("model", "task", "quant"), names_of(cfg, choices), strict=True))
-    check_loop(cfg)
-    if "recon" not in cfg.idle.get("quant", ()):  # round-to-nearest is the same in every setting
-        check_preset(choices["recon"], names["quant"])
-    symmetric = cfg.symmetric or cfg.grid is not None
-    check_moving_zero_point(choices["ranges"], symmetric, cfg.activation)
-    check_imatrix(
-        choices["ranges"], cfg.symmetric and cfg.grid is None, "source" in cfg.model,
-        cfg.activation is not None and "symmetric" in cfg.activation, cfg.quant,
-    )  # fmt: skip
     settings = _identity(cfg)
     store = Store(cfg.results_dir)
     store.check_writable()

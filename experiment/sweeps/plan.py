@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiment import ROOT
+from experiment.checks import check_choices
 from experiment.composer import Choices, Composer, parsed_once
 from experiment.conditions import changes, conditions
 from experiment.config import composed
@@ -31,7 +32,8 @@ EXPERIMENTS = ROOT / "conf" / "experiment"
 class PlannedRun:
     """One run of a sweep: its choices, options and name, and its record if there is one.
 
-    options are its configuration as plain values; settings are what its name is made of.
+    options are its configuration as plain values; settings are what its name is made of; refused
+    is what run.py would say of it instead of running it, as far as that needs no heavy import.
     """
 
     model: str
@@ -41,6 +43,7 @@ class PlannedRun:
     settings: dict[str, Any]
     run_id: str
     record: Record | None
+    refused: str | None
 
 
 def jobs(overrides: Sequence[str]) -> list[list[str]]:
@@ -49,25 +52,41 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
     Raises:
         ValueError: when they do not compose, are no sweep that Hydra can run, or a search.
     """
+    return jobs_of(_sweep(overrides))
+
+
+def _sweep(overrides: Sequence[str]) -> list[str]:
+    """Return the whole sweep's overrides; raise as jobs does."""
     hydra = composed(overrides, RunMode.MULTIRUN).hydra
     if (count := trials_of(hydra)) is not None:
         raise ValueError(
             f"a search proposes its runs as it goes, {count} here; leave hydra/sweeper= out to see "
             "what they have in common"
         )
-    return jobs_of(sweep_overrides(hydra))
+    return sweep_overrides(hydra)
 
 
 def plan(overrides: Sequence[str]) -> list[PlannedRun]:
     """Return the runs of a sweep, each with its record."""
-    found = []
+    found, sweep = [], _sweep(overrides)
+    asked = jobs_of(sweep)
     with parsed_once():
-        for cfg, choices in Composer().each(jobs(overrides)):
-            found.append(_planned(cfg, choices))
+        for own, (cfg, choices) in zip(asked, Composer().each(asked), strict=True):
+            found.append(_planned(cfg, choices, _refusal(cfg, choices, own, sweep)))
     return found
 
 
-def _planned(cfg: DictConfig, choices: Choices) -> PlannedRun:
+def _refusal(
+    cfg: DictConfig, choices: Choices, own: Sequence[str], sweep: Sequence[str]
+) -> str | None:
+    try:
+        check_choices(cfg, choices, own, sweep)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _planned(cfg: DictConfig, choices: Choices, refused: str | None) -> PlannedRun:
     model, task, quant = names_of(cfg, choices)
     pin(cfg)
     options = plain(cfg)
@@ -76,7 +95,7 @@ def _planned(cfg: DictConfig, choices: Choices) -> PlannedRun:
     record = Store(cfg.results_dir).peek(name)
     if record is not None and record.conditions and changes(record.conditions, conditions(cfg)):
         record = None  # it has failed, and is tried again
-    return PlannedRun(model, task, quant, options, settings, name, record)
+    return PlannedRun(model, task, quant, options, settings, name, record, refused)
 
 
 EMBEDDED = ("scattered_digits", "digits", "python_docs", "python_topics")
@@ -115,10 +134,15 @@ def needs(run: PlannedRun) -> Iterator[tuple[str, bool | None]]:
 
 def report(overrides: Sequence[str]) -> str:
     """Return the plan in words."""
-    runs = plan(overrides)
+    every = plan(overrides)
+    runs = [run for run in every if run.refused is None]
+    refusals = Counter(run.refused for run in every if run.refused is not None)
     states = Counter("to do" if r.record is None else r.record.status for r in runs)
     told = ", ".join(f"{states[s]} {s}" for s in ("ok", "failed", "to do") if states[s])
-    lines = [f"{len(runs)} runs: {told}".replace(" ok", " done")]
+    if refusals:
+        told = ", ".join([*([told] if told else []), f"{refusals.total()} refused"])
+    lines = [f"{len(every)} runs: {told}".replace(" ok", " done")]
+    lines += [f"  {count:4} refused: {reason}" for reason, count in refusals.items()]
     same = len(runs) - len({run.run_id for run in runs})
     if same:
         lines.append(f"  {same} of them have another one's configuration, which is computed once")
@@ -137,6 +161,8 @@ def report(overrides: Sequence[str]) -> str:
 def _time(runs: Sequence[PlannedRun]) -> str:
     """Return how long what is not done may take, from the records so far."""
     left = [run for run in runs if run.record is None]
+    if not runs:
+        return "time: none of them can be run"
     if not left:
         return "time: nothing is left to do"
     known: dict[tuple[str, str, str], list[float]] = {}

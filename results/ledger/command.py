@@ -11,7 +11,7 @@ from flexround.utils.atomic_files import write_whole
 from results.command_lines import COMMANDS, add_format
 from results.ledger import kept
 from results.ledger.claims import Claim, Overrides, chosen, read
-from results.ledger.evidence import Found, missing, scaled, value_of
+from results.ledger.evidence import ERROR, Found, missing, scaled, value_of
 from results.ledger.gathering import Evidence
 from results.ledger.verdicts import render, verdicts
 from results.records.reading import DEFAULT
@@ -115,11 +115,13 @@ def keep(folder: Path) -> str:
     """Write the runs behind all claims, of folder and of the ledger itself; return where."""
     claims = read()
     evidence = Evidence(claims, folder)
-    wanted = {
-        record.run_id: record
-        for claim in claims
-        for cell in claim.cells
-        for record in evidence.found.get(cell, {}).values()
-    }
-    write_whole(kept.LEDGER, kept.written((r, evidence.outcomes(r)) for r in wanted.values()))
+    wanted, by_error = {}, set()
+    for claim in claims:
+        for cell in claim.cells:
+            behind = {r.run_id: r for r in evidence.found.get(cell, {}).values()}
+            wanted |= behind
+            if claim.metric == ERROR:
+                by_error |= behind.keys()
+    entries = ((record, evidence.outcomes(record)) for record in wanted.values())
+    write_whole(kept.LEDGER, kept.written(entries, by_error))
     return f"{len(wanted)} records in {kept.LEDGER}"

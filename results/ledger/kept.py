@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +15,11 @@ LEDGER = Path(__file__).resolve().parents[1] / "ledger.jsonl"
 DIGITS = 6  # of a unit's errors
 
 
-def slim(record: Record) -> Record:
-    """Return record with no more of its units than verdicts use, and no place of a machine."""
+def slim(record: Record, units: bool) -> Record:
+    """Return record without a place of a machine, and of its units their errors, if those."""
     blocks = [
         {"name": unit["name"], "error_after": float(f"{unit['error_after']:.{DIGITS}g}")}
-        for unit in record.blocks
+        for unit in (record.blocks if units else ())
     ]
     return replace(record, blocks=blocks, versions={}, places={}, overrides=_given(record))
 
@@ -29,10 +29,13 @@ def _given(record: Record) -> list[str]:
     return [text for text in record.overrides or () if text.partition("=")[0] not in PLACES]
 
 
-def written(entries: Iterable[tuple[Record, Outcomes]]) -> bytes:
-    """Return records with their outcomes as the bytes of a file, a line each, ordered by run."""
+def written(entries: Iterable[tuple[Record, Outcomes]], units_of: Container[str] = ()) -> bytes:
+    """Return records with their outcomes as the bytes of a file, a line each, ordered by run.
+
+    units_of names the runs whose units' errors are wanted; they take a quarter of a line.
+    """
     ordered = sorted(entries, key=lambda entry: entry[0].run_id)
-    lines = [to_line(slim(record), outcomes) for record, outcomes in ordered]
+    lines = [to_line(slim(r, r.run_id in units_of), outcomes) for r, outcomes in ordered]
     return "".join(f"{line}\n" for line in lines).encode()
 
 

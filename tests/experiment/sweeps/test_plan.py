@@ -48,6 +48,7 @@ def test_runs_of_an_experiment_compose_under_both_scales(name, scale):
     assert len({tuple(sorted(job)) for job in asked}) == len(asked), "no two runs are the same"
     for job in asked[:: max(1, len(asked) // 2)]:  # composing all of them takes minutes
         (run,) = plan(job)
+        assert run.refused is None
         assert (run.options["recon"]["iters"] == 2) == (scale == "smoke")
 
 
@@ -86,6 +87,33 @@ def test_the_plan_tells_what_is_done_and_what_is_missing(cli, results_dir, capsy
     ]
     assert "MISSING        imagenet_dir=PATH\n" in out
     assert f"MISSING        checkpoint {tmp_path}/no\n" in out
+
+
+@pytest.mark.parametrize(
+    ("fine", "refused"),
+    [
+        (["quant=rtn"], ["quant=rtn", "ranges=imatrix"]),
+        (["quant=gptq"], ["quant=gptq", "recon=block"]),
+        (["bits=4"], ["recon.quant_prob=0.3"]),
+    ],
+)
+def test_what_run_py_would_refuse_is_not_counted_as_to_do(cli, capsys, fine, refused):
+    assert said(capsys, *TINY, *fine)[1].startswith("1 runs: 1 to do\n")
+    done = cli(*TINY, *refused)
+    assert done.status != 0
+    out = said(capsys, *TINY, *refused)[1].splitlines()
+    assert out == [
+        "1 runs: 1 refused",
+        "     1 refused: " + done.err.removeprefix("error: ").strip(),
+        "time: none of them can be run",
+    ]
+
+
+def test_the_refused_runs_of_a_sweep_stand_beside_the_others(capsys):
+    out = said(capsys, *TINY, "quant=rtn", "bits=2,3,4", "ranges=lp,imatrix")[1].splitlines()
+    assert out[0] == "6 runs: 3 to do, 3 refused"
+    assert out[1].startswith("     3 refused: ranges=imatrix is for ")
+    assert out[2] == "     3 of efficientnet_lite0 on digits"
 
 
 def test_without_a_sweep_all_experiments_are_listed(capsys):

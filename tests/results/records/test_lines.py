@@ -51,6 +51,15 @@ def test_the_ledgers_file_is_read_as_its_folder_is(both, capsys):
     assert said[0] == said[1]
 
 
+def test_units_errors_are_kept_of_the_runs_that_are_compared_by_them(tmp_path):
+    units = [{"name": "stem", "error_before": 3.0, "error_after": 1.2345678}]
+    entries = [(record(name, started="1", blocks=units), {}) for name in ("a", "b")]
+    path = tmp_path / "kept.jsonl"
+    path.write_bytes(kept.written(entries, units_of={"b"}))
+    (one, _), (other, _) = kept.read(path)
+    assert (one.blocks, other.blocks) == ([], [{"name": "stem", "error_after": 1.23457}])
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
