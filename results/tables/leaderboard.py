@@ -89,8 +89,13 @@ Cells = dict[tuple[Any, ...], list[Record]]
 
 
 def _cells(records: Sequence[Record], by: Sequence[str]) -> tuple[list[str], Cells]:
-    """Return by with what had to join it, and the records of each cell."""
+    """Return by with what had to join it, and the records of each cell.
+
+    average_bits joins where layers have bits of their own: the column of their others says less.
+    """
     names = list(by)
+    if "average_bits" not in names and any(r.bits_per_layer for r in records):
+        names.append("average_bits")
     while True:
         cells: Cells = {}
         for record in records:

@@ -54,6 +54,19 @@ def test_failed_is_failed_and_absent_is_absent():
     ]  # fmt: skip
 
 
+def test_layers_with_bits_of_their_own_are_told_by_their_average():
+    """bits=3 'bits_per_layer={*: 4}' has nothing of three bits but its column."""
+    own = {"bits": 3, "seed": 0, "bits_per_layer": {"*": 4}}
+    rows = [
+        record("a", 80.0, bits=3, settings={"bits": 3, "seed": 0}, average_bits=3.0),
+        record("b", 90.0, bits=3, settings=own, average_bits=4.0, bits_per_layer={"fc": 4}),
+    ]
+    both = leaderboard(rows)
+    assert dict(zip(both["average_bits"], both["mean"], strict=True)) == {"3.0": 80.0, "4.0": 90.0}
+    assert leaderboard(rows[1:])["average_bits"].tolist() == ["4.0"]
+    assert "average_bits" not in leaderboard(rows[:1])
+
+
 def test_two_configurations_in_one_cell_are_never_averaged():
     rows = runs()
     other = {"bits": 4, "seed": 0, "recon": {"lr": 5e-3}}
