@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiment import ROOT
+from experiment.options import of_members
 from flexround.utils.arguments import shown
 from flexround.utils.file_errors import number_of, told
 
@@ -171,7 +173,20 @@ def _nearest_key(cause: OmegaConfBaseException) -> str:
             "; it is for methods that learn, and does nothing with a solver: leave it out, or give "
             "the solvers of a sweep a command of their own"
         )
-    near = difflib.get_close_matches(str(key), known, n=1)
+    same = _elsewhere(parent, str(key))
+    alike = difflib.get_close_matches(str(key), known, n=1, cutoff=0.75 if same else 0.6)
+    near = [*alike, *same]
     if near:
-        return f"; did you mean {near[0]}?"
+        return f"; did you mean {' or '.join(near)}?"
     return f"; known keys: {', '.join(known)}"
+
+
+def _elsewhere(parent: Any, key: str) -> list[str]:
+    """Return the options of the same name that stand in another place than parent."""
+    root = parent._get_root()
+    if key in root and parent is not root:
+        return [key]
+    own, trains = parent._get_full_key(key), root.get("recipe") is not None
+    names = [name for name in of_members(key) if name != own]
+    of_recipe = [name for name in names if name.startswith("recipe.")]
+    return of_recipe if trains and of_recipe else [n for n in names if n not in of_recipe]

@@ -19,18 +19,13 @@ from experiment.device import device_of, processor
 from experiment.environment import check_environment
 from experiment.errors import PLACES
 from experiment.identity import network_digest, pin
+from experiment.options import OF_FINETUNING
 from experiment.sweeps.jobs import as_typed
 from flexround.utils.atomic_files import check_writable
 from flexround.utils.file_errors import storage_errors
 from results.records.leftovers import sweep_parts
 
 log = logging.getLogger("finetune")
-
-# The options of a run that mean something here; everything else that is given does nothing.
-USED = (
-    "model", "task", "recipe", "checkpoint", "data_dir", "protocol", "seed", "device", "threads",
-    "rerun", "cache_dir", "checkpoints_dir", "hydra", "expected_fp", "plugins",
-)  # fmt: skip
 
 
 def check_used(cfg: DictConfig) -> None:
@@ -45,7 +40,7 @@ def check_used(cfg: DictConfig) -> None:
     check_plugins(cfg.plugins, given)
     check_environment(cfg)
     for text in given:
-        if text.lstrip("+~").partition("=")[0].partition(".")[0] not in USED:
+        if text.lstrip("+~").partition("=")[0].partition(".")[0] not in OF_FINETUNING:
             raise ValueError(f"{text} does nothing in fine-tuning; leave it out")
     check_idle(cfg, given, given)
 

@@ -7,7 +7,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from experiment.options import Group, group, groups, scalars
+from experiment.options import OF_FINETUNING, Group, Option, group, groups, scalars
 
 ABOUT = {
     "run.py": "Quantize a network, measure it and record the run; with -m every combination of "
@@ -26,6 +26,10 @@ EXAMPLES = {
         "python finetune.py model=bert_base task=glue/mrpc",
         "python finetune.py -m model=opt_125m,gpt_neo_125m task=wikitext2",
     ),
+}
+SUCH_AS = {
+    "run.py": "recon.iters=500, quant.rank=64",
+    "finetune.py": "recipe.lr=5e-5, recipe.max_steps=600",
 }
 FLAGS = {
     "--help [GROUP]": "this text, or the members of a group with a line each",
@@ -56,8 +60,8 @@ def _whole(door: str) -> str:
         "Groups, GROUP=MEMBER (the default in brackets):",
         *map(_short, _shown(door)),
         "Options, OPTION=VALUE (the default in brackets):",
-        "\n".join(_entry(f"{o.name} [{o.default}]", o.line, 34) for o in scalars()),
-        "An option of a member is given by its dotted name, such as recon.iters=500, quant.rank=64;"
+        "\n".join(_entry(f"{o.name} [{o.default}]", o.line, 34) for o in _scalars(door)),
+        f"An option of a member is given by its dotted name, such as {SUCH_AS[door]};"
         "\ndocs/reference/options.md has them all. Flags:",
         "\n".join(_entry(flag, line, 34) for flag, line in FLAGS.items()),
         "Examples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[door]),
@@ -66,8 +70,18 @@ def _whole(door: str) -> str:
 
 
 def _shown(door: str) -> list[Group]:
-    """Return the groups that a door has: finetune.py alone has recipes."""
-    return [found for found in groups() if found.name != "recipe" or door == "finetune.py"]
+    """Return the groups that a door has."""
+    return [found for found in groups() if _has(door, found.name)]
+
+
+def _scalars(door: str) -> list[Option]:
+    return [found for found in scalars() if _has(door, found.name)]
+
+
+def _has(door: str, name: str) -> bool:
+    """Return whether a door takes an option or a group of that name."""
+    top = name.partition("/")[0].partition(".")[0]
+    return top in OF_FINETUNING if door == "finetune.py" else top != "recipe"
 
 
 def _short(found: Group) -> str:

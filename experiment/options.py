@@ -24,6 +24,11 @@ OTHERS = {
     "recipe": "how finetune.py trains the full-precision network",
     "hydra/launcher": "where a sweep's runs (-m) are launched; without it one after the other",
 }
+# What finetune.py takes; everything else does nothing in fine-tuning, and is refused there.
+OF_FINETUNING = (
+    "model", "task", "recipe", "checkpoint", "data_dir", "protocol", "seed", "device", "threads",
+    "rerun", "cache_dir", "checkpoints_dir", "hydra", "expected_fp", "plugins",
+)  # fmt: skip
 APART = ("tuned",)  # schedules that are chosen by themselves
 
 
@@ -69,6 +74,18 @@ def scalars() -> list[Option]:
     _, _, body = CONFIG.read_text().partition("\n\n")
     body, _, _ = body.partition("\nhydra:")
     return list(options_in(body))
+
+
+def of_members(key: str) -> list[str]:
+    """Return the options GROUP.KEY that members of groups have for this KEY."""
+    found: dict[str, None] = {}
+    for each in groups():
+        for path in each.members.values():
+            text = path.read_text()
+            whole = text.startswith("# @package _global_")
+            names = (o.name if whole else f"{each.name}.{o.name}" for o in options_in(text))
+            found |= dict.fromkeys(name for name in names if name == f"{each.name}.{key}")
+    return list(found)
 
 
 def options_in(text: str) -> Iterator[Option]:

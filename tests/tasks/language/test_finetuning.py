@@ -112,6 +112,7 @@ def test_a_layer_that_lora_does_not_find_is_named():
      (["model=resnet18"], "no fine-tuning for vision tasks"),
      (["model=tiny_bert", "task=python_docs"], "the model is encoder, the task is for causal"),
      (["model=tiny_bert", "recipe.lrr=1"], "did you mean lr?"),
+     (["model=tiny_bert", "lr=1"], "did you mean recipe.lr?"),
      (["model=tiny_llama", "task=zero_shot", "task.seq_len=64"], "zero_shot has no tr"),
      (["model=tiny_bert", "task=glue/sst2", "data_dir=nowhere"], "data_dir=nowhere: neither")],
 )  # fmt: skip
