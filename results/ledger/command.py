@@ -115,7 +115,8 @@ def keep(folder: Path) -> str:
     """Write the runs behind all claims, of folder and of the ledger itself; return where."""
     claims = read()
     evidence = Evidence(claims, folder)
-    wanted, by_error = {}, set()
+    wanted: dict[str, Record] = {}
+    by_error: set[str] = set()
     for claim in claims:
         for cell in claim.cells:
             behind = {r.run_id: r for r in evidence.found.get(cell, {}).values()}

@@ -96,6 +96,8 @@ def _cells(records: Sequence[Record], by: Sequence[str]) -> tuple[list[str], Cel
     names = list(by)
     if "average_bits" not in names and any(r.bits_per_layer for r in records):
         names.append("average_bits")
+    asked: list[str] = []  # what only the caller can tell runs apart by, from the first conflict on
+    first: tuple[tuple[Any, ...], dict[str, list[str]]] = (), {}
     while True:
         cells: Cells = {}
         for record in records:
@@ -108,13 +110,18 @@ def _cells(records: Sequence[Record], by: Sequence[str]) -> tuple[list[str], Cel
             # A failed attempt with other settings must not hide what succeeded.
             cells[key] = done + [r for r in members if r.status == "failed" and _like(r, done)]
         conflicts = {key: found for key, members in cells.items() if (found := _differing(members))}
-        if not conflicts:
+        if not conflicts and not asked:
             return names, cells
+        if not conflicts:
+            raise _two_in_one_cell(*first, asked)
         joining = [
             n for n in TOLD_APART if n not in names and any(n in c for c in conflicts.values())
         ]
-        if not joining:
-            raise _two_in_one_cell(*next(iter(conflicts.items())))
+        if not joining:  # go on, so that all that has to be said is said at once
+            conflict = next(iter(conflicts.items()))
+            first = first if asked else conflict
+            joining = [next(iter(conflict[1]))]
+            asked += joining
         names.append(joining[0])
 
 
@@ -154,14 +161,16 @@ def _differing(members: Sequence[Record]) -> dict[str, list[str]]:
     return differing
 
 
-def _two_in_one_cell(key: tuple[Any, ...], differing: dict[str, list[str]]) -> ValueError:
+def _two_in_one_cell(
+    key: tuple[Any, ...], differing: dict[str, list[str]], asked: list[str]
+) -> ValueError:
     told = "; ".join(f"{name} ({', '.join(values)})" for name, values in differing.items())
     *names, bits, act_bits = key
     cell = " ".join(map(str, names)) + f" {bits}" + (f"/{act_bits}" if act_bits else "")
-    first = next(iter(differing))
+    by = " ".join(f"--by {name}" for name in asked)
     return ValueError(
         f"different configurations fall into the cell {cell} bit: {told}; "
-        f"keep one with --where {first}=VALUE or tell them apart with --by {first}"
+        f"keep one with --where {asked[0]}=VALUE or tell them apart with {by}"
     )
 
 

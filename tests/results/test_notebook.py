@@ -80,6 +80,18 @@ def test_a_file_with_a_record_a_line_is_read_as_a_folder_is(folder, tmp_path, ca
     assert len(results.units(lines)) == len(results.units(folder))
 
 
+def test_what_a_table_refuses_is_said_in_words_of_python(tmp_path):
+    """Two options of the command line are one argument here."""
+    store = Store(tmp_path)
+    for name, lr, samples in (("a", 1, 1), ("b", 2, 1), ("c", 2, 2)):
+        own = {"recon": {"lr": lr}, "num_samples": samples}
+        store.write(record(name, 90.0, settings=own, started="1"))
+    with pytest.raises(ValueError, match=r"apart with by=\[") as caught:
+        results.leaderboard(tmp_path)
+    by = json.loads(str(caught.value).rpartition("by=")[2])
+    assert len(results.leaderboard(tmp_path, by=by)) == 3
+
+
 def test_tables_are_the_command_lines(folder, capsys):
     board = results.leaderboard(folder, by=["num_samples"])
     text = printed(capsys, "--results-dir", str(folder), "--by", "num_samples", "--format", "csv")

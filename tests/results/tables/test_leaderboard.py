@@ -81,6 +81,21 @@ def test_two_configurations_in_one_cell_are_never_averaged():
     assert kept["mean"].tolist() == [10.0]
 
 
+def test_all_that_tells_the_runs_apart_is_named_at_once():
+    rows = runs()
+    for name, settings in {
+        "lr": {"seed": 0, "recon": {"lr": 5e-3}},
+        "both": {"seed": 0, "recon": {"lr": 5e-3}, "num_samples": 9},
+        "rank": {"seed": 0, "recon": {"lr": 1e-3}, "quant": {"rank": 2}},
+    }.items():
+        rows.append(record(name, 10.0, settings={"bits": 4} | settings, started="4"))
+    with pytest.raises(ValueError, match=r"tell them apart with --by ") as caught:
+        leaderboard(rows)
+    by = str(caught.value).split(" apart with --by ")[1].split(" --by ")
+    assert sorted(by) == ["num_samples", "quant.rank", "recon.lr"]
+    assert len(leaderboard(rows, by)) == 6
+
+
 def test_by_a_setting_that_some_rows_lack_and_by_one_that_none_has():
     rows = [record("a", settings={"quant": {"learn_s1": True}}), record("r", quant="rtn")]
     text = render(leaderboard(rows, by=["quant.learn_s1"]), "markdown")
