@@ -7,7 +7,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 READY := .venv/.ready
 
-.PHONY: demo test test-all check format leaderboard claims notebook reference figures docs clean
+.PHONY: demo test test-all check format leaderboard claims methods notebook reference figures docs clean
 
 demo: $(READY)
 	$(BIN)/python run.py -m model=mobilenet_v2 quant=rtn,adaround,flexround bits=3,2
@@ -44,6 +44,10 @@ reference: $(READY)
 # The verdicts on the papers' claims; ARGS=mobilenet_w2 for some, ARGS=--no-runs to compute none.
 claims: $(READY)
 	$(BIN)/python -m scripts.claims_page $(ARGS)
+
+# docs/methods.md's tables of all methods under all transforms; ARGS as for claims.
+methods: $(READY)
+	$(BIN)/python -m scripts.methods_table $(ARGS)
 
 figures: $(READY)
 	$(BIN)/python -m scripts.figures
