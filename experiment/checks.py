@@ -14,7 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from experiment import ROOT
 from experiment.identity import FINETUNED, FULL_STREAMS
 from experiment.values import check_every_value
-from flexround.api.rules import check_imatrix, check_layer_bits, check_moving_zero_point
+from flexround.api.rules import (
+    check_imatrix,
+    check_layer_bits,
+    check_moving_zero_point,
+    idle_under,
+)
 
 STREAM_DTYPES = (FULL_STREAMS, "bfloat16", "float16")
 STREAM_DEVICES = ("auto", "cuda", "cpu")
@@ -119,11 +124,6 @@ def check_bits_of_layers(cfg: DictConfig) -> None:
         )
 
 
-# A solver's options that say where the scales of groups come from. They are in the names of runs
-# without groups too, so that conf/ does not have them among those that do nothing there.
-OF_GROUPS = ("quant.static_groups", "quant.stale_scales")
-
-
 def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> None:
     """Refuse options given by hand that do nothing for what was chosen.
 
@@ -136,8 +136,7 @@ def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> Non
     given = {o.key_or_group: o.input_line for o in map(_parsed, own)}
     swept = {o.key_or_group for o in map(_parsed, sweep) if o.is_sweep_override()}
     idle = {group: list(options) for group, options in cfg.idle.items()}
-    if not str(cfg.granularity.get("_target_")).endswith(".PerGroup"):
-        idle.setdefault("granularity", []).extend(OF_GROUPS)
+    idle.setdefault("granularity", []).extend(idle_under(cfg.granularity))
     for group, options in idle.items():
         if group in swept:
             continue

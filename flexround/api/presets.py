@@ -20,6 +20,7 @@ from flexround.api.rules import (
     check_imatrix,
     check_layer_bits,
     check_moving_zero_point,
+    idle_under,
     resolved,
 )
 
@@ -191,6 +192,7 @@ def _check_idle(
     idle = dict(of_loop)
     for group in GROUPS:
         idle |= known[group][names[group]]["idle"]
+    idle["granularity"] = [*idle.get("granularity", ()), *idle_under(tree["granularity"])]
     leaves = dict(_leaves(tree))
     for group, options in idle.items():
         for option in resolved(options, tree):

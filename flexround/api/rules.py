@@ -10,6 +10,18 @@ from typing import Any
 
 BITS = (2, 8)  # the fewest and the most that a code has
 
+# A solver's options that say where the scales of groups come from. They are in the names of runs
+# without groups too, so that conf/ does not have them among those that do nothing there.
+OF_GROUPS = (
+    "quant.static_groups", "quant.stale_scales", "quant.gptq.static_groups",
+    "quant.gptq.stale_scales",
+)  # fmt: skip
+
+
+def idle_under(granularity: Mapping[str, Any]) -> list[str]:
+    """Return the options, besides those of conf/, that do nothing under a granularity."""
+    return [] if str(granularity.get("_target_")).endswith(".PerGroup") else list(OF_GROUPS)
+
 
 def _by_scale(scale: str, full: Any, smoke: Any) -> Any:
     """Return full, or smoke under scale=smoke."""

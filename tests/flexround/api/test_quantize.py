@@ -436,6 +436,7 @@ def test_what_can_not_be_done_is_one_line(case):
         ("adaquant", "recon.lr", 1e-3, "does nothing with quant=adaquant"),
         ("gptq", "recon", "block", "give one of solve"),
         ("gptq", "clipping", False, "does nothing with ranges=min_max"),
+        ("gptq", "quant.static_groups", True, "does nothing with granularity=per_tensor"),
         ("cdquant", "quant.gptq.damp", 0.1, "does nothing with quant.start=owc"),
         ("lrq_", "quant.rank", 2, "did you mean lrq"),
     ],

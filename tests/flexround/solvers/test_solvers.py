@@ -384,6 +384,7 @@ def test_activations_are_quantized_under_a_solver(cli, results_dir, activation):
      (["quant=gptq", "quant.static_groups=true"],
       "quant.static_groups=true does nothing with the chosen granularity"),
      (["quant=gptq", "quant.stale_scales=true"], "quant.stale_scales=true does nothing"),
+     (["quant=cdquant", "quant.start=gptq", "quant.gptq.stale_scales=true"], "does nothing with"),
      (["quant=cdquant", "quant.mode=random"], "quant.mode=random: Input should be 'cyclic'"),
      (["quant=cdquant", "quant.start=owq"], "quant.start=owq: Input should be 'rtn', 'owc'"),
      (["quant=cdquant", "quant.gptq.damp=0.1"],
