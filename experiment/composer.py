@@ -22,6 +22,7 @@ from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.utils import create_config_search_path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -70,6 +71,7 @@ class Composer:
 
     def __init__(self, config: str = "config") -> None:
         register()
+        setup_globals()  # ${now:} and ${hydra:}
         self._config = config
         self._loader = ConfigLoaderImpl(create_config_search_path(str(ROOT / "conf")))
         self._repository = CachingConfigRepository(self._loader.repository)

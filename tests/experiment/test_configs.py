@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-import run  # noqa: F401  registers the schema
 from experiment.build import validate
 from experiment.checks import check_idle, check_preset, check_values
+from experiment.composer import Composer
 from experiment.identity import identity, run_id
 from flexround.api.rules import check_moving_zero_point
 
@@ -25,9 +25,11 @@ OPTIONS = [
 ]
 
 
+composer = cache(Composer)  # reads conf/ once; tests/experiment/test_composer.py holds it to Hydra
+
+
 def composed(*overrides, config="config"):
-    with initialize_config_module("conf", version_base="1.3"):
-        return compose(config, list(overrides))
+    return composer(config).composed(overrides)[0]
 
 
 def names_in(group):
