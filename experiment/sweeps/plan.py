@@ -68,8 +68,13 @@ def _sweep(overrides: Sequence[str]) -> list[str]:
 
 def plan(overrides: Sequence[str]) -> list[PlannedRun]:
     """Return the runs of a sweep, each with its record."""
-    found, sweep = [], _sweep(overrides)
-    asked = jobs_of(sweep)
+    sweep = _sweep(overrides)
+    return planned(jobs_of(sweep), sweep)
+
+
+def planned(asked: Sequence[Sequence[str]], sweep: Sequence[str]) -> list[PlannedRun]:
+    """Return the runs of jobs, by the overrides of each, of a sweep with these overrides."""
+    found = []
     with parsed_once():
         for own, (cfg, choices) in zip(asked, Composer().each(asked), strict=True):
             found.append(_planned(cfg, choices, _refusal(cfg, choices, own, sweep)))

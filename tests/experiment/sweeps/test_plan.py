@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiment.__main__ import main
-from experiment.sweeps.plan import EXPERIMENTS, jobs, plan, report
+from experiment.sweeps.plan import EXPERIMENTS, jobs, planned, report
 from tests.conftest import TINY
 
 ABLATIONS = sorted(path.stem for path in EXPERIMENTS.glob("ablation_*.yaml"))
@@ -44,10 +44,10 @@ def test_an_experiment_has_as_many_runs_as_its_table(name):
 @pytest.mark.parametrize("scale", ["full", "smoke"])
 @pytest.mark.parametrize("name", PAPER)
 def test_runs_of_an_experiment_compose_under_both_scales(name, scale):
-    asked = jobs([f"experiment=paper/{name}", "seed=0", f"scale={scale}"])
+    given = [f"experiment=paper/{name}", "seed=0", f"scale={scale}"]
+    asked = jobs(given)
     assert len({tuple(sorted(job)) for job in asked}) == len(asked), "no two runs are the same"
-    for job in asked[:: max(1, len(asked) // 2)]:  # composing all of them takes minutes
-        (run,) = plan(job)
+    for run in planned(asked[:: max(1, len(asked) // 2)], given):  # all of them take minutes
         assert run.refused is None
         assert (run.options["recon"]["iters"] == 2) == (scale == "smoke")
 
@@ -59,7 +59,7 @@ def test_an_ablation_varies_what_its_view_is_told_to(name, scale):
     setting = (
         (EXPERIMENTS / f"{name}.yaml").read_text().rsplit("results ablation ", 1)[1].split()[0]
     )
-    ends = [OmegaConf.create(run.options) for job in (asked[0], asked[-1]) for run in plan(job)]
+    ends = [OmegaConf.create(run.options) for run in planned([asked[0], asked[-1]], asked[0])]
     first, last = (OmegaConf.select(cfg, setting) for cfg in ends)
     assert first != last
     if scale == "smoke":
