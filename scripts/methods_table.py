@@ -61,6 +61,7 @@ GROUPS = {
     "A scale a row": ("granularity=per_channel",),
 }
 Cell = frozenset[str]
+NOTHING = "-"  # where no run has measured a number
 
 
 def cell(method: str, transform: str, bits: int, group: str) -> Cell:
@@ -78,24 +79,33 @@ def cells() -> list[Cell]:
 
 
 def render(found: Found) -> str:
-    """Return the tables: perplexity, and in brackets the divergence from full precision [nats]."""
+    """Return the tables: perplexity, and in brackets the divergence from full precision [nats].
+
+    Methods and columns of which nothing is measured are left out.
+    """
     parts = []
     for group in GROUPS:
         rows = []
         for method in METHODS:
-            row, flops = {"method": method}, 0.0
-            for bits, transform in product(BITS, TRANSFORMS):
-                record = found.get(cell(method, transform, bits, group), {}).get(0)
-                row[f"W{bits}" if transform == "none" else f"W{bits} {transform}"] = _number(record)
-                flops = flops or _flops(record)
-            rows.append(row | {"Tflops": f"{flops / 1e12:.1f}"})
-        parts.append(f"{group}:\n\n{markdown(pd.DataFrame(rows))}")
-    return "\n\n".join(parts)
+            records = {
+                f"W{bits}" if transform == "none" else f"W{bits} {transform}": found.get(
+                    cell(method, transform, bits, group), {}
+                ).get(0)
+                for bits, transform in product(BITS, TRANSFORMS)
+            }
+            if any(records.values()):
+                flops = max(map(_flops, records.values()))
+                numbers = {name: _number(record) for name, record in records.items()}
+                rows.append({"method": method, **numbers, "Tflops": f"{flops / 1e12:.1f}"})
+        table = pd.DataFrame(rows)
+        if rows:
+            parts.append(f"{group}:\n\n{markdown(table.loc[:, (table != NOTHING).any()])}")
+    return "\n\n".join([*parts, f"{len(found)} of {len(cells())} numbers are measured."])
 
 
 def _number(record: Record | None) -> str:
     if record is None:
-        return "-"
+        return NOTHING
     perplexity, divergence = record.metrics["perplexity"], record.metrics["kl"]
     whole = f"{perplexity:.2f}" if perplexity < 1e3 else f"{perplexity:.1e}".replace("e+0", "e")
     return f"{whole} ({divergence:.3f})"
