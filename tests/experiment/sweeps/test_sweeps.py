@@ -336,6 +336,7 @@ def test_a_killed_runs_claim_is_taken_over(cli, results_dir):
     facts = json.loads(held.path.read_text()) | {"started": "1", "token": "dead"}
     held.path.write_text(json.dumps(facts))
     assert cli(*QUICK).status == 0
+    held.release()  # or its thread would warn in the middle of another test
     assert record_of(results_dir).status == "ok"
     assert Claim(held.path).owner() is None
 
