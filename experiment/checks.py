@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from experiment import ROOT
+from experiment.config import parsed
 from experiment.identity import FINETUNED, FULL_STREAMS
 from experiment.values import check_every_value
 from flexround.api.rules import (
@@ -133,8 +131,8 @@ def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> Non
     Raises:
         ValueError: names the option and the choice that leaves it without effect.
     """
-    given = {o.key_or_group: o.input_line for o in map(_parsed, own)}
-    swept = {o.key_or_group for o in map(_parsed, sweep) if o.is_sweep_override()}
+    given = {o.key_or_group: o.input_line for o in map(parsed, own)}
+    swept = {o.key_or_group for o in map(parsed, sweep) if o.is_sweep_override()}
     idle = {group: list(options) for group, options in cfg.idle.items()}
     idle.setdefault("granularity", []).extend(idle_under(cfg.granularity))
     for group, options in idle.items():
@@ -147,11 +145,6 @@ def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> Non
                         f"{text} does nothing with the chosen {group}; leave it out, or choose "
                         f"another {group}="
                     )
-
-
-@cache
-def _parsed(text: str) -> Override:
-    return OverridesParser.create().parse_override(text)
 
 
 def check_preset(recon: str, quant: str) -> None:

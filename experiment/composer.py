@@ -20,7 +20,6 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.utils import create_config_search_path
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
@@ -28,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from experiment import ROOT
-from experiment.config import check_keys, composed, register, renamed
+from experiment.config import check_keys, composed, parsed, register
 
 Choices = dict[str, Any]  # the chosen member by config group
 
@@ -86,7 +85,7 @@ class Composer:
         """
         for job in jobs:
             try:
-                found = self._job([_parsed(text) for text in job])
+                found = self._job([parsed(text) for text in job])
             except (HydraException, OmegaConfBaseException, ValueError):
                 found = None
             yield found or self._by_hydra(job)
@@ -169,10 +168,3 @@ def _is_replaced(values: Sequence[Override]) -> bool:
     return not below and all(
         o.type == OverrideType.CHANGE and not isinstance(o.value(), dict | list) for o in values
     )
-
-
-@cache
-def _parsed(text: str) -> Override:
-    (new,) = renamed([text])
-    (found,) = OverridesParser.create().parse_overrides([new])
-    return found

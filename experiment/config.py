@@ -7,12 +7,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 from hydra import initialize_config_dir
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -38,6 +41,18 @@ def renamed(overrides: Sequence[str]) -> list[str]:
             )
             text = f"{prefix}{new}={value}"
         found.append(text)
+    return found
+
+
+@cache
+def parsed(text: str) -> Override:
+    """Return an override as Hydra reads it, with the name that its option has now.
+
+    Raises:
+        HydraException: when Hydra can't read it.
+    """
+    (new,) = renamed([text])
+    (found,) = OverridesParser.create().parse_overrides([new])
     return found
 
 

@@ -25,7 +25,7 @@ from experiment import ROOT
 from flexround.utils.atomic_files import write_whole
 from results.ledger import kept
 from results.ledger.evidence import Found, cells_of
-from results.records.lines import to_line
+from results.records.lines import to_lines
 from results.records.reading import DEFAULT
 from results.records.record import Record
 from results.records.store import Store
@@ -125,12 +125,11 @@ def gathered(folder: Path) -> Found:
 
 
 def written(records: Iterable[Record]) -> bytes:
-    """Return records as the bytes of a file, a line each; their units are one, of all their cost.
+    """Return records as the bytes of a file; their units are one, of all their cost.
 
     Outcomes are left out: no two methods are compared by this table alone.
     """
-    lines = (to_line(slim(record), {}) for record in sorted(records, key=lambda r: r.run_id))
-    return "".join(f"{line}\n" for line in lines).encode()
+    return to_lines((slim(record), {}) for record in records)
 
 
 def slim(record: Record) -> Record:
@@ -153,7 +152,8 @@ def main(argv: Sequence[str]) -> int:
             also = [*shlex.split(args.also), f"results_dir={args.results_dir}"]
             command = [sys.executable, str(ROOT / "run.py"), *sorted(own), *also]
             failed |= subprocess.run(command, cwd=ROOT).returncode
-    found = gathered(args.results_dir)
+    if not args.no_runs:
+        found = gathered(args.results_dir)
     write_whole(KEPT, written(runs[0] for runs in found.values() if 0 in runs))
     text = TABLES.sub(lambda m: f"{m[1]}\n{render(found)}\n\n{m[2]}", PAGE.read_text())
     write_whole(PAGE, text.encode())

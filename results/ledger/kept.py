@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from results.records.given import PLACES
-from results.records.lines import from_line, lines_of, to_line
+from results.records.lines import from_line, lines_of, to_lines
 from results.records.outcomes import Outcomes
 from results.records.record import Record
 
@@ -30,13 +30,11 @@ def _given(record: Record) -> list[str]:
 
 
 def written(entries: Iterable[tuple[Record, Outcomes]], units_of: Container[str] = ()) -> bytes:
-    """Return records with their outcomes as the bytes of a file, a line each, ordered by run.
+    """Return records, slim, with their outcomes as the bytes of a file.
 
     units_of names the runs whose units' errors are wanted; they take a quarter of a line.
     """
-    ordered = sorted(entries, key=lambda entry: entry[0].run_id)
-    lines = [to_line(slim(r, r.run_id in units_of), outcomes) for r, outcomes in ordered]
-    return "".join(f"{line}\n" for line in lines).encode()
+    return to_lines((slim(r, r.run_id in units_of), outcomes) for r, outcomes in entries)
 
 
 def read(path: Path = LEDGER) -> list[tuple[Record, Outcomes]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,12 @@ def to_line(record: Record, outcomes: Outcomes) -> str:
 
         entry["outcomes"] = base64.b64encode(pack(outcomes, record.started)).decode()
     return json.dumps(entry, sort_keys=True, separators=(",", ":"))
+
+
+def to_lines(entries: Iterable[tuple[Record, Outcomes]]) -> bytes:
+    """Return records with their outcomes as the bytes of a file, a line each, ordered by run."""
+    ordered = sorted(entries, key=lambda entry: entry[0].run_id)
+    return "".join(f"{to_line(record, outcomes)}\n" for record, outcomes in ordered).encode()
 
 
 def from_line(line: bytes) -> tuple[Record, Outcomes]:

@@ -110,10 +110,10 @@ def _cells(records: Sequence[Record], by: Sequence[str]) -> tuple[list[str], Cel
             # A failed attempt with other settings must not hide what succeeded.
             cells[key] = done + [r for r in members if r.status == "failed" and _like(r, done)]
         conflicts = {key: found for key, members in cells.items() if (found := _differing(members))}
-        if not conflicts and not asked:
-            return names, cells
         if not conflicts:
-            raise _two_in_one_cell(*first, asked)
+            if asked:
+                raise _two_in_one_cell(*first, asked)
+            return names, cells
         joining = [
             n for n in TOLD_APART if n not in names and any(n in c for c in conflicts.values())
         ]
