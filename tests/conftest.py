@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hydra._internal.hydra import Hydra
 from hypothesis import settings
 
 import run
@@ -39,6 +41,10 @@ settings.register_profile("default", deadline=None)
 settings.load_profile("default")
 
 Cli = Callable[..., Outcome]
+GET_MODE = Hydra.get_mode
+
+# Names the cache for the tests that a test runs in a process of its own.
+SHARED_CACHE = "FLEXROUND_TEST_CACHE"
 
 # Of two processes one would end minutes after the other if the longest tests, each alone in its
 # file, came last.
@@ -52,7 +58,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """Return the cache of the whole session, which its processes share."""
+    if SHARED_CACHE in os.environ:
+        return Path(os.environ[SHARED_CACHE])
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
 
 
 @pytest.fixture
@@ -80,6 +90,9 @@ def cli(
         given = [a.partition("=")[0] for a in args]
         own = [a for a in own if a.partition("=")[0] not in given]
         monkeypatch.setattr(sys, "argv", ["run.py", *args, *own])
+        # Hydra composes the whole configuration to find hydra.mode, which presets alone set.
+        sets_mode = {"experiment", "hydra.mode"} & set(given)
+        monkeypatch.setattr(Hydra, "get_mode", GET_MODE if sets_mode else lambda *_, **__: None)
         status = 0
         capsys.readouterr()
         message = ""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SHARED_CACHE
+
 ROOT = Path(__file__).parents[1]
 TESTS = (
     "tests/flexround/test_second_device.py",
@@ -17,8 +19,8 @@ TESTS = (
 
 
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_everything_runs_on_a_second_device(which):
+def test_everything_runs_on_a_second_device(which, cache_dir):
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-m", which, *TESTS]
-    environment = os.environ | {"STAND_IN": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    env = {"STAND_IN": "1", "OMP_NUM_THREADS": "1", SHARED_CACHE: str(cache_dir)}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]

@@ -49,19 +49,18 @@ def break_evaluation(monkeypatch, message="the GPU is on fire"):
     monkeypatch.setattr("tasks.vision.digits.Digits.evaluate", burn)
 
 
-def test_what_has_failed_is_tried_again_when_told_to(cli, results_dir, tmp_path, monkeypatch):
-    args = (*QUICK, f"cache_dir={tmp_path}/cache")
+def test_what_has_failed_is_tried_again_when_told_to(cli, results_dir, monkeypatch):
     with monkeypatch.context() as patch:
         break_evaluation(patch)
-        assert cli("-m", *args).status == 1
+        assert cli("-m", *QUICK).status == 1
     assert record_of(results_dir).status == "failed"
-    outcome = cli(*args)
+    outcome = cli(*QUICK)
     assert outcome.status == 1
     assert outcome.err.splitlines()[-1] == (
         "error: failed before: RuntimeError: the GPU is on fire; give retry_failed=true to try it "
         "again"
     )
-    assert cli(*args, "retry_failed=true").status == 0
+    assert cli(*QUICK, "retry_failed=true").status == 0
     assert record_of(results_dir).status == "ok"
 
 

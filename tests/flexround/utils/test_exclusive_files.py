@@ -17,6 +17,8 @@ from results.records.claim import Claim
 from results.records.store import Store
 
 FORK = multiprocessing.get_context("fork")
+# A race that some order of the processes loses shows in few of its rounds.
+ROUNDS = pytest.mark.parametrize("rounds", [4, pytest.param(40, marks=pytest.mark.slow)])
 
 
 @pytest.fixture(params=["links", "no links"])
@@ -51,13 +53,14 @@ def together(count, job):
     return [value for _, value in found]
 
 
-def test_a_name_goes_to_one_of_many(tmp_path, links):
+@ROUNDS
+def test_a_name_goes_to_one_of_many(tmp_path, links, rounds):
     def job(number):
         part = tmp_path / f"part{number}"
         part.write_text(str(number))
         return place_new(part, tmp_path / "it")
 
-    for _ in range(20):
+    for _ in range(rounds):
         won = together(6, lambda number: (job(number), str(number)))
         assert [name for got, name in won if got] == [(tmp_path / "it").read_text()]
         (tmp_path / "it").unlink()
@@ -141,8 +144,9 @@ def test_thirty_two_processes_and_a_thousand_damaged_files(tmp_path):
     damaged_meeting(tmp_path, 32, 334)
 
 
-def test_a_claim_has_one_owner_of_many(tmp_path, links):
-    for number in range(10):
+@ROUNDS
+def test_a_claim_has_one_owner_of_many(tmp_path, links, rounds):
+    for number in range(rounds):
         path = tmp_path / f"{number}.json"
         path.write_text("")
 
