@@ -50,7 +50,7 @@ FULL_STREAMS = "float32"
 OFF = {
     "stream_dtype": FULL_STREAMS, "recon.held_out": 0, "recon.patience": 0, "transform": None,
     "recon.last_loss": "block", "grid": None, "allocation": None,
-    "recon.loss": "squared",
+    "recon.loss": "squared", "recon.start": "nearest",
 }  # fmt: skip
 
 

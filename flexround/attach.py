@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from flexround.grid import Grid, QuantizedTensor
-from flexround.importance import ImportanceSearch
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import MinMax, Ranges
 from flexround.structure import TRANSPOSED, Layer, check_layer, output_first
@@ -61,19 +60,17 @@ def attach(
     quantizer: QuantizerFactory,
     grid: Grid,
     ranges: Ranges,
-    squares: Mapping[str, Tensor] = MappingProxyType({}),
+    own_ranges: Mapping[str, Ranges] = MappingProxyType({}),
 ) -> list[WeightQuantizer]:
     """Parametrize each layer's weight by its own quantizer and return them in order.
 
-    squares are those of each layer's inputs [in], by name, for ranges that weigh by them.
+    own_ranges are the ranges, by name, of layers that have others than ranges.
     """
     quantizers = []
     for layer in layers:
         layer.clip(layer.grid(grid))
         weight = output_first(layer.module, cast(nn.Parameter, layer.module.weight))
-        own = ranges
-        if isinstance(ranges, ImportanceSearch) and layer.name in squares:
-            own = ranges.seeing(squares[layer.name])
+        own = own_ranges.get(layer.name, ranges)
         made = quantizer(weight.contiguous(), grid=layer.grid(grid), ranges=own)
         turned = type(layer.module).__name__ == TRANSPOSED
         wrapped = Transposed(made) if turned else made

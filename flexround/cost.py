@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,11 @@ class Cost:
             self.state_bytes + other.state_bytes,
             self.flops + other.flops,
         )
+
+    def then(self, other: Cost) -> Cost:
+        """Return the cost of both, one after the other."""
+        both = self + other
+        return replace(both, state_bytes=max(self.state_bytes, other.state_bytes))
 
 
 def _convolution(x: Shape, weight: Shape, out: Shape, transposed: bool) -> int:

@@ -17,7 +17,7 @@ from flexround.kernels.chunking import check_compiler
 from flexround.models.base import ModelAdapter
 from flexround.quantizers.base import QuantizerFactory
 from flexround.reconstruction.precision import check_precision
-from flexround.reconstruction.settings import Settings
+from flexround.reconstruction.settings import Settings, Start
 from flexround.reconstruction.unit import Loss
 
 
@@ -122,6 +122,19 @@ def check_loss(loss: Loss, adapter: ModelAdapter) -> None:
                 f"recon.loss=relative is of tokens, which a norm scales next, and {block.name} "
                 "gives images; give recon.loss=squared or recon.loss=trimmed"
             )
+
+
+def check_start(start: Start, grid: Grid) -> None:
+    """Check that the grid has codes that learning can start from.
+
+    Raises:
+        ValueError: when it is a table of levels, between which a weight has no place in steps.
+    """
+    if start != "nearest" and grid.levels is not None:
+        raise ValueError(
+            f"recon.start={start} is for integers, not grid={grid.levels.name}; give grid=integer, "
+            "or recon.start=nearest"
+        )
 
 
 def check_weighed(settings: Settings, method: str) -> None:

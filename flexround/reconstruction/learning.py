@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from flexround.activations.quantizers import ActivationQuantizer
 from flexround.attach import attach, freeze
 from flexround.calibration.calls import RecordedCalls, record_calls
+from flexround.cost import Cost
 from flexround.grid import QuantizedTensor
 from flexround.importance import ImportanceSearch
 from flexround.kernels.chunking import compiling
 from flexround.models.experts import reached
 from flexround.quantizers.base import WeightQuantizer
+from flexround.ranges import Ranges
 from flexround.reconstruction.block_walk import BlockAtWork
 from flexround.reconstruction.early_end import EarlyEnd
 from flexround.reconstruction.job import UnitJob
@@ -30,6 +33,7 @@ from flexround.reconstruction.optimize import (
 )
 from flexround.reconstruction.precision import tensor_float32
 from flexround.reconstruction.report import Iterations, Stopwatch
+from flexround.reconstruction.starting import start_from_gptq
 from flexround.reconstruction.unit import Unit
 
 
@@ -83,19 +87,23 @@ def _reconstruct(job: UnitJob, unit: Unit, work: BlockAtWork) -> dict[str, Quant
     """Optimise the unit's quantizers, bake the weights in, and report."""
     plain, quantized, targets = _inside(job, unit, work)
     watch = Stopwatch(job.adapter.device)
-    squares = _squares(job, unit, plain) if isinstance(job.ranges, ImportanceSearch) else {}
-    quantizers = attach(unit.layers, job.quantizer, job.grid, job.ranges, squares)
+    inputs = plain if job.settings.inputs == "fp" else quantized
+    learns = job.settings.iters and job.learns
+    ranges, start_cost = _ranges(job, unit, plain), Cost()
+    if learns and job.settings.start == "gptq":
+        ranges, start_cost = start_from_gptq(job, unit, inputs, ranges)
+    quantizers = attach(unit.layers, job.quantizer, job.grid, job.ranges, ranges)
     for quantizer in quantizers:
         quantizer.hard = True
     activations = job.init_activation_ranges(unit, quantized) if job.learns_activations else []
-    inputs = plain if job.settings.inputs == "fp" else quantized
-    learns, before, iterations = job.settings.iters and job.learns, None, Iterations()
+    before, iterations = None, Iterations()
     if learns:
         with job.quantized_activations():
             before = job.error(unit, inputs, targets)
         for quantizer in quantizers:
             quantizer.hard = False
         iterations = learn(job, unit, quantizers, activations, (plain, quantized), targets)
+        iterations = replace(iterations, cost=start_cost.then(iterations.cost))
     integers = freeze(unit.layers)
     with job.quantized_activations():
         after = job.error_in_the_end(unit, inputs, targets, work)
@@ -110,6 +118,15 @@ def _reconstruct(job: UnitJob, unit: Unit, work: BlockAtWork) -> dict[str, Quant
     )  # fmt: skip
     job.save(unit.name, report, integers, activations)
     return integers
+
+
+def _ranges(job: UnitJob, unit: Unit, plain: RecordedCalls) -> dict[str, Ranges]:
+    """Return the ranges of the unit's layers, by name, on the inputs that they weigh by if any."""
+    search, found = job.ranges, {layer.name: job.ranges for layer in unit.layers}
+    if isinstance(search, ImportanceSearch):
+        squares = _squares(job, unit, plain)
+        found |= {name: search.seeing(own) for name, own in squares.items()}
+    return found
 
 
 @torch.no_grad()

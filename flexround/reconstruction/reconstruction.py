@@ -34,6 +34,7 @@ from flexround.reconstruction.checks import (
     check_model,
     check_samples,
     check_sites,
+    check_start,
     check_step_sizes,
     check_weighed,
 )
@@ -155,7 +156,8 @@ class Reconstruction(Settings):
         """Check the method's options before any weight is loaded.
 
         Raises:
-            ValueError: when one is out of range, or there are no iterations for what it learns.
+            ValueError: when one is out of range, there are no iterations for what it learns, or the
+                grid is none that learning can start on as the settings say.
         """
         # Without storage, and larger than any layer that a rank could be too large for.
         empty = torch.empty(8192, 8192, device="meta")
@@ -166,6 +168,7 @@ class Reconstruction(Settings):
                 f"recon.iters=0 leaves {type(made).__name__} at round-to-nearest; give "
                 "quant=rtn, or iterations"
             )
+        check_start(self.start, grid)
         if type(made).regularizer is not WeightQuantizer.regularizer:
             check_weighed(self, type(made).__name__)
 

@@ -13,6 +13,8 @@ from flexround.reconstruction.optimize import Schedule
 from flexround.reconstruction.precision import Precision
 from flexround.reconstruction.unit import Loss
 
+Start = Literal["nearest", "gptq"]
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -51,6 +53,7 @@ class Settings:
         loss: of a unit's output: the squared error; that of each token over the mean square of its
             target or of itself, the larger one (relative); or without a thousandth of a
             mini-batch's values, those that err most (trimmed, SignRound v2).
+        start: the codes that learning starts from: the nearest, or GPTQ's on the same scales.
     """
 
     unit: Literal["block", "layer"]
@@ -71,6 +74,7 @@ class Settings:
     patience: int = 0
     last_loss: LastLoss = "block"
     loss: Loss = "squared"
+    start: Start = "nearest"
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -81,6 +85,7 @@ class Settings:
             ("act_inputs", self.act_inputs, ("quant", "fp")),
             ("last_loss", self.last_loss, get_args(LastLoss)),
             ("loss", self.loss, get_args(Loss)),
+            ("start", self.start, get_args(Start)),
         ):
             if value not in allowed:
                 raise ValueError(f"recon.{name}={value}: give one of {', '.join(allowed)}")

@@ -15,6 +15,7 @@ FEW = 8  # values that a line can list
 # Options of a loop that learns which a record leaves out where they are off.
 OFF = {
     "recon.loss": "squared",
+    "recon.start": "nearest",
     "recon.last_loss": "block",
     "recon.held_out": 0,
     "recon.patience": 0,

@@ -20,8 +20,8 @@ SEEDS = ("seed", "quant.seed")  # what runs of one cell may differ in
 TOLD_APART = (
     "recon.act_steps", "act_stem_bits", "kv_bits", "granularity._target_", "group_size",
     "grid._target_", "average_bits",
-    "symmetric", "recon.unit", "recon.loss", "recon.last_loss", "transform._target_", "checkpoint",
-    "task_version", "metric",
+    "symmetric", "recon.unit", "recon.loss", "recon.last_loss", "recon.start", "transform._target_",
+    "checkpoint", "task_version", "metric",
 )  # fmt: skip
 OF_LAYERS = ("bits_per_layer", "allocation")  # whose runs are told apart by average_bits
 FORMATS = ("markdown", "csv", "latex", "html")

@@ -138,7 +138,7 @@ def _is(record: Record, cell: Cell) -> bool:
         return False
     if cell.task == "imagenet" and recon.get("unit") != UNITS.get(cell.method):
         return False
-    if "last_loss" in recon or "loss" in recon:  # LFQ's and SignRound v2's, which none of them has
+    if {"last_loss", "loss", "start"} & set(recon):  # which none of them has
         return False
     words = cell.setting.split() or ["per_channel"]  # SQuAD's table does not say it once more
     kv_bits = None if activation is None else activation.get("kv_bits")

@@ -272,6 +272,11 @@ def test_an_iteration_waits_for_nothing(device, setting, monkeypatch):
         assert not waited(monkeypatch, convolutions(device), *SETTINGS[setting], "ranges=min_max")
 
 
+def test_a_start_in_gptqs_codes(device):
+    for made in (language(device, padded=True), convolutions(device)):
+        quantized(*made, "recon.start=gptq", "ranges=min_max")
+
+
 @pytest.mark.parametrize("quant", LEARNED)
 def test_no_method_waits(device, quant, monkeypatch):
     assert not waited(monkeypatch, language(device), f"quant={quant}", *LANGUAGE)

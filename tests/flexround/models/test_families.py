@@ -211,6 +211,7 @@ def test_an_expert_that_sees_no_token_keeps_round_to_nearest_and_is_named(caplog
     for loop, method in (
         (Solve(2, True), SOLVER),
         (Reconstruction(iters=5, **EXACT | dict(lr=0.02)), learned),
+        (Reconstruction(iters=5, start="gptq", **EXACT | dict(lr=0.02)), learned),
     ):
         adapter, log = LanguageAdapter(starved(), EXAMPLE, CPU, ["mlp.gate"]), ReportLog()
         found = loop(adapter, [tokens()], quantizer=method, callbacks=[log], **shared)
