@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +15,13 @@ from flexround.attach import attach, freeze
 from flexround.calibration.calls import RecordedCalls, record_calls
 from flexround.cost import Cost
 from flexround.grid import QuantizedTensor
-from flexround.importance import ImportanceSearch
 from flexround.kernels.chunking import compiling
 from flexround.models.experts import reached
 from flexround.quantizers.base import WeightQuantizer
-from flexround.ranges import Ranges
 from flexround.reconstruction.block_walk import BlockAtWork
 from flexround.reconstruction.early_end import EarlyEnd
 from flexround.reconstruction.job import UnitJob
+from flexround.reconstruction.layer_ranges import ranges_of_layers
 from flexround.reconstruction.optimize import (
     BestParameters,
     Scheduled,
@@ -89,7 +87,7 @@ def _reconstruct(job: UnitJob, unit: Unit, work: BlockAtWork) -> dict[str, Quant
     watch = Stopwatch(job.adapter.device)
     inputs = plain if job.settings.inputs == "fp" else quantized
     learns = job.settings.iters and job.learns
-    ranges, start_cost = _ranges(job, unit, plain), Cost()
+    ranges, start_cost = ranges_of_layers(job, unit, plain), Cost()
     if learns and job.settings.start == "gptq":
         ranges, start_cost = start_from_gptq(job, unit, inputs, ranges)
     quantizers = attach(unit.layers, job.quantizer, job.grid, job.ranges, ranges)
@@ -118,46 +116,6 @@ def _reconstruct(job: UnitJob, unit: Unit, work: BlockAtWork) -> dict[str, Quant
     )  # fmt: skip
     job.save(unit.name, report, integers, activations)
     return integers
-
-
-def _ranges(job: UnitJob, unit: Unit, plain: RecordedCalls) -> dict[str, Ranges]:
-    """Return the ranges of the unit's layers, by name, on the inputs that they weigh by if any."""
-    search, found = job.ranges, {layer.name: job.ranges for layer in unit.layers}
-    if isinstance(search, ImportanceSearch):
-        squares = _squares(job, unit, plain)
-        found |= {name: search.seeing(own) for name, own in squares.items()}
-    return found
-
-
-@torch.no_grad()
-def _squares(job: UnitJob, unit: Unit, plain: RecordedCalls) -> dict[str, Tensor]:
-    """Return the sum over tokens of the squares of each layer's inputs, [in], by name.
-
-    The unit computes in full precision still, on full-precision inputs.
-
-    Raises:
-        ValueError: for a convolution, each weight of which meets many inputs; names the layer.
-    """
-    found: dict[str, Tensor] = {}
-    handles = []
-    for layer in unit.layers:
-        if cast(Tensor, layer.module.weight).dim() != 2:
-            raise ValueError(
-                f"layer {layer.name}: ranges=imatrix is for linear layers; give ranges=lp"
-            )
-
-        def see(_: nn.Module, args: tuple[Tensor, ...], name: str = layer.name) -> None:
-            own = args[0].float().square().flatten(0, -2).sum(dim=0)
-            found[name] = found[name] + own if name in found else own
-
-        handles.append(layer.module.register_forward_pre_hook(see))
-    try:
-        for batch in torch.arange(job.learned_from(plain)).split(job.settings.batch_size):
-            plain.replay(unit.module, batch, job.adapter.device)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from flexround.importance import ImportanceSearch
 from flexround.levels import NF4
 from flexround.quantizers.rtn import RTN
 from flexround.quantizers.signround import SignRound, SignRoundV2
-from flexround.reconstruction import learning
+from flexround.reconstruction import layer_ranges
 from tests.flexround.models.test_language import EXAMPLE, network, tokens
 from tests.flexround.quantizers.methods import METHODS
 from tests.flexround.reconstruction.test_reconstruction import CPU, SETTING, adapter, calibration
@@ -109,14 +109,14 @@ def test_the_squares_are_those_of_full_precision_inputs(monkeypatch):
     from flexround.models.language_adapter import LanguageAdapter
 
     pytest.importorskip("transformers", reason="the extra language is not installed")
-    seen, real = {}, learning._squares
+    seen, real = {}, layer_ranges._squares
 
     def keep(*args):
         found = real(*args)
         seen.update(found)
         return found
 
-    monkeypatch.setattr(learning, "_squares", keep)
+    monkeypatch.setattr(layer_ranges, "_squares", keep)
     batch, expected = tokens(), {}
     plain, handles = network("llama"), []
     for name, module in plain.named_modules():
