@@ -8,7 +8,6 @@ there as it does from any weight.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -42,10 +41,12 @@ class RangesOf:
     They are asked on one grid alone, that of the layer.
     """
 
-    def __init__(self, ranges: Ranges, values: Tensor) -> None:
-        self._ranges, self._values = ranges, values
+    def __init__(
+        self, ranges: Ranges, values: Tensor, found: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Take found, where it is known, for what ranges would give as (scale, zero_point)."""
+        self._ranges, self._values, self._found = ranges, values, found
         self._ends: tuple[Tensor, Tensor] | None = None
-        self._found: tuple[Tensor, Tensor] | None = None
 
     def ends(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Return the (low, high) of the values that are held, [groups, 1]."""
@@ -58,21 +59,6 @@ class RangesOf:
         if self._found is None:
             self._found = self._ranges(self._values, grid)
         return self._found
-
-
-@dataclass(frozen=True)
-class _Given:
-    """Ranges that are known."""
-
-    scale: Tensor
-    zero_point: Tensor
-
-    def ends(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        ends = [(code - self.zero_point) * self.scale for code in (grid.qmin, grid.qmax)]
-        return torch.minimum(*ends), torch.maximum(*ends)
-
-    def __call__(self, values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        return self.scale, self.zero_point
 
 
 @torch.no_grad()
@@ -103,7 +89,8 @@ def start_from_gptq(
         values = grid.granularity.group(first)
         held[layer.name] = RangesOf(ranges[layer.name], values)
         start = job.quantizer(first, grid=grid, ranges=held[layer.name])
-        scales = _Given(start.dequantization_scale(), start.dequantization_zero_point())
+        own = start.dequantization_scale(), start.dequantization_zero_point()
+        scales = RangesOf(held[layer.name], values, own)
         try:
             found = SOLVER.quantize(first.flatten(1), hessians.of(layer), grid, scales)
         except ValueError as error:

@@ -15,7 +15,7 @@ from flexround.models.language_adapter import LanguageAdapter
 from flexround.quantizers.rtn import RTN
 from flexround.ranges import LpSearch, MinMax
 from flexround.reconstruction.layerwise import Solve
-from flexround.reconstruction.starting import REACH, SOLVER, _Given, inside_of_cells
+from flexround.reconstruction.starting import REACH, SOLVER, RangesOf, inside_of_cells
 from flexround.solvers.hessian import Hessians
 from results.records.store import Store
 from tests.conftest import TINY
@@ -36,13 +36,13 @@ AT_THE_NEAREST = {name: METHODS[name] for name in ("flexround", "adaround", "lrq
 }
 
 
-def of_words(loop, quantizer, grid, ranges=MinMax(), padding="right", **changes):  # noqa: B008
+def of_words(loop, quantizer, grid, ranges=MinMax()):  # noqa: B008
     """Return the integers of a small LLaMA, and the reports."""
     keep = Keep()
     integers = loop(
-        LanguageAdapter(network("llama"), EXAMPLE, CPU), halves(tokens(padding)),
+        LanguageAdapter(network("llama"), EXAMPLE, CPU), halves(tokens("right")),
         quantizer=quantizer, grid=grid, ranges=ranges,
-        generator=torch.Generator().manual_seed(0), callbacks=[keep], **changes,
+        generator=torch.Generator().manual_seed(0), callbacks=[keep],
     )  # fmt: skip
     return integers, keep.reports
 
@@ -77,7 +77,8 @@ def test_scales_of_a_methods_own_are_gptqs_too(method):
     for part in batch:
         with hessians.collecting(part["attention_mask"].bool()):
             target.forward(part)
-    expected = SOLVER.quantize(weight, hessians.of(layer), grid, _Given(scale, 0 * scale))
+    given = RangesOf(MinMax(), weight, (scale, 0 * scale))
+    expected = SOLVER.quantize(weight, hessians.of(layer), grid, given)
     found, _ = of_words(setting(), own, grid)
     assert torch.equal(found[layer.name].codes, expected.codes)
 
