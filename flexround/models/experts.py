@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from flexround.structure import Layer
+from flexround.structure import Layer, counted
 
 
 class Expert(nn.Module):
@@ -127,24 +127,6 @@ def reached(layers: Sequence[Layer], mask: Tensor | None) -> Iterator[set[str]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def counted(layer: Layer, inputs: Tensor, mask: Tensor | None) -> Tensor:
-    """Return those of a layer's inputs [..., in] that are no padding, [rows, in] or as they are.
-
-    mask [samples, tokens] tells which tokens count, None where all do. Inputs that are no tokens,
-    as the embeddings of relative positions, count whole.
-    """
-    if mask is None:
-        return inputs
-    mask = mask.to(inputs.device)
-    if layer.expert is not None:
-        return inputs[mask.flatten()[layer.expert.tokens]]
-    if inputs.shape[:2] == mask.shape:
-        return inputs[mask]
-    if inputs.dim() == 2 and len(inputs) == mask.numel():
-        return inputs[mask.flatten()]
-    return inputs
 
 
 @torch.no_grad()

@@ -14,9 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flexround.models.experts import counted
 from flexround.solvers.patches import geometry, rows_of
-from flexround.structure import Layer
+from flexround.structure import Layer, counted
 
 Call = tuple[str, int]  # a layer, and which of its calls in a pass
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexround.models.experts import counted
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.reconstruction.block_walk import BlockAtWork, Walk, block_walk
 from flexround.solvers.hessian import Hessians
+from flexround.structure import counted
 from flexround.transforms.base import Calibration
 from flexround.transforms.finding import Heads, find_places
 from flexround.transforms.places import Place, check_covered
