@@ -22,6 +22,7 @@ from flexround.allocation import check_kind as check_allocated
 from flexround.attach import check_weights
 from flexround.quantizers.rtn import RTN
 from flexround.reconstruction.callbacks import ReportLog
+from flexround.reconstruction.samples import first_samples
 from flexround.transforms.base import Calibration, apply
 from flexround.transforms.base import check_kind as check_transformed
 from results.records.record import Record
@@ -73,11 +74,11 @@ def _execute(job: Job, threads: int) -> Record:
         calibration = task.calibration(cfg.num_samples, cfg.seed)
         job.check_unchanged()
         checked = checks.run(adapter, calibration)
+        # Samples that are held out have a part in nothing that is chosen.
+        seen = first_samples(adapter, calibration, cfg.num_samples - recon.held_out)
 
         if allocation is not None:
-            bits, draft.sensitivity = allocation(
-                adapter, calibration, recon.batch_size, grid, ranges
-            )
+            bits, draft.sensitivity = allocation(adapter, seen, recon.batch_size, grid, ranges)
             adapter.assign_bits(bits)
         draft.average_bits = adapter.average_bits(grid)
         if allocation is not None or cfg.bits_per_layer:
@@ -101,10 +102,8 @@ def _execute(job: Job, threads: int) -> Record:
         task.check_full_precision(draft.fp_metrics)
         start = full_precision  # what quantization starts from
         if transform is not None:
-            sees = Calibration(
-                calibration, recon.batch_size, grid, own.activations,
-                torch.Generator().manual_seed(cfg.seed),
-            )  # fmt: skip
+            draws = torch.Generator().manual_seed(cfg.seed)
+            sees = Calibration(seen, recon.batch_size, grid, own.activations, draws)
             draft.transform = apply(transform, adapter, sees)
             # What the blocks and the last norm give has moved with the weights.
             start = network()

@@ -42,9 +42,11 @@ FINETUNED = "finetuned"
 # Versions of what is built, by its class: raised whenever the same settings would give another
 # number, as a task's own version is. SignRound's ends were rounded before 2; the solvers' Hessians
 # counted padding, and took SAME padding of convolutions for another; AdaQuant took the negative
-# scales of ImportanceSearch for 0.
-VERSIONS = {"SignRound": 2, "GPTQ": 2, "CDQuant": 2, "ImportanceSearch": 2}
+# scales of ImportanceSearch for 0, and that search counted padding before 3.
+VERSIONS = {"SignRound": 2, "GPTQ": 2, "CDQuant": 2, "ImportanceSearch": 3}
 VERSION = "_version_"
+# Of these tasks' samples, which have padding, that was counted for static ranges before version 2.
+PADDED = ("Classification", "TopicClassification", "Squad", "WebNLG")
 FULL_STREAMS = "float32"
 # Options of later versions that are off: they are left out, as in records from before them.
 OFF = {
@@ -76,7 +78,11 @@ def identity_of(settings: dict[str, Any]) -> dict[str, Any]:
     contents = Contents(Path(settings["cache_dir"], "digests"))
     if uses_finetuned(settings):
         check_origin(settings, contents)
-    return with_versions(reduced(settings, contents))
+    found = with_versions(reduced(settings, contents))
+    activation = found["activation"] or {}
+    if activation.get("_target_") == "StaticPerTensor" and found["task"]["_target_"] in PADDED:
+        activation[VERSION] = 2
+    return found
 
 
 def with_versions(node: dict[str, Any]) -> dict[str, Any]:

@@ -212,16 +212,16 @@ class Block:
         return next(self.module.parameters()).dtype
 
 
-def counted(layer: Layer, inputs: Tensor, mask: Tensor | None) -> Tensor:
+def counted(layer: Layer | None, inputs: Tensor, mask: Tensor | None) -> Tensor:
     """Return those of a layer's inputs [..., in] that are no padding, [rows, in] or as they are.
 
     mask [samples, tokens] tells which tokens count, None where all do. Inputs that are no tokens,
-    as the embeddings of relative positions, count whole.
+    as the embeddings of relative positions, count whole. layer is None for what is no layer's.
     """
     if mask is None:
         return inputs
     mask = mask.to(inputs.device)
-    if layer.expert is not None:
+    if layer is not None and layer.expert is not None:
         return inputs[mask.flatten()[layer.expert.tokens]]
     if inputs.shape[:2] == mask.shape:
         return inputs[mask]

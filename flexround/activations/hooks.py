@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flexround.activations.quantizers import ActivationQuantizer
 from flexround.activations.schemes import Activation
 from flexround.ranges import Ranges
-from flexround.structure import Block, Site
+from flexround.structure import Block, Site, counted
 
 
 class Activations:
@@ -33,12 +33,19 @@ class Activations:
         activation: Activation,
         ranges: Ranges,
         generator: torch.Generator,
+        mask: Tensor | None = None,
     ) -> None:
-        """Make a quantizer for each site of blocks; generator decides what is quantized."""
+        """Make a quantizer for each site of blocks; generator decides what is quantized.
+
+        mask [samples, tokens] tells which tokens of the calibration set are no padding, of which no
+        range is made; None where all count.
+        """
         self.init_samples, self.ranges_from = activation.init_samples, activation.ranges_from
         self._on, self._quant_prob = False, 1.0
         self._share: float | None = None  # of what is to be observed, in a pass that observes
-        self._generator = generator
+        self._generator, self._mask = generator, mask
+        self._counts: Tensor | None = None  # of the mask, the samples that set a range
+        self._layers = {layer.module: layer for block in blocks for layer in block.layers}
         self._block = ""
         self._calls: dict[tuple[str, nn.Module], int] = {}
         self._cache: dict[str, tuple[Tensor, int, Tensor]] = {}
@@ -78,7 +85,7 @@ class Activations:
         """
         if not all(quantizer.initialized for quantizer in self.of(block)):
             with self.on():
-                run(torch.arange(min(self.init_samples, samples)))
+                self._run(run, torch.arange(min(self.init_samples, samples)))
         return self._initialized(block)
 
     @torch.no_grad()
@@ -95,13 +102,21 @@ class Activations:
         for batch in torch.arange(samples).split(batch_size):
             self._share = len(batch) / samples
             try:
-                run(batch)
+                self._run(run, batch)
             finally:
                 self._share = None
                 self._cache.clear()
         for quantizer in self.of(block):
             quantizer.set_range()
         self._initialized(block)
+
+    def _run(self, run: Callable[[Tensor], object], samples: Tensor) -> None:
+        """Have run pass the samples of these indices, of which those that count are known."""
+        self._counts = None if self._mask is None else self._mask[samples]
+        try:
+            run(samples)
+        finally:
+            self._counts = None
 
     def _initialized(self, block: str) -> list[ActivationQuantizer]:
         for quantizer in self.of(block):
@@ -160,7 +175,7 @@ class Activations:
                     f"activation {first.name}: its layer is called more than the {len(own)} times "
                     "in a pass that it was while the network was looked at; give activation=none"
                 )
-            return (self._quantize(own[use], args[0]), *args[1:])
+            return (self._quantize(own[use], args[0], module), *args[1:])
 
         return hook
 
@@ -174,7 +189,7 @@ class Activations:
             # Modulo: outside of its block a function is called once more on the block's output.
             quantizer = own[self._count("output", module) % len(own)]
             whole = isinstance(output, tuple)
-            quantized = self._quantize(quantizer, output[0] if whole else output)
+            quantized = self._quantize(quantizer, output[0] if whole else output, module)
             return (quantized, *output[1:]) if whole else quantized
 
         return hook
@@ -189,15 +204,19 @@ class Activations:
         self._calls[side, module] = use + 1
         return use
 
-    def _quantize(self, quantizer: ActivationQuantizer, x: Tensor) -> Tensor:
+    def _quantize(self, quantizer: ActivationQuantizer, x: Tensor, module: nn.Module) -> Tensor:
         # Query, key and value take one tensor, which is quantized once, and dropped alike.
         held, version = self._cache.get(quantizer.name), -1 if x.is_inference() else x._version
         if held is not None and held[0] is x and held[1] == version:
             return held[2]
+        if not quantizer.initialized:
+            seen = counted(self._layers.get(module), x, self._counts)
+            share = 1.0 if self._share is None else self._share
+            quantizer.observe(seen, share, self._generator)
         if self._share is not None:
-            quantizer.observe(x, self._share, self._generator)
             quantized = x
         else:
+            quantizer.set_range()
             quantized = quantizer(x, self._quant_prob, self._generator)
         self._cache[quantizer.name] = x, version, quantized
         return quantized

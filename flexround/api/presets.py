@@ -29,6 +29,7 @@ Kind = Literal["vision", "language"]
 # By a group's name: where a member of it stands in the file.
 GROUPS = ("granularity", "grid", "ranges", "activation", "transform")
 LAYER_BITS = "bits_per_layer"
+MAY_BE_NONE = ("model.first_last_bits",)  # though their default is a number
 NOT_GIVEN = ("scale",)  # of the roots: a sweep's, and no option of a call
 
 
@@ -143,7 +144,7 @@ def _set(tree: dict[str, Any], plain: Mapping[str, Any], name: str, value: Any) 
         here = [key for key in known if key.startswith(f"{group}.")]
         shown = here if "." in name and here else [key for key in known if "." not in key]
         raise ValueError(f"{name}: there is no such option; {hint}there are {', '.join(shown)}")
-    if not _is_like(known[name], value):
+    if not (_is_like(known[name], value) or (value is None and name in MAY_BE_NONE)):
         raise ValueError(f"{name}={value!r}: give {_words(known[name])}, as {known[name]!r}")
     *parents, last = name.split(".")
     for parent in parents:
@@ -161,11 +162,13 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 
 def _is_like(default: Any, value: Any) -> bool:
-    """Return whether value is of default's type; a missing number may become one."""
+    """Return whether value is of default's type, where that is None a whole number or None."""
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
-    if default is None or isinstance(default, int):
-        return isinstance(value, int) or (value is None and default in (None, 8))
+    if default is None:
+        return value is None or isinstance(value, int)
+    if isinstance(default, int):
+        return isinstance(value, int)
     if isinstance(default, float):
         return isinstance(value, int | float)
     if isinstance(default, list):

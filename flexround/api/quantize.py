@@ -21,6 +21,7 @@ from flexround.models.base import ModelAdapter
 from flexround.models.coverage import Coverage
 from flexround.reconstruction.callbacks import ReportLog
 from flexround.reconstruction.report import BlockReport
+from flexround.reconstruction.samples import first_samples
 from flexround.reconstruction.settings import Settings
 from flexround.transforms.base import Calibration, apply, check_kind
 
@@ -146,7 +147,8 @@ def _integers(
     transform = choice.build("transform")
     if transform is not None:
         draws = torch.Generator().manual_seed(seed)
-        apply(transform, adapter, Calibration(batches, recon.batch_size, grid, cache, draws))
+        seen = first_samples(adapter, batches, count(batches) - recon.held_out)
+        apply(transform, adapter, Calibration(seen, recon.batch_size, grid, cache, draws))
     found: dict[str, QuantizedTensor] = recon(
         adapter, batches, quantizer=choice.build("quant"), grid=grid,
         ranges=choice.build("ranges"), activation=choice.build("activation"),

@@ -3,8 +3,8 @@
 `python artifact.py eval PATH` rebuilds the model and measures it again, `inspect` lists
 what the file holds, `export` writes it for another program.
 
-storage.py describes the file. Library: `take` what the loop returned and `restore` it; `storage`
-writes and reads.
+file_format.py describes the file, writes it and reads it. Library: `take` what the loop returned
+and `restore` it.
 """
 
 from __future__ import annotations

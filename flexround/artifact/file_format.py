@@ -1,7 +1,7 @@
 """File format of an artifact: one safetensors file.
 
-A quantized weight NAME is NAME.codes (packed, see packing.py; symmetric codes are stored from 0),
-NAME.scale [groups, 1] and on an asymmetric grid NAME.zero_point (packed alike). On a table of
+A quantized weight NAME is NAME.codes (packed, see bit_packing.py; symmetric codes are stored from
+0), NAME.scale [groups, 1] and on an asymmetric grid NAME.zero_point (packed alike). On a table of
 levels a code is a place in it, and scales that are powers of two are bytes, exponents plus 127. A
 static activation range is SITE.act_scale and SITE.act_zero_point. Every other parameter stands
 under its own name, as it is. The header (header.py) tells bits, grid, granularity and shape of each

@@ -89,7 +89,7 @@ def _has_own_output(block: Block, order: Trace, functions: Sequence[Call]) -> bo
 
 
 def _role(index: int, site: Site, found: Sequence[Sequence[Site]]) -> Role:
-    if index == 0:
+    if index == 0 and site is found[0][0]:
         return "stem"
     last = max(i for i, sites in enumerate(found) if sites)
     return "head" if site is found[last][-1] else "inner"

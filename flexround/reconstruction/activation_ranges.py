@@ -7,16 +7,14 @@ weights are quantized, each on what the quantizers before it leave.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from flexround.activations.hooks import Activations
-from flexround.models.base import ModelAdapter
 from flexround.reconstruction.block_walk import BlockAtWork, Walk, block_walk
+from flexround.reconstruction.samples import first_samples
 from flexround.reconstruction.unit import units_of
 
 
@@ -47,16 +45,3 @@ def _first(activations: Activations, walk: Walk) -> Walk:
     there = sum(map(walk.adapter.num_samples, walk.calibration)) - walk.held_out
     samples = first_samples(walk.adapter, walk.calibration, min(activations.init_samples, there))
     return replace(walk, calibration=samples, full_precision=None, teachers=None, needs_plain=False)
-
-
-def first_samples(adapter: ModelAdapter, calibration: Sequence[Any], count: int) -> list[Any]:
-    """Return the batches of the first count samples of calibration, all where it has fewer."""
-
-    def parts() -> Iterator[Any]:
-        left = count
-        for batch in calibration:
-            if left > 0:
-                yield tree_map(lambda values, left=left: values[:left], batch)
-            left -= adapter.num_samples(batch)
-
-    return list(parts())

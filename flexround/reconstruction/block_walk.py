@@ -152,9 +152,12 @@ def _at_work(walk: Walk, streams: _Streams, index: int, block: Block) -> Iterato
 def _advance(
     walk: Walk, streams: _Streams, index: int, work: BlockAtWork, ahead: RecordedCalls | None
 ) -> None:
-    """Have both streams pass the block; ahead is the plain one where it has passed already."""
+    """Have both streams pass the block; ahead is the plain one where it has passed already.
+
+    One that nobody needs stays with the quantized one.
+    """
     block, name = work.block, f"block {work.block.name}, as it is quantized so far,"
-    if ahead is None:
+    if ahead is None and (walk.needs_plain or walk.activations_on is None):
         outputs = walk.replay_all(block.module, streams.plain, name)
         ahead = walk.advance(index, streams.plain, outputs)
         del outputs
@@ -168,4 +171,4 @@ def _advance(
             (passed,) = check_finite([work.passed], NOT_FINITE.format(name=name))
             work.passed = None
         streams.quantized = walk.advance(index, streams.quantized, passed)
-    streams.plain = ahead
+    streams.plain = streams.quantized if ahead is None else ahead

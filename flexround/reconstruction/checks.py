@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from flexround.activations.schemes import Activation
@@ -36,10 +36,18 @@ def check_model(adapter: ModelAdapter, grid: Grid, quantizer: QuantizerFactory) 
     """Check every layer's weight against the grid and the method; under offload a block at a time.
 
     Raises:
-        ValueError: when a weight does not fit; names the layer.
+        ValueError: when a weight does not fit, or is two layers'; names the layer.
     """
-    learns = False
+    learns, owners = False, dict[nn.Module | Tensor | None, str]()
     for block in adapter.blocks():
+        for layer in block.layers:
+            owner = owners.setdefault(layer.module.weight, layer.name)
+            if owner != layer.name:
+                raise ValueError(
+                    f"layers {owner} and {layer.name} share one weight: to quantize one is to "
+                    "change the other, whose inputs are others; give each its own, or leave the "
+                    f"two: model.leave=[{owner},{layer.name}]"
+                )
         with adapter.onloaded(block):
             learns |= check_weights(block.layers, grid, quantizer)
     return Checked(learns)
@@ -137,12 +145,22 @@ def check_start(start: Start, grid: Grid) -> None:
         )
 
 
-def check_weighed(settings: Settings, method: str) -> None:
-    """Check that the loss is the one that the weight of what method adds to it is made for.
+def check_annealed(settings: Settings, method: str) -> None:
+    """Check that settings suit a method that adds to the loss what drives weights to the grid.
+
+    The loss has to be the one that the weight of what it adds is made for. Until the end its
+    rounding is soft, and starts at the full-precision weight: the lowest error of a mini-batch is
+    an early one's, and on held-out samples the rounded weight errs least before it has begun.
 
     Raises:
-        ValueError: when it is another.
+        ValueError: when the loss is another, or parameters of an earlier iteration may be kept.
     """
+    for name, ends in (("keep_best", settings.keep_best), ("patience", settings.patience)):
+        if ends:
+            raise ValueError(
+                f"recon.{name}={str(ends).lower()}: {method} decides its rounding in the last of "
+                f"its iterations; leave recon.{name} out, or give another quant="
+            )
     for name, given, plain in (
         ("last_loss", settings.last_loss, "block"), ("loss", settings.loss, "squared")
     ):  # fmt: skip

@@ -164,7 +164,10 @@ class UnitJob:
 
         The walk over the blocks then does not pass the calibration set once more.
         """
-        if not (work.goes_on and unit.module is work.block.module and inputs is work.quantized):
+        passes = work.goes_on and unit.module is work.block.module and inputs is work.quantized
+        # In other batches a value may have another last bit than in a run that goes on from here.
+        whole = self.learned_from(inputs) % self.settings.batch_size == 0
+        if not passes or (self.settings.held_out and not whole):
             return self.error(unit, inputs, targets)
         means, home = _Means(), inputs.inputs.device
         outputs = self._pass(unit, inputs, targets, means)
@@ -224,7 +227,7 @@ class UnitJob:
             return None
         self.notify(saved.report)
         generators = [self.generator, self.drop_generator]
-        return unpack(saved, layers, self.grid, activations, generators)
+        return unpack(saved, layers, self.grid, activations, generators, self.adapter.device)
 
     def notify(self, report: BlockReport) -> None:
         """Tell the callbacks of a finished unit."""

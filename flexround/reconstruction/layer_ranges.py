@@ -12,6 +12,7 @@ from flexround.importance import ImportanceSearch
 from flexround.ranges import Ranges
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.unit import Unit
+from flexround.structure import Layer, counted
 
 
 def ranges_of_layers(job: UnitJob, unit: Unit, plain: RecordedCalls) -> dict[str, Ranges]:
@@ -34,19 +35,22 @@ def _squares(job: UnitJob, unit: Unit, plain: RecordedCalls) -> dict[str, Tensor
     """
     found: dict[str, Tensor] = {}
     handles = []
+    tokens: Tensor | None = None  # those of the batch at hand that are no padding
     for layer in unit.layers:
         if cast(Tensor, layer.module.weight).dim() != 2:
             raise ValueError(
                 f"layer {layer.name}: ranges=imatrix is for linear layers; give ranges=lp"
             )
 
-        def see(_: nn.Module, args: tuple[Tensor, ...], name: str = layer.name) -> None:
-            own = args[0].float().square().flatten(0, -2).sum(dim=0)
+        def see(_: nn.Module, args: tuple[Tensor, ...], layer: Layer = layer) -> None:
+            seen = counted(layer, args[0], tokens).float()
+            own, name = seen.square().flatten(0, -2).sum(dim=0), layer.name
             found[name] = found[name] + own if name in found else own
 
         handles.append(layer.module.register_forward_pre_hook(see))
     try:
         for batch in torch.arange(job.learned_from(plain)).split(job.settings.batch_size):
+            tokens = None if job.mask is None else job.mask[batch]
             plain.replay(unit.module, batch, job.adapter.device)
     finally:
         for handle in handles:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class Solve:
 
     batch_size: int
     sequential: bool
+    held_out: ClassVar[int] = 0  # solvers see every sample
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -82,10 +83,9 @@ class Solve:
         blocks, kept = adapter.blocks(), checkpoints or NoCheckpoints()
         for callback in callbacks:
             callback.begin([block.name for block in blocks], 0)
-        activations = None
+        mask, activations, given = adapter.loss_mask(calibration), None, None
         if activation is not None:
-            activations = Activations(blocks, activation, ranges, generator)
-        mask, given = adapter.loss_mask(calibration), None
+            activations = Activations(blocks, activation, ranges, generator, mask)
         if isinstance(quantizer, DriftSolver):
             given = full_precision or FullPrecisionOutputs()
         job = _LayerJob(self, adapter, quantizer, grid, ranges, activations, mask)
@@ -106,7 +106,8 @@ class Solve:
                     found, report = job.solve_block(work)
                     kept.save(block.name, pack(report, found, sites, []))
                 else:
-                    found, report = unpack(saved, block.layers, grid, sites, []), saved.report
+                    report = saved.report
+                    found = unpack(saved, block.layers, grid, sites, [], adapter.device)
                 integers |= adapter.commit(block, found)
                 for callback in callbacks:
                     callback.end_block(report)

@@ -28,6 +28,7 @@ from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.checkpoints import Checkpoints, NoCheckpoints
 from flexround.reconstruction.checks import (
     Checked,
+    check_annealed,
     check_finite_samples,
     check_loss,
     check_machine,
@@ -36,7 +37,6 @@ from flexround.reconstruction.checks import (
     check_sites,
     check_start,
     check_step_sizes,
-    check_weighed,
 )
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.learning import quantize_unit
@@ -84,10 +84,9 @@ class Reconstruction(Settings):
         if checked is None:
             checked = self.check(adapter, calibration, grid, quantizer, activation)
         drop_generator = torch.Generator(adapter.device).manual_seed(generator.initial_seed())
-        activations = None
+        mask, activations, last = adapter.loss_mask(calibration), None, None
         if activation is not None:
-            activations = Activations(adapter.blocks(), activation, ranges, drop_generator)
-        mask, last = adapter.loss_mask(calibration), None
+            activations = Activations(adapter.blocks(), activation, ranges, drop_generator, mask)
         if self.last_loss != "block":
             tokens = {key: torch.cat([b[key] for b in calibration]) for key in calibration[0]}
             last = LogitLoss(self.last_loss, adapter, tokens, mask)
@@ -170,7 +169,7 @@ class Reconstruction(Settings):
             )
         check_start(self.start, grid)
         if type(made).regularizer is not WeightQuantizer.regularizer:
-            check_weighed(self, type(made).__name__)
+            check_annealed(self, type(made).__name__)
 
 
 def _learn_weights(job: UnitJob, walk: Walk) -> tuple[dict[str, QuantizedTensor], list[Block]]:

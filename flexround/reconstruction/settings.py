@@ -36,7 +36,8 @@ class Settings:
             activations, as BRECQ's code does, quant the quantized prefix's.
         quant_prob: probability that an element stays quantized while learning, QDrop's 0.5; 1 is
             all of them.
-        keep_best: end with the parameters of the mini-batch with the lowest error (SignRound).
+        keep_best: end the iterations of a unit's weights with the parameters of the mini-batch with
+            the lowest error (SignRound); step sizes learned after them end with the last.
         precision: of the iterations' matrix products: float32, tf32, bfloat16, or auto, which is
             bfloat16 on a GPU that has it and float32 elsewhere. Weights, rounding and the loss stay
             float32, and so does everything outside of the iterations.

@@ -103,8 +103,9 @@ def unpack(
     grid: Grid,
     activations: Sequence[ActivationQuantizer],
     generators: Sequence[torch.Generator],
+    device: torch.device,
 ) -> dict[str, QuantizedTensor]:
-    """Put the snapshot of a unit back; return its layers' integers by name.
+    """Put the snapshot of a unit back on device; return its layers' integers by name.
 
     Raises:
         StorageError: when it is of another unit than this one.
@@ -117,7 +118,7 @@ def unpack(
         for quantizer in activations:
             start = f"{quantizer.name}."
             quantizer.load_qparams(
-                {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
+                {k[len(start) :]: v.to(device) for k, v in tensors.items() if k.startswith(start)}
             )
         for index, generator in enumerate(generators):
             generator.set_state(tensors[f"generator.{index}"])

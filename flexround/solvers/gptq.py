@@ -133,7 +133,12 @@ class GPTQ:
         parts = weight.reshape(len(hessian), -1, weight.shape[1]).clone()
         parts.masked_fill_(dead[:, None], 0)  # before the scales, which they would inflate
         clean = parts.view(weight.shape)
-        wide = Columns(clean, grid, *scales_of(clean, hessian, grid, ranges, self.scales))
+        if isinstance(grid.granularity, PerGroup) and not self.static_groups:
+            # Each group's are chosen when its first column is rounded.
+            first = (clean.new_empty(clean.numel() // grid.granularity.group_size, 1),) * 2
+        else:
+            first = scales_of(clean, hessian, grid, ranges, self.scales)
+        wide = Columns(clean, grid, *first)
         codes = torch.empty_like(clean)
         for index, (part, own) in enumerate(zip(parts, hessian, strict=True)):
             own = own + torch.diag(dead[index].to(own.dtype))

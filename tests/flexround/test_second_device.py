@@ -30,6 +30,7 @@ from flexround.grid import Grid
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.models.vision import VisionAdapter
 from flexround.reconstruction import block_walk, learning, optimize, room
+from flexround.reconstruction.checkpoints import FileCheckpoints
 from tasks.language.tiny_families import FAMILIES, config_of
 from tests import stand_in
 from tests.flexround.reconstruction.test_reconstruction import BasicBlock
@@ -100,14 +101,14 @@ def configuration(*overrides):
     return cfg
 
 
-def quantized(adapter, batches, *overrides, where="auto"):
+def quantized(adapter, batches, *overrides, where="auto", checkpoints=None):
     """Return (integers by layer, the network's outputs) of a run with overrides."""
     cfg = configuration(*overrides)
     grid = Grid(cfg.bits, cfg.symmetric, build(cfg.granularity))
     integers = build(cfg.recon)(
         adapter, batches, quantizer=build(cfg.quant), grid=grid, ranges=build(cfg.ranges),
         generator=torch.Generator().manual_seed(0), activation=build(cfg.activation),
-        cache=ActivationCache(where=where),
+        cache=ActivationCache(where=where), checkpoints=checkpoints,
     )  # fmt: skip
     with torch.no_grad():
         return integers, [adapter.forward(batch) for batch in batches]
@@ -148,6 +149,18 @@ def test_activations_in_every_setting(device, activation, recon):
     elif recon in ("block", "layer"):
         kv = ["kv_bits=8"] if activation == "dynamic_per_token" else []
         check_same(language, device, *own, *kv, *LANGUAGE)
+
+
+@pytest.mark.parametrize("recon", ["qdrop", "brecq"])
+def test_ranges_of_a_run_that_goes_on_lie_where_they_did(device, recon, tmp_path):
+    own = (f"recon={recon}", "activation=static_per_tensor", "ranges=min_max")
+    places = []
+    for _ in range(2):  # the second finds all units of the first
+        adapter, batches = convolutions(device)
+        quantized(adapter, batches, *own, checkpoints=FileCheckpoints(tmp_path, {}))
+        held = [q.qparams() for q in adapter.activations.quantizers()]
+        places.append([values[name].device for values in held for name in ("scale", "zero_point")])
+    assert places[0] == places[1] == [device] * len(places[0])
 
 
 @pytest.mark.parametrize("ranges", members("ranges"))

@@ -122,6 +122,17 @@ def test_the_number_of_sites_of_a_classifier(name, count):
     assert not blocks[-1].sites, "logits stay as they are"
 
 
+def test_of_a_first_block_with_several_activations_the_first_alone_is_the_stem():
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()),
+        nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 100, 5),
+    ).eval()  # fmt: skip
+    adapter = VisionAdapter(net, torch.randn(2, 3, 16, 16), 8, CPU, units=["0"])
+    sites = [site for block in adapter.blocks() for site in block.sites]
+    assert len(adapter.blocks()[0].sites) == 2
+    assert [site.role for site in sites] == ["stem", *["inner"] * (len(sites) - 2), "head"]
+
+
 # By hand: the inputs of attention (query, key and value share it), of its output projection, of
 # the feed-forward part's first layers (gate and up share it) and of its last.
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "opt", "llama", "bert"])

@@ -374,7 +374,15 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(x)[0][:, -1])
 
 
+def tied():
+    """Return two layers of one weight, and a head."""
+    net = mlp(8, 8, 8, 4)
+    net[2].weight = net[0].weight
+    return net
+
+
 BAD = {
+    "tied": (tied, samples(), {"options": SHORT}, "layers 0 and 2 share one weight"),
     "skip": (lambda: Skipping(), samples(), {}, "block c needs more than the output of b"),
     "recurrent": (lambda: Recurrent(), samples(32, 5, 8), {}, "LSTM holds rnn.weight_ih_l0"),
     "no layer": (lambda: nn.Sequential(nn.BatchNorm1d(8)), samples(), {}, "no convolution or"),
@@ -425,6 +433,9 @@ def test_what_can_not_be_done_is_one_line(case):
         ("flexround", "recon.iters", True, "give a whole number"),
         ("flexround", "quant.use_s3", 1, "give True or False"),
         ("flexround", "recon.iters", -1, "give 0 or more"),
+        ("gptq", "recon.batch_size", None, "batch_size=None: give a whole number"),
+        ("flexround", "act_bits", None, "argument of its own"),
+        ("adaround", "recon.keep_best", True, "recon.keep_best=true: AdaRound decides"),
         ("flexround", "recon.act_iters", 5, "does nothing with"),
         ("flexround", "kv_bits", 8, "does nothing with activation=none"),
         ("flexround", "recon", "solve", "give one of block"),

@@ -33,6 +33,8 @@ CASES = {
     "brecq": (replace(BRECQ, act_inputs="fp"), METHODS["adaquant"], STATIC),
     "brecq_quant": (BRECQ, METHODS["adaquant"], replace(STATIC, ranges_from="fp")),
     "held_out": (replace(BRECQ, held_out=8, patience=1), METHODS["flexround"], STATIC),
+    # What is learned from is no multiple of the batch: no pass may have other batches than another.
+    "held_out_odd": (replace(SETTING, iters=6, held_out=11), METHODS["flexround"], None),
     "rtn": (replace(BRECQ, iters=0, act_iters=0), METHODS["rtn"], STATIC),
     "cdquant": (Solve(8, sequential=True), CYCLIC, STATIC),
     "gptaq": (Solve(8, sequential=True), GPTAQ_, STATIC),

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import flexround
 from flexround.activations.schemes import StaticPerTensor
 from flexround.grid import Grid, PerChannel
 from flexround.ranges import LpSearch
@@ -15,6 +16,7 @@ from flexround.reconstruction import early_end
 from flexround.reconstruction.callbacks import ReportLog
 from flexround.reconstruction.early_end import LOOKS, EarlyEnd
 from flexround.reconstruction.unit import reconstruction_loss
+from tests.flexround.models.test_language import network, tokens
 from tests.flexround.quantizers.methods import METHODS
 from tests.flexround.reconstruction.test_reconstruction import SETTING, adapter
 
@@ -90,6 +92,24 @@ def test_the_held_out_error_is_the_loss_of_the_held_out_samples(case):
             loss = reconstruction_loss(target.model(batch), adapter().model(batch), -1)
             assert error == pytest.approx(loss.item(), rel=1e-4)
     assert all(block.held_out_before > 0 for block in blocks[1:])
+
+
+@pytest.mark.parametrize("transform", ["none", "awq", "smoothquant"])
+def test_what_is_held_out_has_no_part_in_a_transform(transform):
+    """The two calibration sets differ in their held-out samples alone."""
+    batch = tokens()["input_ids"]
+    found = []
+    for last in (batch[4:], batch[4:] // 200 + 5):  # a few rare tokens
+        options = {"transform": transform, "recon.held_out": 2, "recon.batch_size": 2}
+        given = {"input_ids": torch.cat([batch[:4], last])}
+        found.append(
+            flexround.quantize(
+                network("llama"), given, bits=3, options=options | {"recon.iters": 2}
+            ).layers
+        )
+    for name, integers in found[0].items():
+        assert torch.equal(integers.codes, found[1][name].codes)
+        assert torch.equal(integers.scale, found[1][name].scale)
 
 
 def script(errors, patience, iters=LOOKS):

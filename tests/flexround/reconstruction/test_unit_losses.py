@@ -150,6 +150,15 @@ def test_images_have_no_relative_loss_and_a_trimmed_one():
     replace(SETTING, loss="trimmed").check(adapter(), calibration(), GRID, METHODS["flexround"])
 
 
+@pytest.mark.parametrize("kept", [{"keep_best": True}, {"held_out": 4, "patience": 2}])
+def test_no_early_parameters_are_kept_of_a_method_that_decides_in_the_end(kept):
+    """AdaRound's soft weight begins at the full-precision one, where its error is the least."""
+    ((name, given),) = list(kept.items())[-1:]
+    with pytest.raises(ValueError, match=f"recon.{name}={str(given).lower()}: AdaRound decides"):
+        replace(SETTING, **kept).check_method(METHODS["adaround"], GRID)
+    replace(SETTING, **kept).check_method(METHODS["flexround"], GRID)
+
+
 @pytest.mark.parametrize("loss", ["relative", "trimmed"])
 def test_a_method_that_weighs_a_term_of_its_own_against_the_error_is_refused(loss):
     setting = replace(SETTING, loss=loss)

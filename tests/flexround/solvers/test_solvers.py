@@ -248,6 +248,22 @@ def test_no_single_move_improves_a_greedy_solution():
                 assert objective(weight, trial, hessian)[row] >= before[row] - 1e-9
 
 
+@pytest.mark.parametrize("static_groups", [True, False])
+def test_each_group_is_searched_once(static_groups):
+    """The scales of a group of which the columns change are not searched before they do."""
+    searched = []
+
+    class Counting(MinMax):
+        def __call__(self, values, grid):
+            searched.append(values.numel())
+            return super().__call__(values, grid)
+
+    weight, hessian = case()
+    solver = GPTQ(128, 0.01, False, static_groups, False, "ranges")
+    solver.quantize(weight, hessian, Grid(3, False, PerGroup(16)), Counting())
+    assert sum(searched) == weight.numel()
+
+
 def test_stale_scales_are_worse_where_groups_are_smaller_than_a_block():
     weight, hessian = case()
     grid = Grid(3, False, PerGroup(8))
