@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiment.content import Contents
 from experiment.resolvers import _source_name
+from results.records.off import GROUPS, OPTIONS, is_off
 from tasks.language.hub import pinned
 from tasks.package_files import path_of
 
@@ -47,13 +48,7 @@ VERSIONS = {"SignRound": 2, "GPTQ": 2, "CDQuant": 2, "ImportanceSearch": 3}
 VERSION = "_version_"
 # Of these tasks' samples, which have padding, that was counted for static ranges before version 2.
 PADDED = ("Classification", "TopicClassification", "Squad", "WebNLG")
-FULL_STREAMS = "float32"
-# Options of later versions that are off: they are left out, as in records from before them.
-OFF = {
-    "stream_dtype": FULL_STREAMS, "recon.held_out": 0, "recon.patience": 0, "transform": None,
-    "recon.last_loss": "block", "grid": None, "allocation": None,
-    "recon.loss": "squared", "recon.start": "nearest",
-}  # fmt: skip
+FULL_STREAMS = OPTIONS["stream_dtype"]
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
@@ -129,14 +124,10 @@ def reduced(settings: dict[str, Any], contents: Contents) -> dict[str, Any]:
     for path in (*NOT_IDENTITY, *idle):
         node, last = _holder(settings, path)
         node.pop(last, None)
-    for path, off in OFF.items():
+    for path in (*OPTIONS, *GROUPS):
         node, last = _holder(settings, path)
-        if node.get(last) == off:
+        if is_off(path, node.get(last)):
             node.pop(last, None)
-    # As in records from before weights could be left, or layers have bits of their own.
-    for node, name in ((model, "leave"), (settings, "bits_per_layer")):
-        if not node.get(name):
-            node.pop(name, None)
     return cast(dict[str, Any], _canonical(_with_digests(settings, contents)))
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from results.records.off import OFF
 from results.records.record import Record
+from results.records.selection import spelled
 from results.tables.leaderboard import CELL, rows_and_runs
 
 
@@ -89,7 +91,7 @@ def cells(records: Sequence[Record], by: Sequence[str] = (), axis: str | None = 
         words = [
             _word(names[i], values[i], bits)
             for i in telling
-            if values[i] != "-" and names[i] != axis
+            if values[i] not in ("-", spelled(OFF.get(names[i], "-"))) and names[i] != axis
         ]
         told = dict(zip(names, values, strict=True))
         label = ", ".join([quant, *words])

@@ -8,20 +8,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from results.records.off import OFF, left_out
 from results.records.record import Record
 
 ABSENT = object()
 FEW = 8  # values that a line can list
-# Options of a loop that learns which a record leaves out where they are off.
-OFF = {
-    "recon.loss": "squared",
-    "recon.start": "nearest",
-    "recon.last_loss": "block",
-    "recon.held_out": 0,
-    "recon.patience": 0,
-}
-# Config groups that a record leaves out where nothing of them is chosen, and what that is called.
-NONE = {"transform": "none", "grid": "integer"}
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -88,8 +79,11 @@ def _folded(value: Any) -> str | None:
 
 
 def _readings(text: str) -> list[Any]:
-    """Return what text may stand for: itself, a number, Hydra's true, false or null."""
-    words: dict[str, Any] = {"true": True, "false": False, "null": None}
+    """Return what text may stand for: itself, a number, Hydra's true, false or null.
+
+    As a table writes them too: True, False, None.
+    """
+    words: dict[str, Any] = {"true": True, "false": False, "null": None, "none": None}
     readings: list[Any] = [text]
     if text.lower() in words:
         readings.append(words[text.lower()])
@@ -103,13 +97,22 @@ NAMES = ("model", "task", "quant", "task_version", "metric", "average_bits")
 
 
 def facts(record: Record) -> dict[str, Any]:
-    """Return what a record can be chosen by: its settings by dotted name, and what it is of."""
-    return flatten(record.settings) | {name: getattr(record, name) for name in NAMES}
+    """Return what a record can be chosen by: its settings by dotted name, and what it is of.
+
+    Among the settings are those that it leaves out because they are off.
+    """
+    named = {name: getattr(record, name) for name in NAMES}
+    return flatten(record.settings) | dict(left_out(record.settings)) | named
 
 
 def fact(record: Record, name: str, default: Any = None) -> Any:
     """Return the one of facts(record) that has this name, without making the others."""
-    return getattr(record, name) if name in NAMES else _below(record.settings, name, default)
+    if name in NAMES:
+        return getattr(record, name)
+    found = _below(record.settings, name, ABSENT)
+    if found is ABSENT and name in OFF:
+        found = dict(left_out(record.settings)).get(name, ABSENT)
+    return default if found is ABSENT else found
 
 
 def _below(node: dict[str, Any], name: str, default: Any) -> Any:
@@ -148,12 +151,15 @@ def _is_same(left: Any, right: Any) -> bool:
     return type(left) is type(right) and not isinstance(left, dict | list) and left == right
 
 
+def spelled(value: Any) -> str:
+    """Return a setting's value as tables have it, and as select takes it back."""
+    return json.dumps(value) if isinstance(value, list) else str(value)
+
+
 def value_of(record: Record, setting: str) -> Any:
     """Return record's value of setting, for a config group the name of its class; or ABSENT."""
     value = fact(record, setting, ABSENT)
     if value is not ABSENT:
-        return json.dumps(value) if isinstance(value, list) else value
-    if setting in OFF and fact(record, "recon.unit") is not None:
-        return OFF[setting]
+        return spelled(value) if isinstance(value, list) else value
     target = fact(record, f"{setting}._target_")
-    return NONE.get(setting, ABSENT) if target is None else target.rpartition(".")[2]
+    return ABSENT if target is None else target.rpartition(".")[2]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from results.records.off import TARGET
 from results.records.outcomes import Outcomes
 from results.records.record import Record
 from results.records.selection import facts, nearest
@@ -128,15 +129,31 @@ def same(left: str, right: str) -> bool:
 
 
 def differing(left: Record, right: Record, own: bool = False) -> str:
-    """Return the settings that both have and differ in; own: those of the methods' schedules."""
+    """Return the settings in which two runs differ; own: those of the methods' schedules.
+
+    What is off counts as such. Of a schedule the two must both have the setting; of the rest one
+    that only one of them has counts where the other could have it.
+    """
     mine, theirs = facts(left), facts(right)
     told = []
-    for name in mine:
+    for name in dict.fromkeys([*mine, *theirs]):
         group = name.partition(".")[0]
-        aside = name in SEEDS or group == "quant" or (group == "recon") != own
-        if name in theirs and mine[name] != theirs[name] and not aside:
-            told.append(f"{name} {mine[name]} and {theirs[name]}")
+        if name in SEEDS or group == "quant" or (group == "recon") != own:
+            continue
+        if name in mine and name in theirs:
+            unlike = mine[name] != theirs[name]
+        else:
+            unlike = not own and _could_have(name, mine, theirs)
+        if unlike:
+            told.append(f"{name} {mine.get(name, '-')} and {theirs.get(name, '-')}")
     return ", ".join(told)
+
+
+def _could_have(name: str, mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Return whether both could have a setting that one lacks: their groups are of one class."""
+    parent, _, last = name.rpartition(".")
+    chosen = f"{parent}.{TARGET}"
+    return bool(parent) and (last == TARGET or mine.get(chosen) == theirs.get(chosen))
 
 
 def _tell_missing(

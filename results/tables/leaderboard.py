@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from results.records.off import left_out
 from results.records.record import Record
-from results.records.selection import check_known, fact, flatten, unlike
+from results.records.selection import check_known, fact, flatten, spelled, unlike
 from results.tables.formats import MARK, PLUS_MINUS, latex, markdown
 from results.tables.mixed import mixed, network_of, remarks
 
@@ -101,7 +102,7 @@ def _cells(records: Sequence[Record], by: Sequence[str]) -> tuple[list[str], Cel
     while True:
         cells: Cells = {}
         for record in records:
-            told = (str(fact(record, k, "-")) for k in names)
+            told = (spelled(fact(record, k, "-")) for k in names)
             cell = (record.task, record.model, record.quant)
             key = (*cell, *told, record.bits, fact(record, "act_bits"))
             cells.setdefault(key, []).append(record)
@@ -138,7 +139,8 @@ def _same_but_seeds(left: Record, right: Record) -> bool:
 def _but_seeds(record: Record, names: set[str]) -> dict[str, Any]:
     """Return the settings below names, of the first level, by dotted name."""
     own = {k: v for k, v in record.settings.items() if k in names}
-    return {k: v for k, v in flatten(own).items() if k not in SEEDS}
+    off = {k: v for k, v in left_out(record.settings) if k.partition(".")[0] in names}
+    return {k: v for k, v in (flatten(own) | off).items() if k not in SEEDS}
 
 
 def _differing(members: Sequence[Record]) -> dict[str, list[str]]:
@@ -153,7 +155,7 @@ def _differing(members: Sequence[Record]) -> dict[str, list[str]]:
         names["average_bits"] = None
     differing = {}
     for name in names:
-        values = list(dict.fromkeys(str(flat.get(name)) for flat in flats))
+        values = list(dict.fromkeys(spelled(flat.get(name, "-")) for flat in flats))
         if name in early:
             values = [value for value in values if value != "None"]
         if len(values) > 1:

@@ -18,6 +18,8 @@ from experiment import identity as identity_module
 from experiment.content import Contents
 from experiment.identity import identity, run_id
 from flexround.models.vision import VisionModel
+from results.records.off import OFF, left_out
+from results.records.selection import flatten
 from results.records.store import Store
 from tasks.language import hub
 from tasks.vision import checkpoints
@@ -36,6 +38,16 @@ def name_of(tmp_path):
         return run_id(identity(cfg))
 
     return call
+
+
+def test_what_a_name_leaves_out_because_it_is_off_a_record_is_known_by(tmp_path):
+    """One table says both, so that no option is left out that tables do not know of."""
+    with initialize_config_module("conf", version_base="1.3"):
+        cfg = compose("config", [*TINY, "quant=flexround", f"cache_dir={tmp_path}/cache"])
+    settings = identity(cfg)
+    assert not OFF.keys() & flatten(settings).keys()
+    assert not settings.keys() & {"transform", "grid", "allocation", "bits_per_layer"}
+    assert dict(left_out(settings)) == OFF
 
 
 def network(path: Path, noise: float, cache_dir: Path) -> Path:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from results.records.selection import fact, facts, flatten, select, unlike, why_none
+from results.records.off import OFF
+from results.records.selection import fact, facts, flatten, select, spelled, unlike, why_none
+from results.tables.leaderboard import TOLD_APART, leaderboard
 from tests.results.records.test_store import record
 
 LEAF = st.sampled_from([0, 1, True, 1.0, None, "1", [1], [True]])
@@ -37,6 +42,36 @@ def test_what_records_differ_in_is_among_what_they_are_unlike_in(trees):
         # As text, as true is not 1; an absent branch is not an empty one.
         texts = {repr(flatten({name: t[name]}) if name in t else None) for t in trees}
         assert len(texts) == 1 or name in found
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_a_setting_that_one_run_leaves_out_is_given_back_as_the_table_calls_it(name):
+    """What stands in the column, or in what the leaderboard advises, chooses its runs."""
+    group, _, option = name.rpartition(".")
+    whole = {"recon": {"unit": "block"}, "model": {"name": "net"}}
+    on = ["a"] if name == "model.leave" else {"a": 4} if name == "bits_per_layer" else "bfloat16"
+    changed = {**whole.get(group, {}), option: on} if group else on
+    records = [
+        record(name, 1.0, settings={"seed": 0} | settings)
+        for name, settings in (("off", whole), ("on", whole | {group or name: changed}))
+    ]
+    own = name if name != "bits_per_layer" else "bits_per_layer.a"
+    values = list(leaderboard(records, [own])[own])
+    assert len(set(values)) == 2
+    assert [r.run_id for r in select(records, {own: values[1]})] == ["on"]
+    assert [r.run_id for r in select(records, {name: spelled(OFF[name])})] == ["off"]
+    if own not in TOLD_APART:
+        told = ", ".join(values).replace("(", "")
+        with pytest.raises(ValueError, match=rf"{own} \({re.escape(told)}\)"):
+            leaderboard(records)
+
+
+def test_what_stands_in_a_table_is_a_value_that_chooses():
+    records = [
+        record(str(i), settings={"checkpoint": value}) for i, value in enumerate((None, True, [1]))
+    ]
+    for i, value in enumerate((None, True, [1])):
+        assert select(records, {"checkpoint": spelled(value)}) == [records[i]]
 
 
 def test_a_group_is_chosen_by_its_member_and_an_option_by_what_it_is_when_off():

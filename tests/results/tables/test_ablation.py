@@ -7,10 +7,9 @@ import io
 import pandas as pd
 import pytest
 
-from experiment.identity import OFF as IDENTITY_OFF
 from results.__main__ import main
 from results.records.given import by_hand
-from results.records.selection import NONE, OFF
+from results.records.off import GROUPS, OFF
 from results.records.store import Store
 from results.tables.ablation import ablation, in_order, render
 from tests.results.records.test_store import record
@@ -71,7 +70,6 @@ def test_a_row_is_what_is_held_and_shows_what_tells_it_apart():
 )
 def test_an_option_that_records_leave_out_where_it_is_off_has_that_value(name, on):
     """`experiment.identity` leaves it out; a method without the loop has no value of it."""
-    assert OFF.items() <= IDENTITY_OFF.items()
     off = OFF[f"recon.{name}"]
     solved = run(80.0, quant="gptq", recon={"sequential": True})
     found = ablation([run(90.0, **recon(9)), run(91.0, **recon(9, **{name: on})), solved],
@@ -81,9 +79,8 @@ def test_an_option_that_records_leave_out_where_it_is_off_has_that_value(name, o
     assert f"1 runs have no recon.{name}" in found.remarks
 
 
-@pytest.mark.parametrize(("group", "none"), NONE.items())
+@pytest.mark.parametrize(("group", "none"), GROUPS.items())
 def test_a_group_that_records_leave_out_where_nothing_is_chosen_has_that_member(group, none):
-    assert IDENTITY_OFF[group] is None
     chosen = run(80.0, given=[f"{group}=it"], **{group: {"_target_": "flexround.of.It"}})
     found = ablation([run(90.0, given=[]), chosen], group)
     assert dict(zip(found.table[group], found.table["mean"], strict=True)) == {none: 90, "It": 80}

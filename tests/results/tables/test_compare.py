@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from results.__main__ import main
+from results.records.off import OFF
 from results.records.store import Store
-from results.tables.compare import compare, render
+from results.tables.compare import compare, differing, render
 from results.tables.paired_tests import mcnemar, mean_interval, metric_interval, metric_of
 from tests.results.records.test_store import record
 
@@ -157,6 +158,50 @@ def test_a_method_without_a_setting_is_compared_at_every_value_of_it():
     assert dict(zip(table["recon.unit"], table["difference"], strict=True)) == {
         "block": 4.0, "layer": 3.0,
     }  # fmt: skip
+
+
+TRANSFORM = {"transform": {"_target_": "AWQ", "clip": True}}
+
+
+def test_a_run_with_a_transform_is_compared_with_none_without():
+    """A record without one leaves the setting out, and is no method that has no such setting."""
+    plain, turned = run("flexround", 0, 90.0), run("flexround", 0, 80.0, **TRANSFORM)
+    with pytest.raises(ValueError, match=r"they differ in transform\._target_ none and AWQ"):
+        compare([run("rtn", 0, 50.0), turned], lambda _: {}, "rtn", "flexround")
+    both = [run("rtn", 0, 50.0), run("rtn", 0, 40.0, **TRANSFORM), plain, turned]
+    table = compare(both, lambda _: {}, "flexround", "rtn").table
+    assert dict(zip(table["transform._target_"], table["difference"], strict=True)) == {
+        "none": 40.0, "AWQ": 40.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "off"), OFF.items())
+def test_what_is_off_differs_from_what_is_on_for_each_setting_that_records_leave_out(name, off):
+    one = run("flexround", 0, 90.0, recon={"unit": "block"}, model={"leave": ["a"]})
+    settings = {"recon": {"unit": "block"}, "model": {"leave": ["a"]}}
+    group, _, option = name.rpartition(".")
+    on = "it" if not group else {**settings.get(group, {}), option: "it"}
+    other = run("adaround", 0, 90.0, **(settings | {group or name: on}))
+    if name == "model.leave":
+        one = run("flexround", 0, 90.0, recon={"unit": "block"})
+    told = f"{name} {off} and it"
+    assert told in differing(one, other, own=group == "recon")
+    assert f"{name} it and {off}" in differing(other, one, own=group == "recon")
+
+
+def test_a_setting_that_one_lacks_differs_where_the_other_could_have_it():
+    def limited(quant, task):
+        return run(quant, 0, 90.0, task={"_target_": "Text", **task})
+
+    left, right = limited("flexround", {}), limited("rtn", {"limit": 5})
+    assert differing(left, right) == "task.limit - and 5"
+    assert differing(right, left) == "task.limit 5 and -"
+    layers = run("rtn", 0, 90.0, bits_per_layer={"head": 8})
+    assert "bits_per_layer.head 8 and -" in differing(layers, run("flexround", 0, 90.0))
+    # A class without the option differs from one with it in the class alone.
+    searched = run("flexround", 0, 90.0, ranges={"_target_": "LpSearch", "p": 2})
+    bare = run("rtn", 0, 90.0, ranges={"_target_": "MinMax"})
+    assert differing(searched, bare) == "ranges._target_ LpSearch and MinMax"
 
 
 def test_csv_reads_back_to_the_same_table():

@@ -132,6 +132,20 @@ def test_a_method_without_a_setting_meets_each_value_of_it():
     assert {row["method"]: row["settings"] for row in found.methods} == {"learned": 2, "rtn": 2}
 
 
+def test_a_setting_with_a_transform_holds_no_run_without_one():
+    """A run that leaves the setting out is of no transform, once, and not of each of them."""
+    turned = {"transform": {"_target_": "AWQ"}}
+    records = [
+        run("one", 4, 90.0), run("two", 4, 80.0), run("three", 4, 70.0),
+        run("one", 4, 91.0, set=turned), run("two", 4, 92.0, set=turned),
+    ]  # fmt: skip
+    found = ranking(records)
+    held = {(row["first"], row["second"]): row["settings"] for row in found.pairs}
+    assert held == {("one", "two"): 2, ("one", "three"): 1, ("two", "three"): 1}
+    assert rows(found)["one"]["wins"] == pytest.approx((100 + 0) / 2)
+    assert rows(found)["three"]["settings"] == 1
+
+
 def test_runs_of_other_samples_are_not_ranked_against_each_other():
     records = [
         run("one", 4, 90.0, set={"num_samples": 64}), run("two", 4, 80.0, set={"num_samples": 64}),
