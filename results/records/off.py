@@ -35,11 +35,19 @@ def left_out(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield what a record's settings leave out because it is off: the flat name and the value."""
     loop = settings.get(LOOP)
     learns = isinstance(loop, dict) and loop.get(LEARNS) is not None
+    on = turned_on(settings)
     for path in (*OPTIONS, *GROUPS):
-        parent, _, last = path.rpartition(".")
-        if parent == LOOP and not learns:
-            continue
-        node = settings.get(parent) if parent else settings
-        if not isinstance(node, dict) or node.get(last) is None:
+        if path not in on and (learns or not path.startswith(f"{LOOP}.")):
             name = f"{path}.{TARGET}" if path in GROUPS else path
             yield name, OFF[name]
+
+
+def turned_on(settings: dict[str, Any]) -> set[str]:
+    """Return which of the options and groups a record's settings have, as they are not off."""
+    found = set()
+    for path in (*OPTIONS, *GROUPS):
+        parent, _, last = path.rpartition(".")
+        node = settings.get(parent) if parent else settings
+        if isinstance(node, dict) and node.get(last) is not None:
+            found.add(path)
+    return found

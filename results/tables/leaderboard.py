@@ -110,7 +110,7 @@ def _cells(records: Sequence[Record], by: Sequence[str]) -> tuple[list[str], Cel
             done = [r for r in members if r.status == "ok"]
             # A failed attempt with other settings must not hide what succeeded.
             cells[key] = done + [r for r in members if r.status == "failed" and _like(r, done)]
-        conflicts = {key: found for key, members in cells.items() if (found := _differing(members))}
+        conflicts = {key: found for key, members in cells.items() if (found := differing(members))}
         if not conflicts:
             if asked:
                 raise _two_in_one_cell(*first, asked)
@@ -143,8 +143,8 @@ def _but_seeds(record: Record, names: set[str]) -> dict[str, Any]:
     return {k: v for k, v in (flatten(own) | off).items() if k not in SEEDS}
 
 
-def _differing(members: Sequence[Record]) -> dict[str, list[str]]:
-    """Return what the members of a cell differ in but their seed, with the values."""
+def differing(members: Sequence[Record]) -> dict[str, list[str]]:
+    """Return what members of one cell differ in but their seed, with the values."""
     early = ("task_version", "metric")  # which a run that failed early does not know
     top = unlike(members).difference(SEEDS)
     flats = [_but_seeds(r, top) | {k: fact(r, k) for k in early} for r in members]

@@ -9,11 +9,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import replace
-from math import isfinite, nan
 from typing import Any
 
+from results.records.off import turned_on
 from results.records.record import Record
-from results.tables.paper_comparison import ComparedCell, newest_version
+from results.tables.paper_comparison import (
+    ASIDE,
+    ComparedCell,
+    in_whole,
+    newest_version,
+    one_configuration,
+)
 from results.tables.published_numbers import Cell, others
 
 PAPERS = ("cdquant", "gptq", "lrq", "signround")
@@ -21,6 +27,9 @@ PAPERS = ("cdquant", "gptq", "lrq", "signround")
 METHODS: dict[str, tuple[str, str | None]] = {
     "awq": ("rtn", "AWQ"), "quantease": ("cdquant", None), "brecq": ("adaround", None),
 }  # fmt: skip
+# How they measure perplexity: GPTQ's windows.
+PROTOCOL = {"name": "gptq", "split": "test", "window": 2048, "max_windows": None}
+TRAINED = ("imagenet", "squad")  # whose networks are of the task; others are as they are published
 # On ResNets GPTQ's paper has AdaRound and AdaQuant layer by layer, BRECQ block by block.
 UNITS = {"adaround": "layer", "adaquant": "layer", "brecq": "block"}
 # A published task and metric by the task= and the metric that measure it.
@@ -105,28 +114,13 @@ def compare_with_others(cells: Sequence[Cell], records: Sequence[Record]) -> lis
 
 def _values(cell: Cell, records: Sequence[Record]) -> list[float]:
     named = [r for r in records if (r.model, r.task) == (cell.model, cell.task)]
-    found, metric = [r for r in named if _is_measured(r)], cell.metric
+    if cell.task not in TRAINED:
+        named = [r for r in named if r.settings.get("checkpoint") is None]
+    found, metric = [r for r in named if in_whole(r, PROTOCOL)], cell.metric
     if cell.method == "fp":
         values = {r.fp_metrics[metric] for r in found if metric in r.fp_metrics}
         return sorted(values) if len(values) == 1 else []
-    own = [r for r in found if _is(r, cell) and isfinite(r.metrics.get(metric, nan))]
-    seeds = [record.seed for record in own]
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(
-            f"several configurations fall into {cell.paper}/{cell.table} {cell.model} "
-            f"{cell.method} {cell.setting} {cell.bits}; choose with --where"
-        )
-    return [record.metrics[metric] for record in own]
-
-
-def _is_measured(record: Record) -> bool:
-    """Return whether record is measured as the papers do: by GPTQ's windows, on every item."""
-    task = record.settings["task"]
-    protocol = task.get("protocol")
-    if protocol is None:
-        return task.get("limit") is None and task.get("max_eval") is None
-    whole = (protocol["window"], protocol["max_windows"]) == (2048, None)
-    return protocol["name"] == "gptq" and whole
+    return one_configuration(cell, [r for r in found if _is(r, cell)])
 
 
 def _is(record: Record, cell: Cell) -> bool:
@@ -138,7 +132,7 @@ def _is(record: Record, cell: Cell) -> bool:
         return False
     if cell.task == "imagenet" and recon.get("unit") != UNITS.get(cell.method):
         return False
-    if {"last_loss", "loss", "start"} & set(recon):  # which none of them has
+    if turned_on(settings) - ASIDE - {"transform"}:  # which none of them has
         return False
     words = cell.setting.split() or ["per_channel"]  # SQuAD's table does not say it once more
     kv_bits = None if activation is None else activation.get("kv_bits")

@@ -11,14 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from statistics import median, stdev
+from typing import Any
 
 import pandas as pd
 
+from results.records.given import by_hand
+from results.records.off import TARGET, turned_on
 from results.records.record import Record
 from results.tables.formats import markdown
+from results.tables.leaderboard import differing
 from results.tables.published_numbers import Cell, published
 
 LOWER_IS_BETTER = ("perplexity",)
+# How the paper measures perplexity.
+PROTOCOL = {"name": "run_clm", "split": "validation", "window": 1024, "max_windows": None}
+TRAINED = frozenset({"finetuned", "lora"})  # words for a network trained on the task before
+ALWAYS_TRAINED = ("glue/", "squad")
+ASIDE = {"stream_dtype"}  # of what a run can turn on, what is no part of its method
 
 
 @dataclass(frozen=True)
@@ -69,52 +78,80 @@ def published_beside(record: Record) -> list[ComparedCell]:
 
 
 def _values(cell: Cell, records: Sequence[Record]) -> list[float]:
+    found = [r for r in records if _is_measured(r, cell)]
     if cell.method == "fp":
-        found = [r for r in records if (r.model, r.task) == (cell.model, _task(cell))]
-        if cell.task == "imagenet":
-            words = cell.setting.split()
-            found = [r for r in found if _torchvision(r) == ("torchvision" in words)]
-            found = [r for r in found if _equalized(r) == ("equalize" in words)]
         values = {r.fp_metrics[cell.metric] for r in found if cell.metric in r.fp_metrics}
         return sorted(values)[:1] if len(values) == 1 else []
-    found = [r for r in records if _is(r, cell) and isfinite(r.metrics.get(cell.metric, nan))]
-    seeds = [r.seed for r in found]
-    if len(set(seeds)) < len(seeds):
+    return one_configuration(cell, [r for r in found if _is(r, cell)])
+
+
+def one_configuration(cell: Cell, records: Sequence[Record]) -> list[float]:
+    """Return the values of a cell's runs, one a seed.
+
+    Raises:
+        ValueError: when they differ in more than the seed; names what in.
+    """
+    found = [r for r in records if isfinite(r.metrics.get(cell.metric, nan))]
+    unlike = differing(found) if found else {}
+    if unlike or len({r.seed for r in found}) < len(found):
+        told = "; ".join(f"{name} ({', '.join(values)})" for name, values in unlike.items())
+        table = f"{cell.paper}/{cell.table}" if cell.paper else cell.table
         raise ValueError(
-            f"several configurations fall into {cell.table} {cell.model} {cell.task} {cell.method} "
-            f"{cell.setting} {cell.bits}; choose with --where"
+            f"several configurations fall into {table} {cell.model} {cell.task} {cell.method} "
+            f"{cell.setting} {cell.bits}: {told or 'a seed twice'}; choose with --where"
         )
     return [r.metrics[cell.metric] for r in found]
 
 
-def _is(record: Record, cell: Cell) -> bool:
-    """Return whether record is a run of the cell."""
-    if (record.model, record.task, record.quant) != (cell.model, _task(cell), cell.method):
+def _is_measured(record: Record, cell: Cell) -> bool:
+    """Return whether record is of the cell's network in full precision, measured as it is."""
+    if (record.model, record.task) != (cell.model, _task(cell)):
         return False
-    settings = record.settings
-    quantized = settings.get("activation") is not None
-    bits = f"W{record.bits}A{settings['act_bits']}" if quantized else f"W{record.bits}"
-    together = quantized and settings.get("recon", {}).get("act_steps") == "together"
-    words = cell.setting.split()
+    own, words = record.settings.get("checkpoint") is None, cell.setting.split()
+    if cell.task == "imagenet":
+        model = record.settings["model"]
+        changed = [name for name in ("equalize", "absorb_biases") if model.get(name)]
+        wanted = [name for name in ("equalize", "absorb_biases") if name in words]
+        return own == ("torchvision" in words) and changed == wanted
+    trained = bool(TRAINED.intersection(words)) or cell.task.startswith(ALWAYS_TRAINED)
+    return own != trained and in_whole(record, PROTOCOL)
+
+
+def in_whole(record: Record, protocol: dict[str, Any]) -> bool:
+    """Return whether a run is measured on every item, a perplexity by protocol."""
+    task = record.settings["task"]
+    if task.get("protocol") is None:
+        return task.get("limit") is None and task.get("max_eval") is None
+    return bool({name: task["protocol"].get(name) for name in protocol} == protocol)
+
+
+def _is(record: Record, cell: Cell) -> bool:
+    """Return whether a run of the cell's network is quantized as the cell is."""
+    settings, words = record.settings, cell.setting.split()
+    if record.quant != cell.method or turned_on(settings) - ASIDE:
+        return False
+    scheme = settings.get("activation")
+    if scheme is not None and (scheme[TARGET] != "StaticPerTensor" or scheme.get("kv_bits")):
+        return False
+    bits = f"W{record.bits}A{settings['act_bits']}" if scheme is not None else f"W{record.bits}"
+    together = scheme is not None and settings.get("recon", {}).get("act_steps") == "together"
     wanted = {word.partition("=")[0]: word.partition("=")[2] for word in words}
     samples = wanted.get("num_samples", str(settings["num_samples"]))
+    rows = cell.model.startswith("llama")  # whose weights have a scale for each
     return (
-        bits == (cell.bits if quantized else cell.bits.partition("A")[0])
-        and (quantized or cell.bits.endswith(("A16", "A32")))
+        bits == (cell.bits if scheme is not None else cell.bits.partition("A")[0])
+        and (scheme is not None or cell.bits.endswith(("A16", "A32")))
         and ("Q" if together else "B") == words[0]
         and str(settings["num_samples"]) == samples
-        and _equalized(record) == ("equalize" in words)
-        and (cell.task != "imagenet" or _torchvision(record) == ("torchvision" in words))
+        and settings["symmetric"] == (cell.task == "imagenet")
+        and settings["granularity"][TARGET] == ("PerChannel" if rows else "PerTensor")
+        and (not cell.task.startswith("glue/") or _own_rate(record) == ("tuned_lr" in words))
     )
 
 
-def _torchvision(record: Record) -> bool:
-    """Return whether the weights are the model's own, not given by checkpoint=."""
-    return record.settings.get("checkpoint") is None
-
-
-def _equalized(record: Record) -> bool:
-    return bool(record.settings["model"].get("equalize"))
+def _own_rate(record: Record) -> bool:
+    """Return whether a learning rate was tried, where the paper gives one for all tasks."""
+    return "recon.lr" in by_hand(record)
 
 
 def _task(cell: Cell) -> str:

@@ -144,6 +144,7 @@ def test_the_card_sets_the_papers_number_beside_ours():
     settings = {
         "num_samples": 1024, "activation": None, "checkpoint": "brecq.pth",
         "model": {"equalize": False}, "recon": {"act_steps": "after"}, "act_bits": 8,
+        "symmetric": True, "granularity": {"_target_": "PerTensor"},
     }  # fmt: skip
     record = Record(
         "0" * 16, "ok", "resnet18", "imagenet", 1, "flexround", 4, 0, "top1", True, 70.0, 71.0,

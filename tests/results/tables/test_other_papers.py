@@ -13,7 +13,7 @@ from results.tables.other_papers import PAPERS, compare_with_others, left_out, o
 GROUPS = {"_target_": "PerGroup", "group_size": 128}
 ROW = {"_target_": "PerChannel"}
 GPTQ = {"quant": {"act_order": True, "static_groups": True}, "recon": {"sequential": True}}
-WINDOWS = {"protocol": {"name": "gptq", "window": 2048, "max_windows": None}}
+WINDOWS = {"protocol": {"name": "gptq", "split": "test", "window": 2048, "max_windows": None}}
 
 
 def run(
@@ -127,6 +127,8 @@ def test_a_run_is_the_cell_that_its_settings_say_and_no_other(case):
         {"transform": {"_target_": "Hadamard"}}, {"activation": {"bits": 8}},
         {"recon": {"unit": "block", "last_loss": "logits"}},
         {"recon": {"unit": "block", "loss": "trimmed"}},
+        {"grid": {"_target_": "NF4"}}, {"allocation": {"_target_": "DeltaLoss"}},
+        {"bits_per_layer": {"mlp": 8}}, {"checkpoint": "sha256:1"},
         {"task": {"limit": 100}},
     ],
     ids=lambda settings: next(iter(settings)),
@@ -139,7 +141,7 @@ def test_a_run_of_other_settings_is_no_cell(other):
 
 
 def test_a_perplexity_by_another_protocol_or_on_some_windows_is_no_cell():
-    for change in ({"name": "run_clm"}, {"window": 1024}, {"max_windows": 4}):
+    for change in ({"name": "run_clm"}, {"window": 1024}, {"max_windows": 4}, {"split": "train"}):
         record = run("opt_125m", "rtn", 37.0, task="wikitext2", metric="perplexity",
                      granularity=ROW, fp=27.65)  # fmt: skip
         assert hits("gptq/opt", record)
@@ -160,6 +162,9 @@ def test_seeds_are_one_cell_and_other_configurations_are_told():
     }
     with pytest.raises(ValueError, match=r"fall into signround/w2g128 llama2_7b .*--where"):
         hits("signround/w2g128", *two, run("llama2_7b", "signround", 42.0, 2))
+    longer = run("llama2_7b", "signround", 42.0, 2, 2, recon={"unit": "block", "iters": 9})
+    with pytest.raises(ValueError, match=r"signround/w2g128 .*: recon.iters \(-, 9\)"):
+        hits("signround/w2g128", *two, longer)
 
 
 @pytest.mark.parametrize(

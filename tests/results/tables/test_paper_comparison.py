@@ -12,7 +12,8 @@ from results.records.store import Store
 from results.tables.paper_comparison import compare_with_paper, frame, text
 from results.tables.published_numbers import published
 
-TASKS = {"table20": "five_shot"}
+WHOLE = {"name": "run_clm", "split": "validation", "window": 1024, "max_windows": None}
+TASK = {"perplexity": {"protocol": WHOLE}}
 
 
 def run(
@@ -20,8 +21,10 @@ def run(
 ):
     settings = {
         "activation": None, "act_bits": 8, "num_samples": 1024, "model": {"equalize": False},
-        "checkpoint": "brecq.pth",
-        "recon": {"act_steps": "start"}, "granularity": {},
+        "checkpoint": "brecq.pth" if task == "imagenet" else None,
+        "symmetric": task == "imagenet", "task": TASK.get(metric, {}),
+        "recon": {"act_steps": "start", "unit": "block"},
+        "granularity": {"_target_": "PerChannel" if "llama" in network else "PerTensor"},
     } | more  # fmt: skip
     return Record(
         f"{method}{value}{seed}{bits}{network}", "ok", network, task, 1, method, bits, seed, metric,
@@ -51,7 +54,8 @@ def test_a_cell_has_the_median_of_its_seeds_and_the_papers_number():
     assert (fp.value, fp.cell.value) == (72.6, 72.62)
 
 
-STATIC = {"activation": {"bits": 4}, "act_bits": 4}
+STATIC = {"activation": {"_target_": "StaticPerTensor", "bits": 4}, "act_bits": 4}
+W8A8 = STATIC | {"act_bits": 8, "recon": {"act_steps": "together", "unit": "block"}}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +70,7 @@ STATIC = {"activation": {"bits": 4}, "act_bits": 4}
         ),
         (
             "table10",
-            {"model": {"equalize": True}, "checkpoint": None},
+            {"model": {"equalize": True, "absorb_biases": True}, "checkpoint": None},
             {"bits": "W4A32", "setting": "B torchvision equalize absorb_biases"},
         ),
         ("figure07", {"num_samples": 64}, {"bits": "W4A32", "setting": "B num_samples=64"}),
@@ -83,8 +87,7 @@ def test_a_run_is_of_the_cell_that_its_settings_say(table, settings, where):
 
 
 def test_five_shot_runs_are_of_the_five_shot_tables():
-    made = STATIC | {"act_bits": 8, "recon": {"act_steps": "together"}}
-    record = run("flexround", 76.0, 0, 8, "llama_7b", "five_shot", "boolq", **made)
+    record = run("flexround", 76.0, 0, 8, "llama_7b", "five_shot", "boolq", **W8A8)
     found = cell(
         compare_with_paper("table20", [record]),
         "flexround",
@@ -111,9 +114,8 @@ def test_the_order_of_the_methods_is_compared_where_all_have_run():
 
 
 def test_lower_is_better_for_perplexity():
-    made = STATIC | {"act_bits": 8, "recon": {"act_steps": "together"}}
     records = [
-        run(m, v, 0, 8, "opt_125m", "ptb", "perplexity", **made)
+        run(m, v, 0, 8, "opt_125m", "ptb", "perplexity", **W8A8, checkpoint="sha256:1")
         for m, v in {"adaround": 20.0, "flexround": 18.0}.items()
     ]
     table = (
@@ -125,13 +127,119 @@ def test_lower_is_better_for_perplexity():
     assert table["rank_paper"].to_dict() == {"adaround": 2, "flexround": 1}
 
 
+OTHERS = {
+    "symmetric": {"symmetric": False},
+    "granularity": {"granularity": {"_target_": "PerChannel"}},
+    "grid": {"grid": {"_target_": "NF4"}},
+    "transform": {"transform": {"_target_": "AWQ"}},
+    "loss": {"recon": {"unit": "block", "loss": "trimmed"}},
+    "start": {"recon": {"unit": "block", "start": "gptq"}},
+    "last_loss": {"recon": {"unit": "block", "last_loss": "logits"}},
+    "held_out": {"recon": {"unit": "block", "held_out": 8}},
+    "allocation": {"allocation": {"_target_": "DeltaLoss"}},
+    "bits_per_layer": {"bits_per_layer": {"features.0": 8}},
+    "leave": {"model": {"leave": ["features.3"]}},
+    "equalize": {"model": {"equalize": True}},
+    "absorb_biases": {"model": {"absorb_biases": True}},
+    "checkpoint": {"checkpoint": None},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_run_of_other_settings_than_the_papers_is_no_cell(other):
+    records = [run("flexround", 70.0), run("flexround", 99.0, 1, **OTHERS[other])]
+    assert cell(compare_with_paper("table02", records), "flexround", "W4A32").ours == [70.0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"activation": {"_target_": "DynamicPerToken"}},
+        {"activation": {"_target_": "StaticPerTensor", "kv_bits": 8}},
+        {"granularity": {"_target_": "PerTensor"}}, {"symmetric": True},
+    ],
+)  # fmt: skip
+def test_activations_and_rows_of_llama_are_the_papers(other):
+    def ours(**changes):
+        record = run("flexround", 9.0, 0, 8, "llama_7b", "wikitext2", "perplexity",
+                     **(W8A8 | changes))  # fmt: skip
+        return [j.ours for j in compare_with_paper("table19", [record]) if j.ours and
+                j.cell.method == "flexround"]  # fmt: skip
+
+    assert ours() == [[9.0]]
+    assert ours(**other) == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"name": "gptq"}, {"split": "test"}, {"window": 2048}, {"max_windows": 4}]
+)
+def test_a_perplexity_by_another_protocol_is_no_cell_not_even_of_full_precision(change):
+    def ours(protocol):
+        record = run("flexround", 18.0, 0, 8, "opt_125m", "ptb", "perplexity",
+                     **W8A8, checkpoint="sha256:1")  # fmt: skip
+        record.settings["task"] = {"protocol": protocol}
+        return [j.cell.method for j in compare_with_paper("table05", [record]) if j.ours]
+
+    assert ours(WHOLE) == ["fp", "flexround"]
+    assert ours(WHOLE | change) == []
+
+
+def test_what_is_measured_on_some_items_is_no_cell():
+    for task, part in ((("squad", "f1"), "max_eval"), (("zero_shot", "boolq"), "limit")):
+        network = "bert_base" if task[0] == "squad" else "llama_7b"
+        record = run("flexround", 80.0, 0, 8, network, *task, **W8A8)
+        if task[0] == "squad":
+            record.settings["checkpoint"] = "sha256:1"
+        table = "table12" if task[0] == "squad" else "table19"
+        assert any(j.ours for j in compare_with_paper(table, [record]))
+        record.settings["task"] = {part: 100}
+        assert not any(j.ours for j in compare_with_paper(table, [record]))
+
+
+@pytest.mark.parametrize(
+    ("table", "where", "trained"),
+    [
+        ("table05", ("opt_125m", "wikitext2", "perplexity"), True),
+        ("table19", ("llama_7b", "wikitext2", "perplexity"), False),
+        ("table23", ("llama_7b", "wikitext2", "perplexity"), True),
+        ("table06", ("gpt2_medium", "webnlg", "bleu_all"), True),
+        ("table15", ("bert_base", "glue/mnli", "accuracy"), True),
+        ("table12", ("bert_base", "squad", "f1"), True),
+    ],
+)
+def test_a_network_trained_on_the_task_is_of_the_tables_that_say_so(table, where, trained):
+    """The words finetuned and lora; of GLUE and SQuAD all are."""
+    assert any((c.model, c.task, c.metric) == where for c in published(table))
+    for checkpoint in (None, "sha256:1"):
+        record = run("flexround", 18.0, 0, 8, *where, **W8A8, checkpoint=checkpoint)
+        found = [j.cell.method for j in compare_with_paper(table, [record]) if j.ours]
+        assert found == (["fp", "flexround"] if trained == (checkpoint is not None) else [])
+
+
+def test_a_rate_for_each_task_of_glue_is_of_the_table_that_has_them():
+    """The word tuned_lr: Table 16 tries rates, Table 15 has the appendix's for all tasks."""
+    made = run("flexround", 90.0, 0, 8, "bert_base", "glue/qnli", "accuracy",
+               **W8A8, checkpoint="sha256:1")  # fmt: skip
+    for given, table in ((["quant=flexround"], "table15"), (["recon.lr=3e-4"], "table16")):
+        record = replace(made, overrides=given)
+        for name in ("table15", "table16"):
+            joined = compare_with_paper(name, [record])
+            assert [j.ours for j in joined if j.ours and j.cell.method != "fp"] == (
+                [[90.0]] if name == table else []
+            )
+
+
 def test_two_configurations_of_one_cell_are_refused():
-    records = [
-        run("flexround", 70.0),
-        run("flexround", 71.0, recon={"act_steps": "start", "lr": 1}),
-    ]
-    with pytest.raises(ValueError, match="several configurations fall into table02 mobilenet_v2"):
-        compare_with_paper("table02", records)
+    """Of one seed or of two: a median over runs of different settings is nobody's number."""
+    longer = {"act_steps": "start", "unit": "block", "lr": 1}
+    for seed in (0, 1):
+        records = [run("flexround", 70.0), run("flexround", 71.0, seed, recon=longer)]
+        told = r"fall into table02 mobilenet_v2 .*: recon\.lr \(-, 1\); choose with --where"
+        with pytest.raises(ValueError, match=told):
+            compare_with_paper("table02", records)
+    with pytest.raises(ValueError, match=r"num_samples \(1024, 64\)"):
+        compare_with_paper("table02", [run("flexround", 70.0),
+                                       run("flexround", 71.0, 1, num_samples=64)])  # fmt: skip
 
 
 def test_a_value_that_is_none_and_an_old_version_of_the_task_are_not_joined():
