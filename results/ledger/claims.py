@@ -29,7 +29,7 @@ Overrides = frozenset[str]
 class Published(BaseModel):
     """Which published numbers the paper's own effect is the contrast of.
 
-    `source` is a table of paper.csv or a source of other_methods.csv. Each entry of `more` and
+    `source` is a table of paper.csv or a source of others.csv. Each entry of `more` and
     `less` gives columns of it that, with `of`, choose one number.
     """
 
