@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flexround.utils.arguments import ArgumentParser
 from flexround.utils.atomic_files import write_whole
-from results.command_lines import COMMANDS, add_format
+from results.command_lines import COMMANDS, TEXTS, add_format
 from results.ledger import kept
 from results.ledger.claims import Claim, Overrides, chosen, read
-from results.ledger.evidence import ERROR, Found, missing, scaled, value_of
+from results.ledger.evidence import ERROR, Found, conflict, missing, scaled, value_of
 from results.ledger.gathering import Evidence
 from results.ledger.verdicts import render, verdicts
 from results.records.reading import DEFAULT
 from results.records.record import Record
+
+SHOWN = ("records", "commands", "keep")  # instead of the verdicts
 
 
 def command(argv: Sequence[str]) -> str:
     """Return what the command line asks for.
 
     Raises:
-        ValueError: for claims that are none, and records that do not compare.
+        ValueError: for claims that are none, options that do nothing, and as keep does.
     """
     line, example = COMMANDS["claims"]
     another = "python -m results claims gptq --commands --also data_dir=/data/wikitext-2"
@@ -48,20 +51,36 @@ def command(argv: Sequence[str]) -> str:
         "--also", default="", help="arguments for --commands, such as data_dir=/data/wikitext-2"
     )
     args = parser.parse_args(argv)
-    if args.also and not args.commands:
-        raise ValueError(f"--also {args.also} does nothing without --commands; leave it out")
-    claims = chosen(read(), args.claims)
+    if problem := _does_nothing(args):
+        raise ValueError(f"{problem}; leave it out")
+    everything = read()
+    claims = chosen(everything, args.claims)
     if args.keep:
         return keep(args.results_dir)
     if args.results_dir != DEFAULT and not args.results_dir.exists():
         told = "there is no such folder yet; the ledger's records alone count"
         print(f"{args.results_dir}: {told}", file=sys.stderr)
-    evidence = Evidence(claims, args.results_dir)
-    if args.commands:
-        return "\n".join(commands(claims, evidence.found, args.also))
-    if args.records:
+    if args.commands or args.records:
+        evidence = Evidence(claims, args.results_dir)
+        if args.commands:
+            return "\n".join(commands(claims, evidence.found, args.also))
         return "\n\n".join(behind(claim, evidence.found) for claim in claims)
-    return render(verdicts(claims, evidence.found, evidence.outcomes), args.format)
+    # Of all claims, whichever are shown: the correction is for how many are tested.
+    evidence = Evidence(everything, args.results_dir)
+    found = verdicts(everything, evidence.found, evidence.outcomes)
+    return render([verdict for verdict in found if verdict.claim in claims], args.format)
+
+
+def _does_nothing(args: argparse.Namespace) -> str | None:
+    """Return which of the options does nothing beside the others."""
+    other = next((name for name in SHOWN if getattr(args, name)), None)
+    if args.also and other != "commands":
+        return f"--also {args.also} does nothing without --commands"
+    if args.format != TEXTS[0] and other:
+        return f"--format {args.format} does nothing with --{other}"
+    if args.claims and args.keep:
+        return f"{args.claims[0]} does nothing with --keep, which keeps the runs of all claims"
+    return None
 
 
 def commands(claims: Iterable[Claim], found: Found, also: str = "") -> list[str]:
@@ -112,9 +131,16 @@ def _value(claim: Claim, record: Record) -> str:
 
 
 def keep(folder: Path) -> str:
-    """Write the runs behind all claims, of folder and of the ledger itself; return where."""
+    """Write the runs behind all claims, of folder and of the ledger itself; return where.
+
+    Raises:
+        ValueError: when the records of a claim do not compare; nothing is written then.
+    """
     claims = read()
     evidence = Evidence(claims, folder)
+    for claim in claims:
+        if why := conflict(claim, evidence.found):
+            raise ValueError(f"nothing is kept: of the claim {claim.id} {why}")
     wanted: dict[str, Record] = {}
     by_error: set[str] = set()
     for claim in claims:

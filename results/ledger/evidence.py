@@ -54,11 +54,10 @@ def missing(claim: Claim, found: Found) -> list[tuple[Overrides, int]]:
     ]
 
 
-def check_alike(claim: Claim, found: Found) -> None:
-    """Check that the records of each of claim's settings are of one task, data and network.
+def conflict(claim: Claim, found: Found) -> str | None:
+    """Return why the records of a claim do not compare, None where they do.
 
-    Raises:
-        ValueError: names what they differ in.
+    Those of each of its settings must be of one task, data and network, and have its metric.
     """
     for more, less in claim.settings:
         held = [r for cell in (*more, *less) for r in found.get(cell, {}).values()]
@@ -68,10 +67,11 @@ def check_alike(claim: Claim, found: Found) -> None:
         for (name, *_), values in seen.items():
             if len(values) > 1:
                 told = " and ".join(sorted(value[:12] for value in values))
-                raise ValueError(
-                    f"claim {claim.id}: its records have {name} {told}, which do not compare; "
-                    "rerun=true makes them again"
-                )
+                return f"its records have {name} {told}; rerun=true makes them again"
+        for record in held:
+            if why := _lacks(record, claim.metric or str(record.metric)):
+                return why
+    return None
 
 
 def _of(record: Record, name: str) -> tuple[Any, ...]:
@@ -120,19 +120,24 @@ def _contrast(terms: Terms, metric: str | None) -> float:
     return better(name, terms[0][1]) * total
 
 
+def _lacks(record: Record, metric: str) -> str | None:
+    """Return that record has no value of metric, None where it has one."""
+    if metric in record.metrics or (metric == ERROR and record.blocks):
+        return None
+    given = " ".join(record.overrides or ())
+    return f"the run {record.run_id} ({given}) has no {metric}; it has {', '.join(record.metrics)}"
+
+
 def value_of(record: Record, metric: str) -> float:
     """Return record's value of metric.
 
     Raises:
         ValueError: when it has none.
     """
+    if why := _lacks(record, metric):
+        raise ValueError(why)
     if metric == ERROR and record.blocks:
         return math.exp(fmean(math.log(max(b["error_after"], 1e-30)) for b in record.blocks))
-    if metric not in record.metrics:
-        raise ValueError(
-            f"the run {record.run_id} ({' '.join(record.overrides or ())}) has no {metric}; it has "
-            f"{', '.join(record.metrics)}"
-        )
     return record.metrics[metric]
 
 

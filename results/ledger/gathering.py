@@ -64,7 +64,7 @@ def verdicts_in(place: Path | None = None, rows: Sequence[Record] | None = None)
     rows are place's records without their units, where the caller has read them.
 
     Raises:
-        ValueError: when the records of a claim do not compare.
+        ValueError: as Evidence does.
     """
     claims = read()
     evidence = Evidence(claims, place, rows)

@@ -12,7 +12,7 @@ from results.ledger.evidence import (
     LOGARITHMIC,
     Found,
     OutcomesOf,
-    check_alike,
+    conflict,
     estimate,
     missing,
     scaled,
@@ -22,7 +22,7 @@ from results.tables.formats import latex, markdown
 from results.tables.published_numbers import Cell
 from results.tables.rank_tests import holm
 
-HARDWARE, UNRUN = "needs hardware", "not run"
+HARDWARE, UNRUN, UNLIKE = "needs hardware", "not run", "does not compare"
 DECIDED = ("holds", "fails")
 ALPHA = 0.05
 
@@ -32,11 +32,11 @@ class Verdict:
     """What became of a claim.
 
     Attributes:
-        word: holds, fails, undecided, needs hardware or not run.
+        word: holds, fails, undecided, does not compare, needs hardware or not run.
         found: our contrast; None without a run.
         interval: its 95 % interval, None of fewer than two seeds.
         p: of what the verdict rejects, adjusted: with Holm's correction over all tested claims.
-        why: what is missing.
+        why: what is missing, or what its records differ in.
         paper: the paper's own contrast, in the same unit.
     """
 
@@ -52,11 +52,7 @@ class Verdict:
 
 
 def verdicts(claims: Sequence[Claim], found: Found, outcomes: OutcomesOf) -> list[Verdict]:
-    """Return the verdict on each claim.
-
-    Raises:
-        ValueError: when the records of a claim do not compare.
-    """
+    """Return the verdict on each claim; Holm's correction is over all of those that are given."""
     told = [_verdict(claim, found, outcomes) for claim in claims]
     tested = [k for k, verdict in enumerate(told) if verdict.p is not None]
     for k, adjusted in zip(tested, holm([told[k].p or 0.0 for k in tested]), strict=True):
@@ -68,7 +64,8 @@ def _verdict(claim: Claim, found: Found, outcomes: OutcomesOf) -> Verdict:
     paper = published_effect(claim)
     if claim.needs:
         return Verdict(claim, HARDWARE, why=claim.needs, paper=paper)
-    check_alike(claim, found)
+    if why := conflict(claim, found):
+        return Verdict(claim, UNLIKE, why=why, paper=paper)
     contrast = estimate(claim, found, outcomes)
     if contrast is None:
         left = len({(*sorted(cell), seed) for cell, seed in missing(claim, found)})
@@ -158,13 +155,14 @@ def as_text(told: Sequence[Verdict]) -> pd.DataFrame:
 
 def summary(told: Sequence[Verdict]) -> str:
     """Return the lines below the table: how many are decided, and what many tests mean."""
-    words = {word: sum(v.word == word for v in told) for word in (*DECIDED, "undecided")}
+    words = {word: sum(v.word == word for v in told) for word in (*DECIDED, "undecided", UNLIKE)}
     decided = words["holds"] + words["fails"]
     testable = sum(v.word != HARDWARE for v in told)
     stay = sum(v.word in DECIDED and (v.adjusted or 0.0) < ALPHA for v in told)
+    unlike = f", {words[UNLIKE]} of them as their records do not compare" if words[UNLIKE] else ""
     lines = [
         f"{decided} of {testable} testable claims are decided: {words['holds']} hold, "
-        f"{words['fails']} fail. {words['undecided']} are undecided, "
+        f"{words['fails']} fail. {words['undecided'] + words[UNLIKE]} are undecided{unlike}, "
         f"{sum(v.word == UNRUN for v in told)} not run; {len(told) - testable} need what is not "
         "here.",
         "ours, paper: the contrast, positive for the better, in points of a percentage or in "
@@ -174,6 +172,7 @@ def summary(told: Sequence[Verdict]) -> str:
         "of two that should be the same, where it is "
         "within the margin or outside of it.",
         f"p: two-sided, of what the verdict rejects. Of {decided} verdicts at 5 %, chance alone "
-        f"would give {ALPHA * decided:.1f} wrong ones; with Holm's correction {stay} stay decided.",
+        f"would give {ALPHA * decided:.1f} wrong ones; with Holm's correction, "
+        f"over all tested claims, {stay} stay decided.",
     ]
     return "\n\n".join(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shlex
 
 import numpy as np
@@ -31,6 +33,10 @@ def folder(tmp_path, monkeypatch):
 def said(capsys, folder, *argv):
     assert main(["claims", *argv, "--results-dir", str(folder)]) == 0
     return capsys.readouterr().out
+
+
+def rows_of(text):
+    return list(csv.DictReader(io.StringIO(text)))
 
 
 def fill(folder, seeds):
@@ -100,11 +106,20 @@ def test_the_page_shows_what_is_decided(folder, capsys):
 
 @pytest.mark.parametrize(
     ("argv", "message"),
-    [(["--also", "x=1"], "does nothing without --commands"), (["c"], "no claim c; did you mean")],
+    [
+        (["--also", "x=1"], "--also x=1 does nothing without --commands"),
+        (["a", "--records", "--format", "csv"], "--format csv does nothing with --records"),
+        (["a", "--commands", "--format", "latex"], "--format latex does nothing with --commands"),
+        (["--keep", "--format", "csv"], "--format csv does nothing with --keep"),
+        (["a", "--keep"], "a does nothing with --keep"),
+        (["c"], "no claim c; did you mean"),
+    ],
 )
 def test_what_does_nothing_is_refused(folder, capsys, argv, message):
     assert main(["claims", *argv, "--results-dir", str(folder)]) == 1
-    assert message in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not kept.LEDGER.exists()
 
 
 def test_a_folder_that_is_not_there_yet_is_said(folder, capsys):
@@ -112,8 +127,55 @@ def test_a_folder_that_is_not_there_yet_is_said(folder, capsys):
     assert "there is no such folder yet" in capsys.readouterr().err
 
 
-def test_records_of_two_versions_of_a_task_are_refused(folder, capsys):
+def claimed(folder, *others):
+    """Write the claim a and others like it at other widths, each under its name."""
+    path = folder.parent / "claims.yaml"
+    data = yaml.safe_load(path.read_text())
+    data["claims"] += [GOOD | {"id": name, "under": [f"both bits={bits}"]} for name, bits in others]
+    path.write_text(yaml.safe_dump(data))
+
+
+def test_a_claim_whose_records_do_not_compare_leaves_the_others_their_verdicts(folder, capsys):
+    claimed(folder, ("c", 4))
+    fill(folder, 3)
+    for seed in range(3):
+        for quant, value in (("flexround", 90.0 + seed), ("adaround", 80.0)):
+            Store(folder).write(run(quant, value, seed, bits=4))
+    assert "2 of 2 testable claims are decided" in said(capsys, folder)
+    said(capsys, folder, "--keep")
+    before = kept.LEDGER.read_bytes()
+    Store(folder).write(run("adaround", 80.0, bits=4, network="another", started="9"))
+    rows = {row["claim"]: row for row in rows_of(said(capsys, folder, "--format", "csv"))}
+    assert rows["a"]["verdict"] == "holds"
+    assert rows["c"]["verdict"] == "does not compare"
+    assert rows["c"]["missing"].startswith("its records have network None and another; rerun=true")
+    assert "1 are undecided, 1 of them as their records do not compare" in said(capsys, folder)
+    # What does not compare is kept by nobody: the ledger has what it had.
+    assert main(["claims", "--keep", "--results-dir", str(folder)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "nothing is kept: of the claim c its records have network None and another" in line
+    assert kept.LEDGER.read_bytes() == before
+
+
+def test_records_of_two_versions_of_a_task_do_not_compare(folder, capsys):
     Store(folder).write(run("flexround", 90.0))
     Store(folder).write(run("adaround", 90.0, task_version=2))
-    assert main(["claims", "--results-dir", str(folder)]) == 1
-    assert "claim a: its records have task_version 1 and 2" in capsys.readouterr().err
+    assert "does not compare: its records have task_version 1 and 2" in said(capsys, folder)
+
+
+def test_the_correction_is_for_all_claims_whichever_are_shown(folder, capsys):
+    """Holm: of two tests the smaller p is doubled, of one it stays."""
+    claimed(folder, ("c", 4))
+    fill(folder, 3)
+    for seed in range(3):
+        for quant, value in (("flexround", 90.0 + 3 * seed), ("adaround", 80.0)):
+            Store(folder).write(run(quant, value, seed, bits=4))
+    whole = {row["claim"]: row for row in rows_of(said(capsys, folder, "--format", "csv"))}
+    assert float(whole["a"]["holm"]) == pytest.approx(2 * float(whole["a"]["p"]))
+    for name in ("a", "c"):
+        (alone,) = rows_of(said(capsys, folder, name, "--format", "csv"))
+        assert alone == whole[name]
+    told = said(capsys, folder, "c")
+    assert "1 of 1 testable claims are decided: 1 hold" in told
+    assert "Of 1 verdicts at 5 %" in told
+    assert "over all tested claims, 1 stay decided" in told
