@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import t as student
 
-from results.tables.paired_tests import LEVEL
+from results.tables.paired_tests import margin
 
 MOST_SEEDS = 1000
 
@@ -59,7 +59,7 @@ class Estimate:
     def interval(self, seeds: int | None = None) -> tuple[float, float]:
         """Return the 95 % interval of the contrast."""
         error, freedom = self.error(seeds)
-        half = float(student.ppf((1 + LEVEL) / 2, freedom)) * error
+        half = margin(error, freedom)
         return self.mean - half, self.mean + half
 
     def tail(self, bound: float) -> float:

@@ -186,7 +186,7 @@ def _rows(
     for seed, (left, right) in pairs.items():
         a, b = (held.get(metric) for held in own[seed])
         values = [
-            record.metrics.get(metric, None if kept is None else float(metric_of(kept, metric)))
+            record.metrics.get(metric, None if kept is None else metric_of(kept, metric))
             for record, kept in ((left, a), (right, b))
         ]
         if None in values:
@@ -194,7 +194,7 @@ def _rows(
         row = cell | {"metric": metric, "seed": str(seed)} | dict.fromkeys(NUMBERS)
         row |= _numbers(*values)  # type: ignore[arg-type]
         if a is not None and b is not None and len(a) == len(b):
-            row["low"], row["high"] = metric_interval(a, b, metric)
+            row["low"], row["high"] = metric_interval(a, b, metric) or (None, None)
             if a.dtype == b.dtype == bool:
                 row["b"], row["c"], row["p"] = mcnemar(a, b)
         rows.append(row)
@@ -236,8 +236,8 @@ def _shown(found: Comparison) -> pd.DataFrame:
 
 def _text(found: Comparison) -> str:
     lines = [
-        f"difference: {found.first} - {found.second}. Interval: bootstrap percentiles, of a seed's "
-        "row over its evaluation samples, of the row all over seeds.",
+        f"difference: {found.first} - {found.second}. Interval: Student's t, of a seed's row "
+        "over its evaluation samples, of the row all over seeds.",
         f"b, c: samples that only {found.first}, only {found.second} has right; p: McNemar's exact "
         "test. Seeds share their samples: their p are not pooled.",
         *found.remarks,

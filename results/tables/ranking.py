@@ -98,9 +98,9 @@ def ranking(records: Sequence[Record], by: Sequence[str] = ()) -> Ranking:
     for method in known:
         own = list(places[:, ranked.index(method)]) if method in ranked else []
         row = {"method": method, "ranked": len(own)}
-        row |= _mean("mean_rank", own, len(own) >= LEAST)
+        row |= _mean("mean_rank", own, (1, len(ranked)))
         shares = _shares(settings, method)
-        row |= _mean("wins", shares, len(shares) >= LEAST, "wins_") | {"settings": len(shares)}
+        row |= _mean("wins", shares, (0, 100), "wins_") | {"settings": len(shares)}
         found.methods.append(row | {"alike": ", ".join(alike[method])})
     # A method without a rank stands last, in the order of its wins.
     found.methods.sort(key=lambda row: (row["mean_rank"] or len(known) + 1, -(row["wins"] or 0)))
@@ -108,8 +108,13 @@ def ranking(records: Sequence[Record], by: Sequence[str] = ()) -> Ranking:
     return found
 
 
-def _mean(name: str, values: Sequence[float], enough: bool, prefix: str = "") -> dict[str, Any]:
-    low, high = (mean_interval(values) if enough else None) or (None, None)
+def _mean(
+    name: str, values: Sequence[float], bounds: tuple[float, float], prefix: str = ""
+) -> dict[str, Any]:
+    """Return a mean and its interval, of enough settings, within what such a mean can be."""
+    low, high = (mean_interval(values) if len(values) >= LEAST else None) or (None, None)
+    if low is not None and high is not None:
+        low, high = max(low, bounds[0]), min(high, bounds[1])
     return {
         name: fmean(values) if values else None, f"{prefix}low": low, f"{prefix}high": high,
     }  # fmt: skip
@@ -218,7 +223,7 @@ def _over_all(
     told = [
         f"mean rank: over the {count} of {len(settings)} settings that have {', '.join(ranked)}; "
         "1 is best. wins: share of the methods of a setting that one is ahead of, a tie half. "
-        "Intervals: 95 %, bootstrap percentiles over settings. Settings of one network are not "
+        "Intervals: 95 %, Student's t over settings. Settings of one network are not "
         "independent, so intervals are too narrow where few networks have many settings."
     ]
     if left := [method for method in known if method not in ranked]:

@@ -49,11 +49,24 @@ def test_an_interval_of_equal_differences_is_a_point_and_of_one_seed_is_none():
     assert mean_interval([0.5]) is None
 
 
-def test_the_interval_over_seeds_covers_the_mean_as_often_as_it_says():
-    rng = np.random.default_rng(1)
-    trials = [mean_interval(rng.normal(0, 1, 40)) for _ in range(200)]
-    covered = np.mean([low <= 0 <= high for low, high in trials])
-    assert 0.88 < covered < 0.99, "95 % but for 200 trials and a sample of 40"
+@pytest.mark.parametrize("seeds", [2, 3, 5, 40])
+def test_the_interval_over_seeds_covers_the_mean_as_often_as_it_says(seeds):
+    drawn = np.random.default_rng(1).normal(0, 1, (2000, seeds))
+    covered = np.mean([low <= 0 <= high for low, high in map(mean_interval, drawn)])
+    assert covered == pytest.approx(0.95, abs=0.02), "four deviations of a share in 2,000 trials"
+
+
+def test_the_interval_over_few_windows_covers_the_difference_of_perplexities():
+    """A window's losses move together in both networks; the perplexities are of all windows."""
+    rng, covered = np.random.default_rng(2), []
+    for _ in range(1000):
+        shared = rng.normal(3, 0.3, 12)
+        first, second = (shared + rng.normal(at, 0.05, 12) for at in (0.2, 0.1))
+        low, high = metric_interval(first, second, "perplexity")
+        # Of the windows that were drawn the difference is of their own mean loss.
+        truth = math.exp(shared.mean()) * (math.exp(0.2) - math.exp(0.1))
+        covered.append(low <= truth <= high)
+    assert np.mean(covered) > 0.93
 
 
 def test_the_interval_over_samples_is_the_normal_one_for_many_samples():
@@ -70,7 +83,11 @@ def test_the_metric_of_losses_is_their_perplexity():
     losses = np.log(np.array([2.0, 8.0], dtype=np.float32))
     assert metric_of(losses, "perplexity") == pytest.approx(4.0), "the geometric mean"
     low, high = metric_interval(losses, losses - np.log(np.float32(2)), "perplexity")
-    assert (low, high) == pytest.approx((1, 4)), "4 - 2 of the mean, 8 - 4 and 2 - 1 at the ends"
+    # 4 - 2; a loss of log 2 more or less than the mean adds (4 - 2) log 2 to first order. Two
+    # samples x apart have a mean of standard error x / 2; t of 1 degree at 97.5 % is 12.706.
+    half = 12.7062 * (4 - 2) * math.log(2)
+    assert (low, high) == pytest.approx((2 - half, 2 + half), rel=1e-4)
+    assert metric_interval(losses[:1], losses[:1], "perplexity") is None
 
 
 def test_the_metric_of_other_numbers_is_their_mean():
@@ -78,7 +95,8 @@ def test_the_metric_of_other_numbers_is_their_mean():
     divergences = np.array([0.25, 0.75], dtype=np.float32)
     assert metric_of(divergences, "kl") == 0.5
     low, high = metric_interval(divergences, 2 * divergences, "kl")
-    assert (low, high) == pytest.approx((-0.75, -0.25)), "the ends are all of one window"
+    half = 12.7062 * 0.25  # of -0.25 and -0.75
+    assert (low, high) == pytest.approx((-0.5 - half, -0.5 + half), rel=1e-4)
 
 
 PAIRED = [run("flexround", s, v) for s, v in enumerate((90.0, 92.0, 97.0))] + [
@@ -97,7 +115,8 @@ def test_differences_are_of_the_same_seed():
     assert table["b"].fillna(-1).tolist() == [9, -1, -1, -1], "seeds are not pooled"
     assert table["p"][0] == pytest.approx(22 / 1024)
     low, high = table.iloc[-1][["low", "high"]]
-    assert (low, high) == (1.0, 4.0), "27 resamples of three; all of one seed in 1 of 27"
+    # Standard deviation 3^0.5 of three: a standard error of 1; t of 2 degrees is 4.3027.
+    assert (low, high) == pytest.approx((2 - 4.3027, 2 + 4.3027), abs=1e-4)
     told = "\n".join(found.remarks)
     assert "the run flexround1 (flexround seed 1) keeps none" in told
     assert "adaround0" not in told
@@ -223,7 +242,7 @@ def test_from_the_command_line(tmp_path, capsys, form):
     if form == "markdown":
         line = next(x for x in out.splitlines() if " 0 " in x)
         assert [word.strip() for word in line.split("|")[5:-1]] == [
-            "0", "90.00", "89.00", "+1.00", "+2.00 to +14.00", "9", "1", "0.0215",
+            "0", "90.00", "89.00", "+1.00", "+1.90 to +14.10", "9", "1", "0.0215",
         ]  # fmt: skip
 
 

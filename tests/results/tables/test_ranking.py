@@ -121,6 +121,16 @@ def test_methods_that_take_turns_are_not_told_apart():
     assert "right" in found["left"]["alike"]
 
 
+def test_intervals_are_students_and_end_where_a_rank_or_a_share_does():
+    """Ahead in five of six settings: ranks 1 and once 2, shares of 100 and once 0."""
+    records = [run("one", 2 + at, 9.0 if at else 1.0) for at in range(6)]
+    records += [run("two", 2 + at, 5.0) for at in range(6)]
+    one = rows(ranking(records))["one"]
+    half = 2.5706 * (1 / 6) ** 0.5 / 6**0.5  # t of 5 degrees; the variance of 0, 0, 0, 0, 0, 1
+    assert (one["low"], one["high"]) == pytest.approx((1, 7 / 6 + half), abs=1e-4)
+    assert (one["wins_low"], one["wins_high"]) == pytest.approx((500 / 6 - 100 * half, 100), 1e-4)
+
+
 def test_a_method_without_a_setting_meets_each_value_of_it():
     steps = [{"recon": {"act_steps": value}} for value in ("after", "together")]
     records = [
