@@ -14,7 +14,7 @@ TARGET = "_target_"
 OPTIONS: dict[str, Any] = {
     "stream_dtype": "float32", "bits_per_layer": None, "model.leave": [],
     "recon.loss": "squared", "recon.start": "nearest", "recon.last_loss": "block",
-    "recon.held_out": 0, "recon.patience": 0,
+    "recon.held_out": 0, "recon.patience": 0, "task.corpus.joined_by": "blank_line",
 }  # fmt: skip
 # The member of each group that is no object.
 GROUPS = {"transform": "none", "allocation": "none", "grid": "integer"}
@@ -33,21 +33,23 @@ def is_off(path: str, value: Any) -> bool:
 
 def left_out(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield what a record's settings leave out because it is off: the flat name and the value."""
-    loop = settings.get(LOOP)
-    learns = isinstance(loop, dict) and loop.get(LEARNS) is not None
-    on = turned_on(settings)
-    for path in (*OPTIONS, *GROUPS):
-        if path not in on and (learns or not path.startswith(f"{LOOP}.")):
+    for path, node, last in _places(settings):
+        if node.get(last) is None:
             name = f"{path}.{TARGET}" if path in GROUPS else path
             yield name, OFF[name]
 
 
 def turned_on(settings: dict[str, Any]) -> set[str]:
     """Return which of the options and groups a record's settings have, as they are not off."""
-    found = set()
+    return {path for path, node, last in _places(settings) if node.get(last) is not None}
+
+
+def _places(settings: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield each path that the settings have a place for, with the node and its last name there."""
     for path in (*OPTIONS, *GROUPS):
-        parent, _, last = path.rpartition(".")
-        node = settings.get(parent) if parent else settings
-        if isinstance(node, dict) and node.get(last) is not None:
-            found.add(path)
-    return found
+        *parents, last = path.split(".")
+        node: Any = settings
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict) and (parents != [LOOP] or node.get(LEARNS) is not None):
+            yield path, node, last

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from tasks.language.corpora import loaded
+from tasks.language.corpora import BLANK_LINE, loaded
 
 # What `datasets` calls the reader of files that end so; .gz may follow.
 KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -30,10 +30,12 @@ class Column:
     split: str
     column: str
     local: str | None
+    separator: ClassVar[str] = BLANK_LINE
+    most_windows: ClassVar[int | None] = None
 
     def text(self, split: str) -> str:
         """Return the rows as one string."""
-        return "\n\n".join(self.rows(split))
+        return self.separator.join(self.rows(split))
 
     def rows(self, split: str) -> list[str]:
         """Return the rows in order.

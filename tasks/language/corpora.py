@@ -7,15 +7,26 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 from tasks.bounds import Count
 
 SPLITS = ("train", "validation", "test")
+BLANK_LINE = "\n\n"
 
 
 class Corpus(Protocol):
     """A text in splits."""
+
+    @property
+    def separator(self) -> str:
+        """What stands between rows where GPTQ's protocol joins them."""
+        ...
+
+    @property
+    def most_windows(self) -> int | None:
+        """How many windows GPTQ's protocol evaluates at most, or None for all."""
+        ...
 
     def rows(self, split: str) -> list[str]:
         """Return the split's rows of text in order.
@@ -38,6 +49,7 @@ class HubCorpus:
         path: the data set's hub id; config: its configuration.
         column: the column that holds the text.
         strip: whether the hub's rows are lines without their surrounding blanks.
+        joined_by: what stands between rows where GPTQ's protocol joins them.
         local: a folder with the files named in files, or None for the hub.
         files: file name of each split in such a folder; first one that exists of a list.
     """
@@ -46,8 +58,15 @@ class HubCorpus:
     config: str | None
     column: str
     strip: bool
+    joined_by: Literal["blank_line", "space"]
     local: str | None
     files: dict[str, list[str]]
+    most_windows: ClassVar[int | None] = None
+
+    @property
+    def separator(self) -> str:
+        """What joined_by names."""
+        return {"blank_line": BLANK_LINE, "space": " "}[self.joined_by]
 
     def rows(self, split: str) -> list[str]:
         """Return the split's rows."""
@@ -124,10 +143,12 @@ class C4:
     local: str | None
     files: dict[str, list[str]]
     documents: Count
+    separator: ClassVar[str] = " "
+    most_windows: ClassVar[int | None] = 256
 
     def text(self, split: str) -> str:
         """Return the split's documents as one string."""
-        return " ".join(self.rows(split))
+        return self.separator.join(self.rows(split))
 
     def rows(self, split: str) -> list[str]:
         """Return the split's documents."""
@@ -159,6 +180,8 @@ class TextFiles:
     """
 
     local: str | None
+    separator: ClassVar[str] = BLANK_LINE
+    most_windows: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         if self.local is None:
@@ -186,6 +209,9 @@ class TextFiles:
 @dataclass(frozen=True)
 class PythonDocs:
     """The topics of Python's own help(), shipped with every interpreter: 0.5 MB of English."""
+
+    separator: ClassVar[str] = BLANK_LINE
+    most_windows: ClassVar[int | None] = None
 
     def text(self, split: str) -> str:
         """Return the split as one string."""

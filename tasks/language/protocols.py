@@ -3,6 +3,10 @@
 run_clm is the FlexRound paper's (the Hugging Face example script, validation split, blocks of
 1024); gptq is GPTQ's (test split, windows of 2048); file takes a file as one string. A calibration
 on a text's own train split cuts it in the same way, so that it has the same special tokens.
+
+How gptq joins rows, and how many windows it reads, is each corpus's own, as in IST-DASLab/gptq at
+2d65066, datautils.py: get_wikitext2, and of --new-eval, which its README says that the paper's
+last numbers are by, get_ptb_new and get_c4_new.
 """
 
 from __future__ import annotations
@@ -58,21 +62,22 @@ class Protocol:
                 f"the split {self.split} is shorter than one window of {self.window} tokens; "
                 "lower protocol.window or give a longer text"
             )
-        return found[: self.max_windows]
+        most = corpus.most_windows if self.name == "gptq" else None
+        return found[:most][: self.max_windows]
 
 
 def windows_of(corpus: Corpus, split: str, name: str, window: int, tokenizer: Any) -> Tensor:
     """Return a split's windows [windows, window] as the protocol of that name cuts them.
 
     run_clm tokenizes each row with the tokenizer's special tokens (LLaMA's <s>, OPT's </s>) and
-    joins the rows of a thousand; gptq has them once, before all rows joined by blank lines; file
-    has none. A process's later runs find the windows that an earlier one has made.
+    joins the rows of a thousand; gptq has them once, before all rows joined by the corpus's
+    separator; file has none. A process's later runs find the windows that an earlier one has made.
     """
     if name == "run_clm":
         rows = corpus.rows(split)
         batches = [rows[i : i + RUN_CLM_ROWS] for i in range(0, len(rows), RUN_CLM_ROWS)]
     elif name == "gptq":
-        batches = [["\n\n".join(corpus.rows(split))]]
+        batches = [[corpus.separator.join(corpus.rows(split))]]
     else:
         batches = [[corpus.text(split)]]
     key = _key(tokenizer, batches, name, window)

@@ -22,6 +22,8 @@ FAMILIES = ["gpt2", "gpt_neo", "opt", "llama"]
 class Rows(list):
     """A corpus of one split."""
 
+    separator, most_windows = "\n\n", None
+
     def rows(self, split):
         """Return the rows."""
         return list(self)
@@ -82,7 +84,9 @@ def test_python_docs_are_english_in_three_disjoint_parts():
 
 def wikitext(folder):
     files = {s: [f"wiki.{s}.raw", f"wiki.{s}.tokens"] for s in ("train", "validation", "test")}
-    return HubCorpus("wikitext", "wikitext-2-raw-v1", "text", False, str(folder), files)
+    return HubCorpus(
+        "wikitext", "wikitext-2-raw-v1", "text", False, "blank_line", str(folder), files
+    )
 
 
 def test_local_rows_are_the_hubs(tmp_path):

@@ -20,7 +20,9 @@ WORDS = {"<s>": 0, "a": 1, "b": 2, "c": 3}
 
 def corpus(*rows: str) -> Any:
     """Return a corpus whose every split has these rows."""
-    return SimpleNamespace(rows=lambda split: list(rows), text=lambda split: " ".join(rows))
+    return SimpleNamespace(
+        rows=lambda split: list(rows), text=lambda split: " ".join(rows), separator="\n\n"
+    )
 
 
 def tokenizer(words: dict[str, int] = WORDS, *, starts: bool = False) -> PreTrainedTokenizerFast:
