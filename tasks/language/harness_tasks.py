@@ -16,8 +16,6 @@ import torch
 
 from tasks.language.harness_metrics import chosen, is_group, metrics_of, name_of
 
-SEED = 0
-
 
 class HarnessTasks:
     """The harness's tasks, tags and groups of those names, with all their items.
@@ -141,6 +139,7 @@ def _voters(item: Any) -> Iterator[Any]:
 @contextmanager
 def isolated() -> Iterator[None]:
     """Seed as the harness does, and keep that to it, its log lines and bars off the screen."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
     from tqdm import tqdm
 
     create = cast(Callable[..., None], tqdm.__init__)
@@ -151,10 +150,11 @@ def isolated() -> Iterator[None]:
     disabled = logging.root.manager.disable
     state, numpy_state = random.getstate(), np.random.get_state()
     logging.disable(logging.WARNING)
-    random.seed(SEED)  # some tasks shuffle their answers when they are read
-    np.random.seed(SEED)
+    random.seed(DEFAULT_RANDOM_SEED)  # some tasks shuffle their answers when they are read
+    np.random.seed(DEFAULT_OTHER_SEED)
     try:
         with mock.patch.object(tqdm, "__init__", hidden), torch.random.fork_rng():
+            torch.manual_seed(DEFAULT_OTHER_SEED)
             yield
     finally:
         logging.disable(disabled)

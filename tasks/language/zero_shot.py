@@ -21,7 +21,7 @@ from tasks.language.base import TransformerTask, check_at_least, check_positions
 from tasks.language.calibration_data import Calibration
 from tasks.language.harness_metrics import AVERAGES, is_group, metrics_of
 from tasks.language.harness_scores import likelihoods, outcomes, scores
-from tasks.language.harness_tasks import SEED, HarnessTasks, isolated
+from tasks.language.harness_tasks import HarnessTasks, isolated
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class ZeroShot(TransformerTask):
     """Mean over the harness's tasks and groups of the metric that average_of says, in percent.
 
-    With num_fewshot every question follows that many answered ones.
+    With num_fewshot every question follows that many answered ones, drawn by lm-eval's own seed.
     """
 
     kinds = ("causal",)
@@ -163,15 +163,12 @@ class ZeroShot(TransformerTask):
                 limit=self._limit,
                 bootstrap_iters=0,
                 log_samples=True,
-                random_seed=SEED,
-                numpy_random_seed=SEED,
-                torch_random_seed=SEED,
-                fewshot_random_seed=SEED,
             )
         self._check_numbers(adapter, found["samples"])
         self.facts = {
             "lm_eval": metadata.version("lm-eval"),
             "num_fewshot": {name: found["n-shot"][name] for name in self._harness.tasks},
+            "fewshot_seed": found["config"]["fewshot_seed"],
             "add_bos_token": self._add_bos_token,
             "starts_with_bos": starts_with_bos,
             "average_of": self._harness.votes,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,9 +18,11 @@ from tasks.language.calibration_data import Stream
 from tasks.language.corpora import PythonDocs
 from tasks.language.harness_metrics import is_share
 from tasks.language.harness_scores import outcomes, scores
+from tasks.language.harness_tasks import isolated
 from tasks.language.zero_shot import ZeroShot
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
+HFLM = pytest.importorskip("lm_eval.models.huggingface").HFLM
 
 TINY = LanguageModel(name="tiny_llama", source="tiny:llama", kind="causal", leave=[])
 TASK = """
@@ -138,6 +142,34 @@ def test_shots_and_limit_reach_the_harness(folder, cache_dir):
     task.evaluate(adapter)
     assert {p.count("Text:") for p in prompts(task)} == {3}
     assert len(set(prompts(task))) == 5
+
+
+def test_examples_are_those_that_the_harness_draws_by_its_defaults(folder, cache_dir):
+    task, adapter = loaded(folder, cache_dir, num_fewshot=2)
+    task.evaluate(adapter)
+    harness = HFLM(adapter.model, tokenizer=task.tokenizer, batch_size=4)
+    theirs = lm_eval.simple_evaluate(
+        harness,
+        tasks=["line_ends"],
+        num_fewshot=2,
+        task_manager=lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False),
+        log_samples=True,
+    )
+    drawn = [sample["arguments"][0][0] for sample in theirs["samples"]["line_ends"]]
+    first = [i.args[0] for i in task._harness.tasks["line_ends"].instances if i.idx == 0]
+    assert first == drawn
+    assert task.facts["fewshot_seed"] == theirs["config"]["fewshot_seed"]
+
+
+def test_tasks_are_read_by_the_seeds_of_the_harness():
+    """Of `simple_evaluate`, which seeds all three before it reads its tasks."""
+    options = inspect.signature(lm_eval.simple_evaluate).parameters
+    seeds = {name: options[f"{name}random_seed"].default for name in ("", "numpy_", "torch_")}
+    with isolated():
+        found = random.random(), np.random.rand(), torch.rand(())
+    assert found[0] == random.Random(seeds[""]).random()
+    assert found[1] == np.random.RandomState(seeds["numpy_"]).rand()
+    assert found[2] == torch.rand((), generator=torch.Generator().manual_seed(seeds["torch_"]))
 
 
 def test_the_weights_at_the_time_are_evaluated(folder, cache_dir):
