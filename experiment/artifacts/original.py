@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from experiment.artifacts.provenance import is_of
-from experiment.artifacts.stated_overrides import composable
+from experiment.artifacts.stated_overrides import check_given, composable
 from experiment.build import build, build_grid, check_plugins, validate
 from experiment.config import composed
 from experiment.device import device_of
@@ -94,6 +94,7 @@ def weights_of(
         stated = composable(record.overrides, overrides, places=True)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    check_given(overrides, record.overrides, places=True)
     cfg = composed([*stated, *overrides])
     check_plugins(cfg.plugins, overrides)
     validate(cfg)

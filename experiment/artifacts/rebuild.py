@@ -13,7 +13,7 @@ import pandas as pd
 
 from experiment.artifacts.model_card import kind_of, words
 from experiment.artifacts.provenance import provenance_of
-from experiment.artifacts.stated_overrides import composable
+from experiment.artifacts.stated_overrides import check_given, composable
 from experiment.build import build, check_plugins, validate
 from experiment.config import composed
 from experiment.device import device_of
@@ -67,14 +67,16 @@ def rebuild(path: str | Path, overrides: Sequence[str] = ()) -> Rebuilt:
     """Return the model of the artifact at path; overrides follow those of its run.
 
     Raises:
-        ValueError: when the artifact is damaged, or its settings do not build its model any more.
+        ValueError: when the artifact is damaged, or its settings do not build its model any more;
+            when an override is of how it was made.
     """
     artifact = read(path)
     file = locate(path)
     try:
-        stated = composable(provenance_of(path).overrides, overrides)
+        stated = composable(own := provenance_of(path).overrides, overrides)
     except ValueError as error:
         raise ValueError(f"artifact {file}: {error}") from error
+    check_given(overrides, own)
     cfg = composed([*stated, *overrides])
     check_plugins(cfg.plugins, overrides)
     if "source" in list(cfg.model):  # also where it is missing, as in model=hf

@@ -36,6 +36,8 @@ PLACES = (
 )  # fmt: skip
 # What names the full-precision network: the artifact has one of its own, and opens none by name.
 NETWORK = ("checkpoint", "model.source", "model.weights")
+# What else the user may give: how it is measured, on what device, by whose classes. Places too.
+MEASURING = ("task", "protocol", "preprocessing", "device", "plugins")
 BITS = "bits_per_layer"
 HERE = "PATH"  # what an artifact says in the place of the paths of the machine that wrote it
 
@@ -73,6 +75,30 @@ def composable(stated: Any, given: Sequence[str], places: bool = False) -> list[
             )
         found.append(text)
     return found
+
+
+def check_given(given: Sequence[str], stated: Any, places: bool = False) -> None:
+    """Check that the overrides given tell how and where what is made already is measured.
+
+    An option of how it was made would change nothing, unless the run had it and a file may not
+    state it: stated are the run's overrides, and places is as for composable.
+
+    Raises:
+        ValueError: names the first other one, and what is taken.
+    """
+    own = {
+        override.key_or_group
+        for override in (_one(text) for text in stated or () if not text.startswith(f"{BITS}="))
+        if _refusal(override, places)
+    }
+    for override, text in zip(_parsed(given), given, strict=True):
+        name = override.key_or_group
+        if name.partition(".")[0] in MEASURING or _is_place(name) or name in (*NETWORK, *own):
+            continue
+        raise ValueError(
+            f"{text} would change nothing of what is made already; give the options of "
+            f"{', '.join(MEASURING)}, or places such as data_dir=PATH"
+        )
 
 
 def shareable(overrides: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiment import ROOT
-from experiment.artifacts.stated_overrides import HERE, composable, shareable
+from experiment.artifacts.stated_overrides import HERE, check_given, composable, shareable
 from experiment.build import build, check_plugins, validate
 from experiment.config import composed
 from experiment.identity import identity, run_id
@@ -186,3 +186,28 @@ def test_a_record_has_interpolations_as_they_were_typed(cli, results_dir):
     (record,) = Store(results_dir).load()
     assert typed in record.overrides
     assert record.settings["act_head_bits"] == record.bits
+
+
+STATED = ["task=text", "data_dir=PATH", "bits=3", "quant._target_=my_package.Mine"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["task=c4", "task.eval_batch_size=2", "protocol.window=64", "preprocessing.size=224",
+     "device=cuda:1", "plugins=[my_package]", "data_dir=here", "cache_dir=here",
+     "task.corpus.local=here", "checkpoint=here", "quant._target_=my_package.Mine"],
+)  # fmt: skip
+def test_how_and_where_an_artifact_is_measured_can_be_given(given):
+    check_given([given], STATED)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["bits=4", "quant=gptq", "quant.damp=0.1", "granularity=per_group", "recon.iters=9",
+     "threads=1", "model=tiny_gpt2", "save=true", "seed=1", "+bits=4", "activation=null", "~quant"],
+)  # fmt: skip
+def test_how_an_artifact_was_made_is_not_chosen_again(given):
+    with pytest.raises(ValueError, match="would change nothing of what is made already") as error:
+        check_given(["data_dir=here", given], STATED)
+    assert str(error.value).startswith(f"{given} ")
+    assert "the options of task, protocol, preprocessing, device, plugins" in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 
@@ -52,6 +53,17 @@ def test_eval_reaches_the_records_own_metric(cli, tool, results_dir, cache_dir, 
     assert f"{record.metric} {record.value}" in out
     assert record.run_id in out
     assert not (tmp_path / "empty").exists()
+
+
+def test_what_an_artifact_is_made_of_is_refused_on_its_command_line(
+    cli, tool, results_dir, tmp_path
+):
+    _, folder = saved(cli, results_dir, *LLAMA)
+    commands = (["eval"], ["export", "--to", "gptq", "--out", tmp_path / "out"])
+    for (name, *more), given in itertools.product(commands, ("bits=4", "quant=gptq")):
+        status, out, err = tool(name, folder, given, *more)
+        assert (status, out, len(err.splitlines())) == (1, "", 1)
+        assert f"error: {given} would change nothing" in err
 
 
 @pytest.mark.slow
