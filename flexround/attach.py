@@ -19,7 +19,7 @@ from flexround.structure import TRANSPOSED, Layer, check_layer, output_first
 class Transposed(nn.Module):
     """Lets a quantizer see [out, in] where the layer stores [in, out]."""
 
-    def __init__(self, quantizer: WeightQuantizer) -> None:
+    def __init__(self, quantizer: nn.Module) -> None:
         super().__init__()
         self.quantizer = quantizer
 

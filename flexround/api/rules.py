@@ -48,6 +48,11 @@ def _only_for(needed: str, chosen: str, *options: str) -> list[str]:
     return [] if chosen == needed else list(options)
 
 
+def _idle_at(off: int, chosen: int, *options: str) -> list[str]:
+    """Return the options that do nothing where off is chosen, for idle."""
+    return list(options) if chosen == off else []
+
+
 def _signround_lr(iters: int, bits: int) -> float:
     """Return auto-round's rate: 1 / iters, doubled from 1000 iterations on at 3 bits and fewer."""
     return (2 if iters >= 1000 and bits <= 3 else 1) / max(1, iters)
@@ -141,6 +146,7 @@ def _signround_loss(bits: int) -> str:
 RULES: dict[str, Callable[..., Any]] = {
     "by_scale": _by_scale,
     "candidates": _candidates,
+    "idle_at": _idle_at,
     "idle_rank": _idle_rank,
     "if_quantized": _if_quantized,
     "only_for": _only_for,

@@ -94,9 +94,14 @@ class LanguageAdapter(ModelAdapter):
     @torch.no_grad()
     def last_outputs(self, batches: Sequence[Tokens]) -> Iterator[Tensor]:
         """Yield what the last layer gives on each batch, [batch, tokens, hidden], on the CPU."""
-        self.prepare()
         for batch in batches:
-            yield first_of(self._stopped_at(self._modules[-1], batch)).cpu()
+            yield self.hidden(batch).cpu()
+
+    def hidden(self, batch: Tokens) -> Tensor:
+        """Return what the last layer gives on a batch, [batch, tokens, hidden], on the device."""
+        self.prepare()
+        output: Tensor = first_of(self._stopped_at(self._modules[-1], batch))
+        return output
 
     @torch.no_grad()
     def logits_after(self, batch: Tokens, outputs: Tensor) -> Tensor:

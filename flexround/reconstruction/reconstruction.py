@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flexround.activations.hooks import Activations
 from flexround.activations.schemes import Activation
@@ -38,6 +39,7 @@ from flexround.reconstruction.checks import (
     check_start,
     check_step_sizes,
 )
+from flexround.reconstruction.end_to_end import check_end_to_end, learn_end_to_end
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.learning import quantize_unit
 from flexround.reconstruction.logit_loss import LogitLoss, check_last_loss
@@ -85,10 +87,12 @@ class Reconstruction(Settings):
             checked = self.check(adapter, calibration, grid, quantizer, activation)
         drop_generator = torch.Generator(adapter.device).manual_seed(generator.initial_seed())
         mask, activations, last = adapter.loss_mask(calibration), None, None
+        tokens: dict[str, Tensor] = {}
+        if self.last_loss != "block" or self.e2e_iters:
+            tokens = {key: torch.cat([b[key] for b in calibration]) for key in calibration[0]}
         if activation is not None:
             activations = Activations(adapter.blocks(), activation, ranges, drop_generator, mask)
         if self.last_loss != "block":
-            tokens = {key: torch.cat([b[key] for b in calibration]) for key in calibration[0]}
             last = LogitLoss(self.last_loss, adapter, tokens, mask)
         job = UnitJob(
             self, adapter, quantizer, grid, ranges, generator, callbacks, mask, activations,
@@ -102,7 +106,9 @@ class Reconstruction(Settings):
         )  # fmt: skip
         if activations is not None and activations.ranges_from == "fp":
             ranges_of_full_precision(activations, walk)
-        integers, teachers = _learn_weights(job, walk)
+        integers, teachers, outputs = _learn_weights(job, walk)
+        if outputs is not None:
+            integers = learn_end_to_end(job, tokens, integers, outputs)
         if activations is not None:
             if not job.learns_activations:
                 walk = replace(
@@ -137,6 +143,7 @@ class Reconstruction(Settings):
             check_sites(activation, adapter)
         check_machine(self, adapter)
         check_last_loss(self.last_loss, adapter)
+        check_end_to_end(self, adapter, grid, activation)
         check_loss(self.loss, adapter)
         if self.unit == "layer" and any(layer.expert for layer in adapter.layers().values()):
             raise ValueError(
@@ -172,10 +179,13 @@ class Reconstruction(Settings):
             check_annealed(self, type(made).__name__)
 
 
-def _learn_weights(job: UnitJob, walk: Walk) -> tuple[dict[str, QuantizedTensor], list[Block]]:
-    """Quantize every block's weights; return the integers, and the blocks of before.
+def _learn_weights(
+    job: UnitJob, walk: Walk
+) -> tuple[dict[str, QuantizedTensor], list[Block], Tensor | None]:
+    """Quantize every block's weights; return the integers, the blocks of before, and what the last.
 
-    Those are there where a second pass, over step sizes, needs them.
+    The blocks are there where a second pass, over step sizes, needs them, and what the last one
+    gives, [samples, tokens, hidden], where scales are learned end to end.
     """
     settings, adapter = job.settings, job.adapter
     second_pass = job.activations is not None and not job.learns_activations
@@ -185,10 +195,13 @@ def _learn_weights(job: UnitJob, walk: Walk) -> tuple[dict[str, QuantizedTensor]
         callback.begin(names, settings.iters if job.learns else 0)
     integers: dict[str, QuantizedTensor] = {}
     teachers: list[Block] = []
+    outputs: Tensor | None = None
     for group, at_work in zip(units, block_walk(walk), strict=True):
         with at_work as work:
             if second_pass or settings.unit == "layer":
                 work.teacher = replace(work.block, module=copy.deepcopy(work.block.module))
+            if settings.e2e_iters and group is units[-1]:
+                outputs = work.outputs
             found: dict[str, QuantizedTensor] = {}
             for unit in group:
                 found |= quantize_unit(job, unit, work)
@@ -196,4 +209,4 @@ def _learn_weights(job: UnitJob, walk: Walk) -> tuple[dict[str, QuantizedTensor]
             if second_pass:
                 adapter.release(work.teacher.module)
                 teachers.append(work.teacher)
-    return integers, teachers
+    return integers, teachers, outputs

@@ -55,6 +55,10 @@ class Settings:
             target or of itself, the larger one (relative); or without a thousandth of a
             mini-batch's values, those that err most (trimmed, SignRound v2).
         start: the codes that learning starts from: the nearest, or GPTQ's on the same scales.
+        e2e_iters: iterations in which, once all units are learned, the scales alone are, through
+            the whole network (`end_to_end`); 0 for none.
+        e2e_lr: their rate at the start, of the scales' logarithms; it falls to 0 linearly.
+        e2e_batch_size: their samples.
     """
 
     unit: Literal["block", "layer"]
@@ -76,6 +80,9 @@ class Settings:
     last_loss: LastLoss = "block"
     loss: Loss = "squared"
     start: Start = "nearest"
+    e2e_iters: int = 0
+    e2e_lr: float = 3e-3
+    e2e_batch_size: int = 1
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -91,14 +98,16 @@ class Settings:
             if value not in allowed:
                 raise ValueError(f"recon.{name}={value}: give one of {', '.join(allowed)}")
         for name, count in (
-            ("iters", self.iters), ("act_iters", self.act_iters), ("held_out", self.held_out)
+            ("iters", self.iters), ("act_iters", self.act_iters), ("held_out", self.held_out),
+            ("e2e_iters", self.e2e_iters),
         ):  # fmt: skip
             if count < 0:
                 raise ValueError(f"recon.{name}={count}: give 0 or more")
-        if self.batch_size < 1:
-            raise ValueError(f"recon.batch_size={self.batch_size}: give at least 1")
+        for name, size in (("", self.batch_size), ("e2e_", self.e2e_batch_size)):
+            if size < 1:
+                raise ValueError(f"recon.{name}batch_size={size}: give at least 1")
         check_patience(self.patience, self.held_out)
-        for name, rate in (("lr", self.lr), ("act_lr", self.act_lr)):
+        for name, rate in (("lr", self.lr), ("act_lr", self.act_lr), ("e2e_lr", self.e2e_lr)):
             if not (rate > 0 and math.isfinite(rate)):
                 raise ValueError(f"recon.{name}={rate}: give a number above 0")
         if not 1 / RESOLUTION <= self.quant_prob <= 1:
