@@ -23,19 +23,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiment.content import Contents
 from experiment.resolvers import _source_name
+from results.records.given import SURROUNDINGS
 from results.records.off import GROUPS, OPTIONS, is_off
 from tasks.language.hub import pinned
 from tasks.package_files import path_of
 
-# Settings that say where and how a run works, not what it computes. The folders of data stand again
-# where the task takes them, by their content.
+# Settings that say where and how a run works, not what it computes (the folders of data stand again
+# where the task takes them, by their content), and those of which what takes them has the values.
 NOT_IDENTITY = (
-    "idle", "scale", "save", "logger", "device", "threads", "results_dir", "cache_dir",
-    "checkpoints_dir", "recipe", "compile", "recon.compile", "rerun", "retry_failed", "cache_gib",
-    "progress", "expected_fp", "task.cache_dir", "task.checkpoints_dir", "task.num_workers",
-    "task.expected", "task.tolerance", "task.divergence", "stream_device", "stream_gib", "offload",
-    "spill_dir", "data_dir", "calibration_dir", "imagenet_dir", "plugins",
-    "clipping", "act_init_samples", "act_ranges_from",  # what takes them has them
+    *SURROUNDINGS, "idle", "scale", "recipe", "task.divergence", "clipping", "act_init_samples",
+    "act_ranges_from",
 )  # fmt: skip
 # Keys of paths of data, wherever in the settings, and beside them which of the files are read.
 IMAGES, DATA, FILES = "root", ("local", "include_path"), ("files", "folder")

@@ -26,18 +26,13 @@ from experiment.outcome import _in_sweep, write_outcome
 from experiment.recorder import Draft, recording
 from experiment.sweeps.jobs import as_typed, names_of, sweep_overrides
 from flexround.utils.leaving import undoing
+from results.records.given import OWN, below
 from results.records.leftovers import is_stale, sweep
 from results.records.record import Record
 from results.records.selection import flatten
 from results.records.store import Store
 
 log = logging.getLogger("run")
-
-# What a command line says of its run's surroundings, which whoever repeats it has others of.
-SURROUNDINGS = (
-    "logger", "results_dir", "cache_dir", "cache_gib", "progress", "compile", "save", "rerun",
-    "retry_failed", "stream_device", "stream_gib", "offload", "spill_dir",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -181,8 +176,7 @@ def _identity(cfg: DictConfig) -> dict[str, Any]:
 def portable_overrides(overrides: Sequence[str]) -> list[str]:
     """Return those of a job's overrides that remake its record elsewhere."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    keys = [(o.key_or_group.partition(".")[0], o.input_line) for o in parsed]
-    return [str(text) for key, text in keys if key not in SURROUNDINGS]
+    return [str(o.input_line) for o in parsed if not below(o.key_or_group, OWN)]
 
 
 def _typed() -> list[str]:

@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 
 from results.ledger.claims import Claim, Overrides
 from results.ledger.statistics import Estimate
-from results.records.given import PLACES, by_hand
+from results.records.given import by_hand, chosen_by_hand
 from results.records.outcomes import Outcomes
 from results.records.record import Record
 from results.tables.paired_tests import PERPLEXITY
 
 ERROR = "error"  # the geometric mean of the units' errors
 LOGARITHMIC = (PERPLEXITY, "kl", "kl_median", "kl_p99", ERROR)  # compared by their ratio
-# Options that a run's name leaves out, besides where its data lie.
-ASIDE = (*PLACES, "seed", "save", "rerun", "retry_failed")
+SEED = "seed"  # by which the runs of a cell are told apart
 ALIKE = ("task_version", "network", "evaluation_data", "metric")
 # Options that make another network in full precision.
 OF_NETWORK = (
@@ -38,8 +37,8 @@ def cells_of(records: Iterable[Record]) -> Found:
     found: Found = {}
     for record in sorted(records, key=lambda r: r.started):
         if record.status == "ok" and record.overrides is not None:
-            given = {n: v for n, v in by_hand(record).items() if n not in ASIDE}
-            cell = frozenset(f"{name}={value}" for name, value in given.items())
+            given = chosen_by_hand(record).items()
+            cell = frozenset(f"{name}={value}" for name, value in given if name != SEED)
             found.setdefault(cell, {})[record.seed] = record
     return found
 

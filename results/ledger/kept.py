@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from results.records.given import PLACES
+from results.records.given import SURROUNDINGS, below
 from results.records.lines import from_line, lines_of, to_lines
 from results.records.outcomes import Outcomes
 from results.records.record import Record
@@ -25,8 +25,9 @@ def slim(record: Record, units: bool) -> Record:
 
 
 def _given(record: Record) -> list[str]:
-    """Return what the command line gave but for the places of data."""
-    return [text for text in record.overrides or () if text.partition("=")[0] not in PLACES]
+    """Return what the command line gave but for what decides nothing of the value."""
+    given = record.overrides or ()
+    return [text for text in given if not below(text.partition("=")[0], SURROUNDINGS)]
 
 
 def written(entries: Iterable[tuple[Record, Outcomes]], units_of: Container[str] = ()) -> bytes:

@@ -8,8 +8,19 @@ from typing import Any
 
 from results.records.record import Record
 
-# Where things lay, whose content is in the settings, and on how many threads a run worked.
-PLACES = ("data_dir", "calibration_dir", "imagenet_dir", "checkpoints_dir", "threads")
+# Options that decide nothing of a run's value, of which a run's name and cells have none. Of these
+# whoever repeats a run has others: a record does not keep them.
+OWN = (
+    "logger", "results_dir", "cache_dir", "cache_gib", "progress", "compile", "recon.compile",
+    "save", "rerun", "retry_failed", "stream_device", "stream_gib", "offload", "spill_dir",
+)  # fmt: skip
+# And these a record keeps, as they say where its data lay (their content is in the settings), what
+# it worked on, what its network was checked against, and where its classes are.
+SURROUNDINGS = (
+    *OWN, "data_dir", "calibration_dir", "imagenet_dir", "checkpoints_dir", "task.checkpoints_dir",
+    "task.cache_dir", "device", "threads", "task.num_workers", "expected_fp", "task.expected",
+    "task.tolerance", "plugins",
+)  # fmt: skip
 # Numbers of Hydra's grammar, of a length that a number of ours can have.
 NUMBER = re.compile(
     r"(?=.{1,40}$)[+-]?(?:(?:0|[1-9](?:_?\d)*)(?P<point>\.(?:\d(?:_?\d)*)?)?|(?P<only>\.\d(?:_?\d)*))"
@@ -38,6 +49,11 @@ def by_hand(record: Record) -> dict[str, str]:
     """Return what the command line of record gave, by name of the option or config group."""
     given = [text.lstrip("+~").partition("=") for text in record.overrides or ()]
     return {name.partition("@")[0]: spelled(value) for name, _, value in given}
+
+
+def chosen_by_hand(record: Record) -> dict[str, str]:
+    """Return by_hand(record) without what decides nothing of its value."""
+    return {n: v for n, v in by_hand(record).items() if not below(n, SURROUNDINGS)}
 
 
 def below(name: str, branches: Iterable[str]) -> bool:

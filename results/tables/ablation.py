@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from results.records.given import PLACES, below, by_hand, word
+from results.records.given import below, by_hand, chosen_by_hand, word
 from results.records.record import Record
 from results.records.selection import ABSENT, fact, facts, nearest, value_of
 from results.tables.formats import MARK, PLUS_MINUS, latex, markdown
@@ -90,7 +90,7 @@ def in_order(values: Iterable[Any]) -> list[Any]:
 
 def _groups(records: Sequence[Record], setting: str, by: Sequence[str]) -> dict[Held, Group]:
     """Return the runs by what is held, then by their value."""
-    given = {name for r in records for name in by_hand(r)}.difference(PLACES) | {*by}
+    given = {name for r in records for name in chosen_by_hand(r)} | {*by}
     alike: dict[Held, list[Record]] = {}
     for record in records:
         own = facts(record)

@@ -17,6 +17,7 @@ from experiment import content
 from experiment import identity as identity_module
 from experiment.content import Contents
 from experiment.identity import identity, run_id
+from experiment.job import portable_overrides
 from flexround.models.vision import VisionModel
 from results.records.off import OFF, left_out
 from results.records.selection import flatten
@@ -48,6 +49,13 @@ def test_what_a_name_leaves_out_because_it_is_off_a_record_is_known_by(tmp_path)
     assert not OFF.keys() & flatten(settings).keys()
     assert not settings.keys() & {"transform", "grid", "allocation", "bits_per_layer"}
     assert dict(left_out(settings)) == OFF
+
+
+def test_a_record_keeps_what_its_run_worked_on_and_not_what_others_have_their_own_of():
+    typed = ["quant=rtn", "device=cuda", "logger.project=mine", "recon.compile=true", "seed=1"]
+    assert portable_overrides([*typed, "results_dir=/here", "plugins=[a]"]) == [
+        "quant=rtn", "device=cuda", "seed=1", "plugins=[a]",
+    ]  # fmt: skip
 
 
 def network(path: Path, noise: float, cache_dir: Path) -> Path:

@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from results.ledger import kept
 from results.ledger.claims import Claim
 from results.ledger.evidence import cells_of, conflict, estimate, missing
+from results.records.given import SURROUNDINGS
 from tests.results.records.test_store import record
 
 
@@ -36,6 +38,26 @@ def test_a_cell_is_what_the_command_line_gave_places_and_seed_aside():
     assert cells_of([mine, other])[frozenset({"model=resnet18", "bits=2", "quant=flexround"})] == {
         1: mine
     }
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_what_decides_nothing_of_the_value_is_no_part_of_a_cell(name):
+    """A run on a GPU, or checked against a number, counts for the claim as any other."""
+    mine = run("flexround", 90.0, 1, [f"{name}=other", "seed=1"])
+    (cell,) = cells_of([mine])
+    assert cell == {"model=resnet18", "bits=2", "quant=flexround"}
+    assert mine.overrides[:3] == kept.slim(mine, units=False).overrides[:3]
+    assert kept.slim(mine, units=False).overrides[3:] == ["seed=1"]
+
+
+def test_what_lies_below_a_logger_is_no_part_of_a_cell():
+    (cell,) = cells_of([run("flexround", 90.0, more=["logger=wandb", "+logger.project=mine"])])
+    assert cell == {"model=resnet18", "bits=2", "quant=flexround"}
+
+
+def test_a_scale_is_part_of_a_cell_as_it_brings_iterations():
+    (cell,) = cells_of([run("flexround", 90.0, more=["scale=smoke"])])
+    assert "scale=smoke" in cell
 
 
 def test_a_value_is_the_same_however_it_is_spelled():

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from results.__main__ import main
-from results.records.given import by_hand
+from results.records.given import SURROUNDINGS, by_hand
 from results.records.off import GROUPS, OFF
 from results.records.store import Store
 from results.tables.ablation import ablation, in_order, render
@@ -84,6 +84,14 @@ def test_a_group_that_records_leave_out_where_nothing_is_chosen_has_that_member(
     chosen = run(80.0, given=[f"{group}=it"], **{group: {"_target_": "flexround.of.It"}})
     found = ablation([run(90.0, given=[]), chosen], group)
     assert dict(zip(found.table[group], found.table["mean"], strict=True)) == {none: 90, "It": 80}
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_what_decides_nothing_of_the_value_holds_no_runs_apart(name):
+    there = run(91.0, **recon(100), given=[f"{name}=other", "recon.iters=100"])
+    found = ablation([run(90.0, **recon(20), given=["recon.iters=20"]), there], "recon.iters")
+    assert list(found.table["mean"]) == [90.0, 91.0]
+    assert found.remarks == []
 
 
 def test_runs_without_the_setting_are_counted():
