@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.optimize import brentq
 
-from results.tables.paired_tests import margin
+from results.tables.paired_tests import TAIL, margin
 
 MOST_SEEDS = 1000
+LEAST = 1e-300  # a smaller p is given as this one
 
 Word = Literal["holds", "fails", "undecided"]
 
@@ -39,34 +40,33 @@ class Estimate:
         """The mean over seeds."""
         return float(np.mean(self.values))
 
-    def error(self, seeds: int | None = None) -> tuple[float, float]:
-        """Return the standard error and its degrees of freedom (Welch 1947, Satterthwaite 1946).
+    def half(self, tail: float, seeds: int | None = None) -> float:
+        """Return half of the interval that leaves tail, a share, out on either side.
 
-        Seeds and samples are both drawn: their variances add. What a seed draws with the samples
-        is in both, so that the interval is rather too wide. seeds: as if there were that many.
+        Seeds and samples are both drawn: the halves over each, Student's, add in squares. At two
+        seeds one degree of freedom, of Welch and Satterthwaite, is worth too much: their interval
+        of 95 % holds the mean in 87 of 100 cases where seeds differ most, this one in 95 or more.
+        What a seed draws with the samples is in both halves. seeds: as if there were that many.
         """
         n = seeds or len(self.values)
-        over_seeds = float(np.var(self.values, ddof=1)) / n
-        over_samples = self.sampling or 0.0
-        whole = over_seeds + over_samples
-        if not whole:
-            return 0.0, float(n - 1)
-        freedom = over_seeds**2 / (n - 1)
-        if over_samples:
-            freedom += over_samples**2 / (self.samples - 1)
-        return math.sqrt(whole), whole**2 / freedom
+        over_seeds = margin(math.sqrt(np.var(self.values, ddof=1) / n), n - 1, tail)
+        if not self.sampling:
+            return over_seeds
+        return math.hypot(over_seeds, margin(math.sqrt(self.sampling), self.samples - 1, tail))
 
     def interval(self, seeds: int | None = None) -> tuple[float, float]:
         """Return the 95 % interval of the contrast."""
-        error, freedom = self.error(seeds)
-        half = margin(error, freedom)
+        half = self.half(TAIL, seeds)
         return self.mean - half, self.mean + half
 
     def tail(self, bound: float) -> float:
         """Return the one-sided p of a contrast so far from bound, or further, in its direction."""
-        error, freedom = self.error()
         distance = abs(self.mean - bound)
-        return float(student.sf(distance / error, freedom)) if error else 0.5 * (distance == 0)
+        if not distance:
+            return 0.5
+        if self.half(LEAST) <= distance:
+            return LEAST
+        return float(brentq(lambda tail: self.half(tail) - distance, LEAST, 0.5, rtol=1e-9))
 
 
 def decide(found: Estimate, expect: str, margin: float, seeds: int | None = None) -> Word:

@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 
 LEVEL = 0.95
+TAIL = (1 - LEVEL) / 2  # outside of an interval, on either side
 PERPLEXITY = "perplexity"  # the one metric whose outcomes are its logarithm
 
 Interval = tuple[float, float]
@@ -38,12 +39,12 @@ def parts(outcomes: NDArray[Any], metric: str) -> NDArray[np.float64]:
     return np.asarray(np.exp(mean) * (1 + values - mean))
 
 
-def margin(error: float, freedom: float) -> float:
-    """Return how far the 95 % interval of a mean reaches to each side.
+def margin(error: float, freedom: float, tail: float = TAIL) -> float:
+    """Return how far the interval of a mean reaches to each side that leaves tail out on it.
 
     error is the mean's standard error, freedom its degrees of freedom.
     """
-    return float(student.ppf((1 + LEVEL) / 2, freedom)) * error
+    return float(student.isf(tail, freedom)) * error
 
 
 def mean_interval(values: ArrayLike) -> Interval | None:

@@ -15,17 +15,30 @@ def test_the_interval_over_seeds_is_students():
     assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
 
 
-def test_the_variances_of_seeds_and_samples_add():
+def test_the_halves_over_seeds_and_samples_add_in_squares():
     found = Estimate((1.0, 2.0, 3.0), sampling=1 / 3, samples=11)
-    error, freedom = found.error()
-    assert error**2 == pytest.approx(2 / 3)
-    assert freedom == pytest.approx((2 / 3) ** 2 / ((1 / 3) ** 2 / 2 + (1 / 3) ** 2 / 10))
+    # t of 2 degrees at 97.5 % is 4.3027, of 10 degrees 2.2281; each variance is 1 / 3
+    half = ((4.3027**2 + 2.2281**2) / 3) ** 0.5
+    assert found.interval() == pytest.approx((2 - half, 2 + half), abs=1e-3)
 
 
+@pytest.mark.parametrize("sampling", [None, 1 / 3])
+@pytest.mark.parametrize("bound", [-2.0, 0.0, 1.0, 1.9])
+def test_the_p_is_where_the_interval_reaches_the_bound(bound, sampling):
+    found = Estimate((1.0, 2.0, 3.0), sampling, 11)
+    assert found.half(found.tail(bound)) == pytest.approx(abs(2 - bound), rel=1e-6)
+
+
+def test_a_contrast_without_spread_has_the_least_p():
+    assert 0 < Estimate((1.0, 1.0)).tail(0.0) < 1e-100
+    assert Estimate((1.0, 1.0)).tail(1.0) == 0.5
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("spread", [0.0, 1.0, 5.0])
-def test_intervals_hold_the_truth_as_often_as_they_say(spread):
+def test_intervals_hold_the_truth_as_often_as_they_say(spread, seeds):
     """Seeds move all samples by their own amount, samples differ, both are drawn anew."""
-    rng, seeds, samples, truth, tries, inside = np.random.default_rng(0), 5, 200, 0.7, 1000, 0
+    rng, samples, truth, tries, inside = np.random.default_rng(0), 200, 0.7, 1000, 0
     for _ in range(tries):
         values = (
             truth + spread * rng.standard_normal((seeds, 1)) + 10 * rng.standard_normal(samples)
