@@ -16,6 +16,7 @@ from results.ledger.statistics import Estimate
 from results.records.given import by_hand, chosen_by_hand
 from results.records.outcomes import Outcomes
 from results.records.record import Record
+from results.tables.mixed import MACHINE, mixed
 from results.tables.paired_tests import PERPLEXITY
 
 ERROR = "error"  # the geometric mean of the units' errors
@@ -81,6 +82,17 @@ def _of(record: Record, name: str) -> tuple[Any, ...]:
     asked = {n: v for n, v in by_hand(record).items() if n in OF_NETWORK}
     own = frozenset(asked.items()) if name == "network" else None
     return record.model, record.task, own
+
+
+def mixed_arms(claim: Claim, found: Found) -> str | None:
+    """Return on which different machines the runs were that a seed contrasts; None on one."""
+    told: dict[str, None] = {}
+    for more, less in claim.settings:
+        cells = [found.get(cell, {}) for cell in (*more, *less)]
+        for seed in set.intersection(*map(set, cells)):
+            if unlike := mixed([runs[seed] for runs in cells], MACHINE):
+                told[unlike] = None
+    return "; ".join(told) or None
 
 
 def estimate(claim: Claim, found: Found, outcomes: OutcomesOf) -> Estimate | None:

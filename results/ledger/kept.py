@@ -16,12 +16,16 @@ DIGITS = 6  # of a unit's errors
 
 
 def slim(record: Record, units: bool) -> Record:
-    """Return record without a place of a machine, and of its units their errors, if those."""
+    """Return record without a place of a machine, and of its units their errors, if those.
+
+    Of the packages' versions there is torch's, which decides last bits.
+    """
     blocks = [
         {"name": unit["name"], "error_after": float(f"{unit['error_after']:.{DIGITS}g}")}
         for unit in (record.blocks if units else ())
     ]
-    return replace(record, blocks=blocks, versions={}, places={}, overrides=_given(record))
+    versions = {name: v for name, v in record.versions.items() if name == "torch"}
+    return replace(record, blocks=blocks, versions=versions, places={}, overrides=_given(record))
 
 
 def _given(record: Record) -> list[str]:

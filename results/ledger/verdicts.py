@@ -15,10 +15,11 @@ from results.ledger.evidence import (
     conflict,
     estimate,
     missing,
+    mixed_arms,
     scaled,
 )
 from results.ledger.statistics import Estimate, decide, more_seeds, p_value
-from results.tables.formats import latex, markdown
+from results.tables.formats import MARK, latex, markdown
 from results.tables.published_numbers import Cell
 from results.tables.rank_tests import holm
 
@@ -38,6 +39,7 @@ class Verdict:
         p: of what the verdict rejects, adjusted: with Holm's correction over all tested claims.
         why: what is missing, or what its records differ in.
         paper: the paper's own contrast, in the same unit.
+        note: on which different machines runs were that are contrasted.
     """
 
     claim: Claim
@@ -49,6 +51,7 @@ class Verdict:
     why: str = ""
     paper: float | None = None
     unit: str = ""
+    note: str | None = None
 
 
 def verdicts(claims: Sequence[Claim], found: Found, outcomes: OutcomesOf) -> list[Verdict]:
@@ -57,7 +60,7 @@ def verdicts(claims: Sequence[Claim], found: Found, outcomes: OutcomesOf) -> lis
     tested = [k for k, verdict in enumerate(told) if verdict.p is not None]
     for k, adjusted in zip(tested, holm([told[k].p or 0.0 for k in tested]), strict=True):
         told[k] = replace(told[k], adjusted=adjusted)
-    return told
+    return [replace(v, note=mixed_arms(v.claim, found)) if v.found else v for v in told]
 
 
 def _verdict(claim: Claim, found: Found, outcomes: OutcomesOf) -> Verdict:
@@ -116,6 +119,7 @@ def frame(told: Sequence[Verdict]) -> pd.DataFrame:
             "p": v.p,
             "holm": v.adjusted,
             "missing": v.why,
+            "note": v.note,
         }
         for v in told
     )
@@ -142,7 +146,7 @@ def as_text(told: Sequence[Verdict]) -> pd.DataFrame:
             "says": v.claim.says,
             "source": v.claim.source,
             "paper": number(v.paper),
-            "ours": f"{number(v.found.mean)} {v.unit}" if v.found else "-",
+            "ours": f"{number(v.found.mean)} {v.unit}{MARK if v.note else ''}" if v.found else "-",
             "95 % interval": f"{v.interval[0]:+.2f} to {v.interval[1]:+.2f}" if v.interval else "-",
             "seeds": str(len(v.found.values)) if v.found else "-",
             "p": number(v.p, ".2g"),
@@ -174,4 +178,7 @@ def summary(told: Sequence[Verdict]) -> str:
         f"would give {ALPHA * decided:.1f} wrong ones; with Holm's correction, "
         f"over all tested claims, {stay} stay decided.",
     ]
+    for note in dict.fromkeys(v.note for v in told if v.note):
+        where = ", ".join(v.claim.id for v in told if v.note == note)
+        lines.append(f"{MARK} runs that are contrasted differ in {note}: {where}")
     return "\n\n".join(lines)

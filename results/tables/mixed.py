@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import pandas as pd
 
 from results.records.record import Record
 from results.tables.formats import MARK
+
+MACHINE = ("device", "precision", "torch", "threads", "processor")  # what a run worked on
 
 
 def conditions_of(record: Record) -> dict[str, str]:
@@ -24,13 +26,17 @@ def conditions_of(record: Record) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def mixed(records: Sequence[Record]) -> str | None:
-    """Return what finished runs of one cell differ in, with the values; None where they agree."""
+def mixed(records: Sequence[Record], names: Container[str] | None = None) -> str | None:
+    """Return what finished runs of one cell differ in, with the values; None where they agree.
+
+    names are the conditions that count, all of them without.
+    """
     found: dict[str, dict[str, None]] = {}
     for record in records:
         if record.status == "ok":
             for name, value in conditions_of(record).items():
-                found.setdefault(name, {})[value] = None
+                if names is None or name in names:
+                    found.setdefault(name, {})[value] = None
     told = [f"{name} ({', '.join(values)})" for name, values in found.items() if len(values) > 1]
     return "; ".join(told) or None
 

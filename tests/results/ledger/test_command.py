@@ -13,6 +13,7 @@ import yaml
 from results.__main__ import main
 from results.ledger import claims, kept
 from results.records.store import Store
+from results.tables.formats import MARK
 from tests.results.ledger.test_claims import GOOD
 from tests.results.ledger.test_evidence import run
 
@@ -179,3 +180,15 @@ def test_the_correction_is_for_all_claims_whichever_are_shown(folder, capsys):
     assert "1 of 1 testable claims are decided: 1 hold" in told
     assert "Of 1 verdicts at 5 %" in told
     assert "over all tested claims, 1 stay decided" in told
+
+
+def test_a_claim_whose_runs_were_on_two_processors_says_so(folder, capsys):
+    for seed in range(3):
+        for quant, value, processor in (("flexround", 90.0 + seed, "A"), ("adaround", 80.0, "B")):
+            row = run(quant, value, seed, device="cpu", processor=processor)
+            Store(folder).write(row)
+    text = said(capsys, folder)
+    assert f"points top1{MARK}" in text
+    assert f"{MARK} runs that are contrasted differ in processor (A, B): a" in text
+    (row, _) = rows_of(said(capsys, folder, "--format", "csv"))
+    assert row["note"] == "processor (A, B)"

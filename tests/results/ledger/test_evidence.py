@@ -9,7 +9,7 @@ import pytest
 
 from results.ledger import kept
 from results.ledger.claims import Claim
-from results.ledger.evidence import cells_of, conflict, estimate, missing
+from results.ledger.evidence import cells_of, conflict, estimate, missing, mixed_arms
 from results.records.given import SURROUNDINGS
 from tests.results.records.test_store import record
 
@@ -178,6 +178,30 @@ def test_a_network_that_was_asked_to_be_another_is_no_mixture_but_its_data_are()
     assert "its records have network b and c" in conflict(asked, cells_of(runs))
     runs[2] = run("adaround", 8.0, 1, ["model.equalize=true"], network="b", evaluation_data="d")
     assert "its records have evaluation_data" in conflict(asked, cells_of(runs))
+
+
+def test_the_machines_of_a_contrast_are_told_where_they_differ_within_a_seed():
+    def arms(*machines):
+        return cells_of(
+            run(quant, 9.0, seed, device="cpu", processor=processor, versions={"torch": torch})
+            for seed, own in enumerate(machines)
+            for quant, (processor, torch) in zip(("flexround", "adaround"), own, strict=True)
+        )
+
+    one, other, newer = ("A", "2.1"), ("B", "2.1"), ("A", "2.2")
+    assert mixed_arms(claim(), arms((one, one), (other, other))) is None
+    assert mixed_arms(claim(), arms((one, one), (one, other))) == "processor (A, B)"
+    assert mixed_arms(claim(), arms((one, newer), (one, other))) == (
+        "torch (2.1, 2.2); processor (A, B)"
+    )
+    # Another network is what a claim may be about.
+    unlike = [run("flexround", 9.0, network="a"), run("adaround", 8.0, network="b")]
+    assert mixed_arms(claim(), cells_of(unlike)) is None
+
+
+def test_of_the_versions_that_a_kept_record_has_there_is_torchs():
+    mine = run("flexround", 9.0, versions={"torch": "2.1", "numpy": "2.0"})
+    assert kept.slim(mine, units=False).versions == {"torch": "2.1"}
 
 
 def test_a_metric_that_no_record_has_is_told():
