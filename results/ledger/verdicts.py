@@ -172,8 +172,9 @@ def summary(told: Sequence[Verdict]) -> str:
         "ours, paper: the contrast, positive for the better, in points of a percentage or in "
         "percent (100 times the logarithm of the ratio) of a perplexity, divergence or error. "
         "Interval: Student's t over seeds and over evaluation samples, whose halves add in "
-        "squares. A claim fails where the interval is below its margin and else holds where it is above zero; "
-        "of two that should be the same, where it is within the margin or outside of it.",
+        "squares. A claim fails where the interval is below its margin and else holds where it is "
+        "above zero; of two that should be the same, where it is within the margin or outside of "
+        "it.",
         f"p: two-sided, of what the verdict rejects. Of {decided} verdicts at 5 %, chance alone "
         f"would give {ALPHA * decided:.1f} wrong ones; with Holm's correction, "
         f"over all tested claims, {stay} stay decided.",
