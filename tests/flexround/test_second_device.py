@@ -151,6 +151,11 @@ def test_activations_in_every_setting(device, activation, recon):
         check_same(language, device, *own, *kv, *LANGUAGE)
 
 
+def test_scales_end_to_end(device):
+    made = partial(language, padded=True)
+    check_same(made, device, "recon.e2e_iters=2", "recon.e2e_lr=1e-4", *LANGUAGE)
+
+
 @pytest.mark.parametrize("recon", ["qdrop", "brecq"])
 def test_ranges_of_a_run_that_goes_on_lie_where_they_did(device, recon, tmp_path):
     own = (f"recon={recon}", "activation=static_per_tensor", "ranges=min_max")
