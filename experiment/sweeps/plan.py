@@ -24,6 +24,8 @@ from experiment.sweeps.search_space import trials_of
 from results.records.record import Record
 from results.records.store import Store
 from results.tables.differing_defaults import MethodRun, conditions_of, differing_defaults
+from tasks.language.hub import ID, split_revision
+from tasks.package_files import path_of
 
 EXPERIMENTS = ROOT / "conf" / "experiment"
 
@@ -113,9 +115,10 @@ def needs(run: PlannedRun) -> Iterator[tuple[str, bool | None]]:
     data, folder = options["data_dir"], options["calibration_dir"]
     if run.task == "imagenet":
         given = options["imagenet_dir"]
-        yield "imagenet_dir=" + (given or "PATH"), bool(given) and Path(given, "val").is_dir()
+        there = bool(given) and (path_of(given) / "val").is_dir()
+        yield "imagenet_dir=" + (given or "PATH"), there
     elif data is not None:
-        yield f"data_dir={data}", Path(data).is_dir()
+        yield f"data_dir={data}", _is_there(data, options["task"])
     elif run.task not in EMBEDDED:
         yield f"the data of {run.task} from its hub, or data_dir=", None
     drawn = conditions_of(run.settings)["calibration"]
@@ -123,7 +126,7 @@ def needs(run: PlannedRun) -> Iterator[tuple[str, bool | None]]:
         hub = f"{drawn} from its hub, or calibration_dir="
         yield (
             f"calibration_dir={folder}" if folder else hub,
-            Path(folder).exists() if folder else None,
+            path_of(folder).exists() if folder else None,
         )
     source = model.get("source", f"{run.model} of {model.get('library')}")
     if uses_finetuned(options):
@@ -131,10 +134,26 @@ def needs(run: PlannedRun) -> Iterator[tuple[str, bool | None]]:
         command = f"python finetune.py model={run.model} task={run.task}"
         yield f"{made}, made by {command}", made.is_dir()
     elif checkpoint is not None:
-        there = Path(checkpoint).exists() if "/" in checkpoint else None
-        yield f"checkpoint {checkpoint}", there
+        yield f"checkpoint {checkpoint}", _is_network(checkpoint, "source" in model)
     elif run.task not in EMBEDDED and not source.startswith(("tiny:", "package:")):
         yield f"the weights {source} from their hub, or checkpoint=", None
+
+
+def _is_there(data: str, task: dict[str, Any]) -> bool:
+    """Return whether data is what the task takes: of own texts also a file, else a folder."""
+    corpus = str((task.get("corpus") or {}).get("_target_"))
+    return path_of(data).is_dir() or (corpus.endswith(".TextFiles") and path_of(data).is_file())
+
+
+def _is_network(checkpoint: str, on_hub: bool) -> bool | None:
+    """Return whether checkpoint is there; None where it may be a name, or an id of the hub."""
+    try:
+        if path_of(checkpoint).exists():
+            return True
+    except ValueError:  # of a package that is not installed
+        return False
+    named = "/" not in checkpoint or (on_hub and ID.fullmatch(split_revision(checkpoint)[0]))
+    return None if named else False
 
 
 def report(overrides: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiment.__main__ import main
-from experiment.sweeps.plan import EXPERIMENTS, jobs, planned, report
+from experiment.sweeps.plan import EXPERIMENTS, jobs, needs, planned, report
 from tests.conftest import TINY
 
 ABLATIONS = sorted(path.stem for path in EXPERIMENTS.glob("ablation_*.yaml"))
@@ -158,3 +158,38 @@ def test_the_plan_names_c4_where_it_is_calibrated_on(capsys, tmp_path):
     out = said(capsys, "model=opt_125m", "quant=gptq", f"calibration_dir={tmp_path}/no")[1]
     assert f"  MISSING        calibration_dir={tmp_path}/no\n" in out
     assert "C4" not in said(capsys, "model=opt_125m", "quant=flexround")[1]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Return a home folder with data in it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data" / "val").mkdir(parents=True)
+    (tmp_path / "data" / "text.txt").write_text("one\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "there"),
+    [
+        (["task=text"], "data_dir=~/data/text.txt", True),
+        (["task=text"], "data_dir=~/data", True),
+        (["task=text"], "data_dir=~/nowhere", False),
+        (["task=wikitext2"], "data_dir=~/data", True),
+        (["task=wikitext2"], "data_dir=~/data/text.txt", False),  # its files lie in a folder
+        (["calibration=c4"], "calibration_dir=~/data", True),
+        (["calibration=c4"], "calibration_dir=~/nowhere", False),
+        ([], "checkpoint=~/data", True),
+        ([], "checkpoint=~/nowhere", False),
+        ([], "checkpoint=package:no_such/weights", False),
+        ([], "checkpoint=some/where", None),  # an id of the hub
+        (["model=resnet18", "task=imagenet"], "imagenet_dir=~/data", True),
+        (["model=resnet18", "task=imagenet"], "imagenet_dir=~/nowhere", False),
+        (["model=resnet18", "task=imagenet"], "checkpoint=some/where", False),
+    ],
+)
+def test_a_place_is_there_where_its_task_finds_it(home, asked, told, there):
+    quoted = re.sub(r"=(.*)", r"='\1'", told)  # a shell's quotes do not reach Hydra
+    options = ["model=tiny_llama", *asked, quoted, f"results_dir={home}", f"cache_dir={home}"]
+    (run,) = planned([options], options)
+    assert dict(needs(run))[told.replace("checkpoint=", "checkpoint ")] is there
