@@ -27,6 +27,7 @@ PIPELINES = {
 IMAGES = "image-classification"
 # Networks that this program has trained itself, on data of the standard library or scikit-learn.
 OWN = "apache-2.0"
+TRAINED_HERE = ("Digits", "ScatteredDigits")  # classes of tasks.vision.trained.TrainedTask
 METRICS = {"top1": "accuracy", "matthews": "matthews_correlation"}  # as the hub calls them
 
 
@@ -66,7 +67,7 @@ def base_model(record: Record) -> str | None:
 def _license(record: Record, base: str | None) -> dict[str, Any]:
     """Return whose license holds: the full-precision network's, which its own page states."""
     source = str(record.settings["model"].get("source", ""))
-    own = source.startswith("tiny:") or (record.task == "digits" and "weights" in _vision(record))
+    own = source.startswith("tiny:") or record.settings["task"].get("_target_") in TRAINED_HERE
     if own and not record.settings.get("checkpoint"):
         return {"license": OWN}
     found = {"license": "other", "license_name": "that-of-the-full-precision-network"}

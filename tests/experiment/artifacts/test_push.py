@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 import shutil
 
 import pytest
 import yaml
 
+import tasks
 from experiment.artifacts import front_matter
 from experiment.artifacts.push import CARD
 from flexround.artifact.header import FILE
 from results.records.record import Record
 from results.records.store import Store
+from tasks.vision.trained import TrainedTask
 from tests.conftest import TINY
 
 hub = pytest.importorskip("huggingface_hub")
@@ -65,10 +69,13 @@ class Hub:
                 self.files[operation.path_in_repo] = file.read()
 
 
-def run(source=None, task=None, model="a", bits=4, quant="flexround", **settings):
+def run(source=None, task=None, model="a", bits=4, quant="flexround", model_node=None, **settings):
     """Return a record of a network by its source."""
     own = {"_target_": "LanguageModel", "kind": "causal"} | ({"source": source} if source else {})
-    settings = {"model": own, "task": {"_target_": "LanguageModeling"} | (task or {})} | settings
+    settings = {
+        "model": model_node or own,
+        "task": {"_target_": "LanguageModeling"} | (task or {}),
+    } | settings
     return Record(
         "0" * 16, "ok", model, "wikitext2", 1, quant, bits, 0, "perplexity", False, 10.0, 9.0,
         settings, {"perplexity": 10.0, "kl": 0.5}, {"perplexity": 9.0},
@@ -123,6 +130,27 @@ def test_the_base_model_is_the_hubs_id_and_the_license_its_own(record, base, lic
     if license == "other":
         assert found["license_name"]
         assert found.get("license_link") == (base and f"https://huggingface.co/{base}")
+
+
+def vision(task, **settings):
+    model = {"_target_": "VisionModel", "library": "timm", "weights": "a.b"}
+    return run(task={"_target_": task}, model_node=model, **settings)
+
+
+def test_a_network_that_its_task_has_trained_has_this_repositorys_license():
+    for module in pkgutil.walk_packages(tasks.__path__, "tasks."):
+        importlib.import_module(module.name)
+    trained = sorted(kind.__name__ for kind in TrainedTask.__subclasses__() if is_ours(kind))
+    assert "ScatteredDigits" in trained, "the default"
+    for task in trained:
+        assert front_matter.fields(vision(task))["license"] == "apache-2.0", task
+        given = vision(task, checkpoint="f" * 64)
+        assert front_matter.fields(given)["license"] == "other", "of who made the checkpoint"
+    assert front_matter.fields(vision("ImageNet"))["license"] == "other"
+
+
+def is_ours(kind):
+    return kind.__module__.startswith("tasks.")
 
 
 def test_odd_words_stay_one_value_of_the_block():
