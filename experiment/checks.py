@@ -39,6 +39,7 @@ def check_choices(
     check_loop(cfg)
     if "recon" not in cfg.idle.get("quant", ()):  # round-to-nearest is the same in every setting
         check_preset(choices["recon"], choices["quant"])
+        check_samples(cfg)
     symmetric = cfg.symmetric or cfg.grid is not None
     check_moving_zero_point(choices["ranges"], symmetric, cfg.activation)
     check_imatrix(
@@ -98,6 +99,31 @@ def check_loop(cfg: DictConfig) -> None:
             f"{choices[0]} solves layer by layer, and the chosen recon ({choices[1]}) learns; "
             "give recon=solve, or leave recon= out"
         )
+
+
+def check_samples(cfg: DictConfig) -> None:
+    """Check that a learned method's calibration set holds a mini-batch; every task draws all of it.
+
+    flexround.reconstruction.checks says the same of the samples at hand, which come after the
+    network and its log lines.
+
+    Raises:
+        ValueError: when it does not.
+    """
+    if "_partial_" not in cfg.quant or not cfg.recon.iters:
+        return
+    there, held_out, size = cfg.num_samples, cfg.recon.held_out, cfg.recon.batch_size
+    if there - held_out >= size:
+        return
+    if held_out:
+        raise ValueError(
+            f"recon.held_out={held_out} of num_samples={there} leaves fewer than "
+            f"recon.batch_size={size}; raise num_samples, or lower one of the others"
+        )
+    raise ValueError(
+        f"num_samples={there} is smaller than recon.batch_size={size}; "
+        "raise num_samples or lower recon.batch_size"
+    )
 
 
 def check_bits_of_layers(cfg: DictConfig) -> None:

@@ -70,10 +70,10 @@ def _execute(job: Job, threads: int) -> Record:
         adapter = model.adapter(task, cfg.checkpoint, own.device, offload)
         adapter.assign_bits(cfg.bits_per_layer or {})
         draft.coverage = adapter.coverage()
-        logging.getLogger("run").info(draft.coverage.summary())
         calibration = task.calibration(cfg.num_samples, cfg.seed)
         job.check_unchanged()
         checked = checks.run(adapter, calibration)
+        logging.getLogger("run").info(draft.coverage.summary())
         # Samples that are held out have a part in nothing that is chosen.
         seen = first_samples(adapter, calibration, cfg.num_samples - recon.held_out)
 

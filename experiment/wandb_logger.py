@@ -6,15 +6,12 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flexround.reconstruction.report import BlockReport
 from flexround.utils.file_errors import told
 from results.records.record import Record
 from results.wandb_table import Mode, open_run
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

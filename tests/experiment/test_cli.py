@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiment.checks import check_samples
 from flexround.models.vision import VisionModel
 from results.records.store import Store
 from tasks.vision import checkpoints
 from tests.conftest import TINY
+from tests.experiment.test_configs import composed
 from tests.tasks.vision.test_checkpoints import Harmful
 from tests.tasks.vision.test_imagenet import root, write_images
 
@@ -238,7 +240,6 @@ def test_an_idle_option_serves_the_other_members_of_a_sweep(cli, results_dir):
     ("args", "words"),
     [(["granularity=per_group", "group_size=5"], "group_size=5 does not divide"),
      (["num_samples=5000"], "digits has 1433 training images"),
-     (["num_samples=16"], "num_samples=16 is smaller than recon.batch_size=32"),
      (["checkpoint=nowhere.pth"], "no such file"),
      (["model.name=resnet19"], "timm has no such model")],
 )  # fmt: skip
@@ -250,6 +251,24 @@ def test_what_only_a_begun_run_can_see_leaves_a_failed_record(cli, results_dir, 
     (record,) = Store(results_dir).load()
     assert (record.status, record.value) == ("failed", None)
     assert words in record.error
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [(["num_samples=16"], "num_samples=16 is smaller than recon.batch_size=32; raise num_samples"),
+     (["num_samples=40", "recon.held_out=9"], "recon.held_out=9 of num_samples=40 leaves fewer")],
+)  # fmt: skip
+def test_fewer_samples_than_a_mini_batch_are_one_line_before_the_network(
+    cli, results_dir, args, words
+):
+    model = ("model=tiny_llama", "quant=flexround", "recon.batch_size=32", "offload=true")
+    outcome = cli(*model, *args)
+    assert (outcome.status, len(outcome.err.splitlines())) == (1, 1), outcome.err
+    assert outcome.err.startswith(f"error: {words}")
+    assert not Store(results_dir).load(), "nothing has begun"
+    check_samples(
+        composed(model[0], *model[2:], *args, "quant=rtn")
+    )  # which learns nothing, and takes what there is
 
 
 def test_a_results_folder_that_can_not_be_written_is_said_before_the_work(cli, tmp_path):
