@@ -18,6 +18,7 @@ from flexround.api.rules import (
     check_moving_zero_point,
     idle_under,
 )
+from flexround.calibration.enough import check_enough
 
 STREAM_DTYPES = (FULL_STREAMS, "bfloat16", "float16")
 STREAM_DEVICES = ("auto", "cuda", "cpu")
@@ -104,26 +105,13 @@ def check_loop(cfg: DictConfig) -> None:
 def check_samples(cfg: DictConfig) -> None:
     """Check that a learned method's calibration set holds a mini-batch; every task draws all of it.
 
-    flexround.reconstruction.checks says the same of the samples at hand, which come after the
-    network and its log lines.
+    It is looked at again where the samples are: they come after the network and its log lines.
 
     Raises:
         ValueError: when it does not.
     """
-    if "_partial_" not in cfg.quant or not cfg.recon.iters:
-        return
-    there, held_out, size = cfg.num_samples, cfg.recon.held_out, cfg.recon.batch_size
-    if there - held_out >= size:
-        return
-    if held_out:
-        raise ValueError(
-            f"recon.held_out={held_out} of num_samples={there} leaves fewer than "
-            f"recon.batch_size={size}; raise num_samples, or lower one of the others"
-        )
-    raise ValueError(
-        f"num_samples={there} is smaller than recon.batch_size={size}; "
-        "raise num_samples or lower recon.batch_size"
-    )
+    if "_partial_" in cfg.quant and cfg.recon.iters:
+        check_enough(cfg.num_samples, cfg.recon.batch_size, cfg.recon.held_out)
 
 
 def check_bits_of_layers(cfg: DictConfig) -> None:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from flexround.activations.schemes import Activation
 from flexround.attach import check_weights
+from flexround.calibration.enough import check_enough
 from flexround.calibration.finite import first_not_finite
 from flexround.grid import Grid
 from flexround.kernels.chunking import check_compiler
@@ -61,18 +62,7 @@ def check_samples(
     Raises:
         ValueError: when it does not.
     """
-    samples = sum(adapter.num_samples(batch) for batch in calibration)
-    if samples - held_out >= batch_size:
-        return
-    if held_out:
-        raise ValueError(
-            f"recon.held_out={held_out} of num_samples={samples} leaves fewer than "
-            f"recon.batch_size={batch_size}; raise num_samples, or lower one of the others"
-        )
-    raise ValueError(
-        f"num_samples={samples} is smaller than recon.batch_size={batch_size}; "
-        "raise num_samples or lower recon.batch_size"
-    )
+    check_enough(sum(map(adapter.num_samples, calibration)), batch_size, held_out)
 
 
 def check_finite_samples(adapter: ModelAdapter, calibration: Sequence[Any]) -> None:
