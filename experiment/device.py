@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from omegaconf import DictConfig
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -42,6 +43,16 @@ def device_name(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def precision_told(cfg: DictConfig, products: str) -> str:
+    """Return what a record calls the precision: of the products, and whether passes are compiled.
+
+    Compiled passes end on other last digits, and no setting of a run's name tells them apart.
+    """
+    idle = [option for options in cfg.idle.values() for option in options]
+    compiled = "compile" in cfg.recon and cfg.recon.compile and "compile" not in idle
+    return f"{products} compiled" if compiled else products
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from experiment.build import build, build_grid, validate
-from experiment.device import device_name, device_of, processor
+from experiment.device import device_name, device_of, precision_told, processor
 from experiment.full_precision import FullPrecision
 from experiment.job import Job
 from experiment.progress import ProgressBar
@@ -64,7 +64,8 @@ def _execute(job: Job, threads: int) -> Record:
         draft.threads, draft.processor = threads, processor()
         rehearse(cfg, task, model, device, checks)
         own = Resources.of(job, device)
-        draft.device, draft.precision = device_name(own.device), recon.precision_on(own.device)
+        draft.device = device_name(own.device)
+        draft.precision = precision_told(cfg, recon.precision_on(own.device))
 
         offload = own.activations if cfg.offload else None
         adapter = model.adapter(task, cfg.checkpoint, own.device, offload)

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from experiment import threads
-from experiment.device import processor
+from experiment.device import precision_told, processor
 from experiment.threads import number_for, running_on
 from results.records.store import Store
+from results.tables.mixed import mixed
 from tests.conftest import TINY
+from tests.experiment.test_configs import composed
 
 RTN = (*TINY, "quant=rtn", "bits=8", "num_samples=32")
 
@@ -93,6 +95,28 @@ def test_a_record_says_what_decides_its_last_bits(cli, results_dir):
     again = cli(*RTN, "threads=2")
     assert "already recorded" in again.err
     assert "computed with threads=1; rerun=true takes threads=2" in again.err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["quant=flexround"], "float32"),
+        (["quant=flexround", "compile=true"], "float32 compiled"),
+        (["quant=flexround", "recon.compile=true"], "float32 compiled"),
+        (["quant=rtn", "compile=true"], "float32"),  # as rtn and gptq run in a sweep with others
+        (["quant=gptq", "compile=true"], "float32"),
+    ],
+)
+def test_a_record_says_whether_passes_were_compiled(options, told):
+    assert precision_told(composed(*options), "float32") == told
+
+
+@pytest.mark.slow  # compiles
+def test_a_table_marks_cells_that_mix_compiled_runs_with_others(cli, results_dir):
+    run = (*TINY, "quant=flexround", "recon.iters=1", "num_samples=32")
+    assert cli(*run, "seed=0", "compile=true").status == 0
+    assert cli(*run, "seed=1").status == 0
+    assert mixed(Store(results_dir).load()) == "precision (float32 compiled, float32)"
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1025", "99999999999999999999", "1.5", "many", "''"])
