@@ -100,8 +100,7 @@ class LanguageAdapter(ModelAdapter):
     def hidden(self, batch: Tokens) -> Tensor:
         """Return what the last layer gives on a batch, [batch, tokens, hidden], on the device."""
         self.prepare()
-        output: Tensor = first_of(self._stopped_at(self._modules[-1], batch))
-        return output
+        return first_of(self._stopped_at(self._modules[-1], batch))
 
     @torch.no_grad()
     def logits_after(self, batch: Tokens, outputs: Tensor) -> Tensor:

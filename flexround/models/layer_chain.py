@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from flexround.structure import is_quantizable
 
@@ -34,6 +34,7 @@ def chain_of(model: nn.Module) -> dict[str, nn.Module]:
     return {f"{name}.{index}": layer for index, layer in lists[name].named_children()}
 
 
-def first_of(output: Any) -> Any:
+def first_of(output: Any) -> Tensor:
     """Return the hidden states of what a layer gives: the first of a tuple, or all of it."""
-    return output[0] if isinstance(output, tuple) else output
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
