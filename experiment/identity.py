@@ -70,16 +70,15 @@ def identity_of(settings: dict[str, Any]) -> dict[str, Any]:
     contents = Contents(Path(settings["cache_dir"], "digests"))
     if uses_finetuned(settings):
         check_origin(settings, contents)
-    found = with_versions(reduced(settings, contents))
-    activation = found["activation"] or {}
-    if activation.get("_target_") == "StaticPerTensor" and found["task"]["_target_"] in PADDED:
-        activation[VERSION] = 2
-    return found
+    return with_versions(reduced(settings, contents))
 
 
 def with_versions(node: dict[str, Any]) -> dict[str, Any]:
     """Return settings with the version of each class that has another than its first."""
     found = {k: with_versions(v) if isinstance(v, dict) else v for k, v in node.items()}
+    task, activation = (found.get(name) or {} for name in ("task", "activation"))
+    if activation.get("_target_") == "StaticPerTensor" and task["_target_"] in PADDED:
+        activation[VERSION] = 2
     version = VERSIONS.get(str(node.get("_target_")))
     return found if version is None else {**found, VERSION: version}
 

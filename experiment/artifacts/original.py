@@ -94,8 +94,8 @@ def weights_of(
         stated = composable(record.overrides, overrides, places=True)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    check_given(overrides, record.overrides, places=True)
     cfg = composed([*stated, *overrides])
+    check_given(overrides, record.overrides, places=True)  # now that they are known to be options
     check_plugins(cfg.plugins, overrides)
     validate(cfg)
     with running_on(record.threads or torch.get_num_threads()):

@@ -76,8 +76,8 @@ def rebuild(path: str | Path, overrides: Sequence[str] = ()) -> Rebuilt:
         stated = composable(own := provenance_of(path).overrides, overrides)
     except ValueError as error:
         raise ValueError(f"artifact {file}: {error}") from error
-    check_given(overrides, own)
     cfg = composed([*stated, *overrides])
+    check_given(overrides, own)  # now that they are known to be options
     check_plugins(cfg.plugins, overrides)
     if "source" in list(cfg.model):  # also where it is missing, as in model=hf
         cfg.model.source = str(file.parent)  # nothing is read by the name that the run had for it

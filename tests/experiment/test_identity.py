@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import run  # noqa: F401  registers the schema
-from experiment import content
+from experiment import ROOT, content
 from experiment import identity as identity_module
 from experiment.content import Contents
 from experiment.identity import identity, run_id
@@ -362,6 +362,34 @@ def test_a_class_whose_numbers_have_changed_is_another_run(name_of, monkeypatch)
     monkeypatch.setitem(identity_module.VERSIONS, "LpSearch", 3)
     assert len({before, raised, name_of(*settings)}) == 3
     assert name_of(*settings, "ranges=min_max") == other
+
+
+def without_versions(node):
+    return {
+        name: without_versions(value) if isinstance(value, dict) else value
+        for name, value in node.items() if name != identity_module.VERSION
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ledger", "methods", "readme"])
+def test_the_records_that_are_kept_are_of_todays_versions(name):
+    """A number of before a fault was mended decides no claim and stands in no table."""
+    for line in (ROOT / "results" / f"{name}.jsonl").read_text().splitlines():
+        held = json.loads(line)
+        record = held.get("record", held)
+        today = identity_module.with_versions(without_versions(record["settings"]))
+        assert record["settings"] == today, " ".join(record["overrides"])
+
+
+def test_static_ranges_have_a_version_where_samples_are_padded():
+    static = {"_target_": "StaticPerTensor"}
+    names = {}
+    for task in ("Classification", "WebNLG", "ScatteredDigits", "LanguageModeling"):
+        node = {"task": {"_target_": task}, "activation": static}
+        names[task] = identity_module.with_versions(node)["activation"].get("_version_")
+    assert names == {
+        "Classification": 2, "WebNLG": 2, "ScatteredDigits": None, "LanguageModeling": None,
+    }  # fmt: skip
 
 
 def test_a_renamed_record_of_before_is_no_run_of_a_raised_version(tmp_path):

@@ -89,6 +89,7 @@ def test_methods_stand_beside_each_other(cli, results_dir, cache_dir, tmp_path, 
     assert "--run xyz: none of the 2 runs" in line
     assert ids["rtn"] in line
     assert "did you mean bits?" in refused(*run, "--layer", "*", "bit=3")
+    assert "bits=4 would change nothing" in refused(*run, "--layer", "*", "bits=4")
     file = tmp_path / "records.jsonl"
     file.write_text(Store(results_dir).path(ids["rtn"]).read_text())
     assert f"--results-dir {file}: give the folder" in refused(*run, folder=file)
