@@ -44,8 +44,8 @@ def name_of(tmp_path):
 def test_what_a_name_leaves_out_because_it_is_off_a_record_is_known_by(tmp_path):
     """One table says both, so that no option is left out that tables do not know of."""
     with initialize_config_module("conf", version_base="1.3"):
-        cfg = compose("config", [*TINY, "quant=flexround", f"cache_dir={tmp_path}/cache"])
-    settings = identity(cfg)
+        words = ["model=tiny_llama", "quant=flexround", f"cache_dir={tmp_path}/cache"]
+        settings = identity(compose("config", words))
     assert not OFF.keys() & flatten(settings).keys()
     assert not settings.keys() & {"transform", "grid", "allocation", "bits_per_layer"}
     assert dict(left_out(settings)) == OFF

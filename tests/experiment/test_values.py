@@ -34,7 +34,7 @@ def test_a_bound_is_allowed_and_what_lies_beyond_is_not(name, value):
 @given(st.text(min_size=1, max_size=12), st.floats())
 def test_only_finite_numbers_of_float32_pass(name, value):
     sound = math.isfinite(value) and abs(value) < 3.5e38
-    if name in BOUNDS or (abs(value) > 3.4e38 and sound):
+    if name in BOUNDS or name.rpartition(".")[2] == "seed" or (abs(value) > 3.4e38 and sound):
         return
     if sound:
         check_value(name, value)

@@ -35,7 +35,7 @@ def test_settings_are_those_of_each_row():
     common = {"metric": "top1", "task_version": "1", "average_bits": "null"}
     common |= {  # off, as no row has them
         "transform._target_": "none", "allocation._target_": "none", "grid._target_": "integer",
-        "stream_dtype": "float32", "bits_per_layer": "null", "model.leave": "[]",
+        "stream_dtype": "float32", "bits_per_layer": "null",
     }  # fmt: skip
     learned = {"recon.lr": "0.001", "recon.iters": "100", "symmetric": "true"}
     assert decoded(data["settings"]) == [

@@ -44,16 +44,20 @@ def test_what_records_differ_in_is_among_what_they_are_unlike_in(trees):
         assert len(texts) == 1 or name in found
 
 
+def with_option(settings, path, value):
+    """Return settings with value at a dotted path."""
+    first, dot, rest = path.partition(".")
+    return settings | {first: with_option(settings.get(first, {}), rest, value) if dot else value}
+
+
 @pytest.mark.parametrize("name", OFF)
 def test_a_setting_that_one_run_leaves_out_is_given_back_as_the_table_calls_it(name):
     """What stands in the column, or in what the leaderboard advises, chooses its runs."""
-    group, _, option = name.rpartition(".")
-    whole = {"recon": {"unit": "block"}, "model": {"name": "net"}}
+    whole = {"recon": {"unit": "block"}, "model": {"name": "net"}, "task": {"corpus": {}}}
     on = ["a"] if name == "model.leave" else {"a": 4} if name == "bits_per_layer" else "bfloat16"
-    changed = {**whole.get(group, {}), option: on} if group else on
     records = [
         record(name, 1.0, settings={"seed": 0} | settings)
-        for name, settings in (("off", whole), ("on", whole | {group or name: changed}))
+        for name, settings in (("off", whole), ("on", with_option(whole, name, on)))
     ]
     own = name if name != "bits_per_layer" else "bits_per_layer.a"
     values = list(leaderboard(records, [own])[own])

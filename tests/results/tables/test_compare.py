@@ -14,6 +14,7 @@ from results.records.off import OFF
 from results.records.store import Store
 from results.tables.compare import compare, differing, render
 from results.tables.paired_tests import mcnemar, mean_interval, metric_interval, metric_of
+from tests.results.records.test_selection import with_option
 from tests.results.records.test_store import record
 
 SETTINGS = {"bits": 4, "num_samples": 64, "recon": {"lr": 1e-3}}
@@ -196,16 +197,12 @@ def test_a_run_with_a_transform_is_compared_with_none_without():
 
 @pytest.mark.parametrize(("name", "off"), OFF.items())
 def test_what_is_off_differs_from_what_is_on_for_each_setting_that_records_leave_out(name, off):
-    one = run("flexround", 0, 90.0, recon={"unit": "block"}, model={"leave": ["a"]})
-    settings = {"recon": {"unit": "block"}, "model": {"leave": ["a"]}}
-    group, _, option = name.rpartition(".")
-    on = "it" if not group else {**settings.get(group, {}), option: "it"}
-    other = run("adaround", 0, 90.0, **(settings | {group or name: on}))
-    if name == "model.leave":
-        one = run("flexround", 0, 90.0, recon={"unit": "block"})
-    told = f"{name} {off} and it"
-    assert told in differing(one, other, own=group == "recon")
-    assert f"{name} it and {off}" in differing(other, one, own=group == "recon")
+    settings = {"recon": {"unit": "block"}, "model": {"name": "net"}, "task": {"corpus": {}}}
+    one = run("flexround", 0, 90.0, **settings)
+    other = run("adaround", 0, 90.0, **with_option(settings, name, "it"))
+    own = name.startswith("recon.")
+    assert f"{name} {off} and it" in differing(one, other, own)
+    assert f"{name} it and {off}" in differing(other, one, own)
 
 
 def test_a_setting_that_one_lacks_differs_where_the_other_could_have_it():
