@@ -211,12 +211,12 @@ class Activations:
             return held[2]
         if not quantizer.initialized:
             seen = counted(self._layers.get(module), x, self._counts)
-            share = 1.0 if self._share is None else self._share
-            quantizer.observe(seen, share, self._generator)
+            quantizer.observe(seen, self._share or 1.0, self._generator)
+            if self._share is None:
+                quantizer.set_range()
         if self._share is not None:
             quantized = x
         else:
-            quantizer.set_range()
             quantized = quantizer(x, self._quant_prob, self._generator)
         self._cache[quantizer.name] = x, version, quantized
         return quantized
