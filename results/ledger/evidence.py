@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import product
+from itertools import chain, product
 from statistics import fmean
 from typing import Any
 
@@ -57,13 +57,17 @@ def missing(claim: Claim, found: Found) -> list[tuple[Overrides, int]]:
 def conflict(claim: Claim, found: Found) -> str | None:
     """Return why the records of a claim do not compare, None where they do.
 
-    Those of each of its settings must be of one task, data and network, and have its metric.
+    Those of each of its settings must be of one task and data, those of a seed of one network, and
+    all have its metric. Seeds may differ in the network: one that a task trains on first use has
+    other last bits on another processor.
     """
     for more, less in claim.settings:
         held = [r for cell in (*more, *less) for r in found.get(cell, {}).values()]
         seen: dict[tuple[Any, ...], set[str]] = {}
         for record, name in product(held, ALIKE):
-            seen.setdefault((name, *_of(record, name)), set()).add(str(getattr(record, name)))
+            own = record.seed if name == "network" else None
+            key = (name, own, *_of(record, name))
+            seen.setdefault(key, set()).add(str(getattr(record, name)))
         for (name, *_), values in seen.items():
             if len(values) > 1:
                 told = " and ".join(sorted(value[:12] for value in values))
@@ -88,11 +92,27 @@ def mixed_arms(claim: Claim, found: Found) -> str | None:
     """Return on which different machines the runs were that a seed contrasts; None on one."""
     told: dict[str, None] = {}
     for more, less in claim.settings:
-        cells = [found.get(cell, {}) for cell in (*more, *less)]
-        for seed in set.intersection(*map(set, cells)):
-            if unlike := mixed([runs[seed] for runs in cells], MACHINE):
+        for arms in _pairs(found, (*more, *less)).values():
+            if unlike := mixed(arms, MACHINE):
                 told[unlike] = None
     return "; ".join(told) or None
+
+
+def mixed_seeds(claim: Claim, found: Found) -> str | None:
+    """Return of how many full-precision networks the seeds are; None where of one."""
+    most = 1
+    for more, less in claim.settings:
+        of: dict[tuple[Any, ...], set[str | None]] = {}
+        for record in chain.from_iterable(_pairs(found, (*more, *less)).values()):
+            of.setdefault(_of(record, "network"), set()).add(record.network)
+        most = max([most, *map(len, of.values())])
+    return f"{most} full-precision networks" if most > 1 else None
+
+
+def _pairs(found: Found, cells: Iterable[Overrides]) -> dict[int, list[Record]]:
+    """Return the records of cells for each seed that all of them have."""
+    runs = [found.get(cell, {}) for cell in cells]
+    return {seed: [own[seed] for own in runs] for seed in set.intersection(*map(set, runs))}
 
 
 def estimate(claim: Claim, found: Found, outcomes: OutcomesOf) -> Estimate | None:

@@ -16,6 +16,7 @@ from results.ledger.evidence import (
     estimate,
     missing,
     mixed_arms,
+    mixed_seeds,
     scaled,
 )
 from results.ledger.statistics import Estimate, decide, more_seeds, p_value
@@ -39,7 +40,8 @@ class Verdict:
         p: of what the verdict rejects, adjusted: with Holm's correction over all tested claims.
         why: what is missing, or what its records differ in.
         paper: the paper's own contrast, in the same unit.
-        note: on which different machines runs were that are contrasted.
+        note: on which different machines runs were that are contrasted, and of how many networks
+            the seeds are.
     """
 
     claim: Claim
@@ -60,7 +62,17 @@ def verdicts(claims: Sequence[Claim], found: Found, outcomes: OutcomesOf) -> lis
     tested = [k for k, verdict in enumerate(told) if verdict.p is not None]
     for k, adjusted in zip(tested, holm([told[k].p or 0.0 for k in tested]), strict=True):
         told[k] = replace(told[k], adjusted=adjusted)
-    return [replace(v, note=mixed_arms(v.claim, found)) if v.found else v for v in told]
+    return [replace(v, note=_note(v.claim, found)) if v.found else v for v in told]
+
+
+def _note(claim: Claim, found: Found) -> str | None:
+    """Return what a claim's runs differ in, in words; None where in nothing."""
+    arms, seeds = mixed_arms(claim, found), mixed_seeds(claim, found)
+    parts = [
+        f"runs that are contrasted differ in {arms}" if arms else None,
+        f"seeds are of {seeds}" if seeds else None,
+    ]
+    return "; ".join(filter(None, parts)) or None
 
 
 def _verdict(claim: Claim, found: Found, outcomes: OutcomesOf) -> Verdict:
@@ -181,5 +193,5 @@ def summary(told: Sequence[Verdict]) -> str:
     ]
     for note in dict.fromkeys(v.note for v in told if v.note):
         where = ", ".join(v.claim.id for v in told if v.note == note)
-        lines.append(f"{MARK} runs that are contrasted differ in {note}: {where}")
+        lines.append(f"{MARK} {note}: {where}")
     return "\n\n".join(lines)

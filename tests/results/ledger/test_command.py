@@ -191,4 +191,8 @@ def test_a_claim_whose_runs_were_on_two_processors_says_so(folder, capsys):
     assert f"points top1{MARK}" in text
     assert f"{MARK} runs that are contrasted differ in processor (A, B): a" in text
     (row, _) = rows_of(said(capsys, folder, "--format", "csv"))
-    assert row["note"] == "processor (A, B)"
+    assert row["note"] == "runs that are contrasted differ in processor (A, B)"
+    for seed in (3, 4):
+        for quant, value in (("flexround", 93.0), ("adaround", 80.0)):
+            Store(folder).write(run(quant, value, seed, network="trained elsewhere"))
+    assert "; seeds are of 2 full-precision networks: a" in said(capsys, folder)

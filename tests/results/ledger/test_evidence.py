@@ -9,7 +9,7 @@ import pytest
 
 from results.ledger import kept
 from results.ledger.claims import Claim
-from results.ledger.evidence import cells_of, conflict, estimate, missing, mixed_arms
+from results.ledger.evidence import cells_of, conflict, estimate, missing, mixed_arms, mixed_seeds
 from results.records.given import SURROUNDINGS
 from tests.results.records.test_store import record
 
@@ -175,9 +175,29 @@ def test_a_network_that_was_asked_to_be_another_is_no_mixture_but_its_data_are()
     runs = [run("flexround", 9.0), run("adaround", 8.0, more=["model.equalize=true"], network="b")]
     assert conflict(asked, cells_of(runs)) is None
     runs += [run("adaround", 8.0, 1, more=["model.equalize=true"], network="c")]
-    assert "its records have network b and c" in conflict(asked, cells_of(runs))
+    assert conflict(asked, cells_of(runs)) is None, "a seed of its own"
     runs[2] = run("adaround", 8.0, 1, ["model.equalize=true"], network="b", evaluation_data="d")
     assert "its records have evaluation_data" in conflict(asked, cells_of(runs))
+
+
+def test_a_seed_contrasts_runs_of_one_network_but_seeds_may_be_of_several():
+    """A network that a task trains has other last bits on another processor."""
+
+    def runs(*networks):
+        return cells_of(
+            run(quant, 9.0, seed, network=network)
+            for seed, own in enumerate(networks)
+            for quant, network in zip(("flexround", "adaround"), own, strict=True)
+        )
+
+    assert conflict(claim(), runs(("a", "a"), ("b", "b"))) is None
+    assert mixed_seeds(claim(), runs(("a", "a"), ("b", "b"))) == "2 full-precision networks"
+    assert "its records have network a and b" in conflict(claim(), runs(("a", "a"), ("a", "b")))
+    assert mixed_seeds(claim(), runs(("a", "a"), ("a", "a"))) is None
+    # A seed that one arm alone has is not contrasted.
+    both = [run(quant, 9.0, network="a") for quant in ("flexround", "adaround")]
+    alone = cells_of([*both, run("flexround", 9.0, 1, network="b")])
+    assert conflict(claim(), alone) is mixed_seeds(claim(), alone) is None
 
 
 def test_the_machines_of_a_contrast_are_told_where_they_differ_within_a_seed():
