@@ -22,7 +22,7 @@ from torch import nn
 
 from experiment import ROOT
 from experiment.build import build
-from experiment.config import composed
+from experiment.composer import Composer
 from flexround.calibration.activation_cache import ActivationCache
 from flexround.calibration.arguments import PerSample
 from flexround.calibration.calls import RecordedCalls
@@ -91,9 +91,12 @@ def language(device, family="llama", padded=False):
     return LanguageAdapter(network, TOKENS, device, router), batches
 
 
+composer = functools.cache(Composer)  # reads conf/ once
+
+
 @functools.cache
 def configuration(*overrides):
-    cfg = composed(overrides)
+    cfg, _ = composer().composed(overrides)
     for name, value in SHORT.items():
         group, _, key = name.partition(".")
         if key in cfg[group] and cfg[group][key]:
