@@ -102,6 +102,11 @@ def _batch(item: Any, number: int) -> Tensor | dict[str, Tensor]:
             raise ValueError(f"{what} is a {kind}, no tensor; {HOW}")
         if not value.dim() or not len(value):
             raise ValueError(f"{what} is {list(value.shape)} and holds no sample; {HOW}")
+        if value.dim() == 1 and not name:
+            raise ValueError(
+                f"{what} is {list(value.shape)}, a single axis, which would be that of samples; "
+                "put single samples together with torch.stack"
+            )
         if (sample := first_not_finite(value)) is not None:
             raise ValueError(f"{what}: sample {sample} holds values that are not finite")
     if not values:

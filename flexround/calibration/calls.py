@@ -71,13 +71,22 @@ def ended_at(calls: Mapping[nn.Module, int]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stub_forward(module: nn.Module, output: Any) -> Iterator[None]:
-    """Make module return output, whatever it is called with."""
-    module.forward = lambda *_, **__: output
+def other_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Make module compute forward; one of its own, set on the instance, comes back afterwards."""
+    own = vars(module).get("forward")
+    module.forward = forward
     try:
         yield
     finally:
-        del module.forward
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def stub_forward(module: nn.Module, output: Any) -> contextlib.AbstractContextManager[None]:
+    """Make module return output, whatever it is called with."""
+    return other_forward(module, lambda *_, **__: output)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,12 @@ from torch.utils._pytree import tree_flatten_with_path, tree_map
 
 from flexround.calibration.activation_cache import HALF, ActivationCache
 from flexround.calibration.arguments import Arguments, merged, split_inputs
-from flexround.calibration.calls import RecordedCalls, StopForward, stopped_forward
+from flexround.calibration.calls import (
+    RecordedCalls,
+    StopForward,
+    other_forward,
+    stopped_forward,
+)
 
 # What a block is called with in a pass over one batch, its inputs left out, block by block.
 Pass = list[Arguments]
@@ -132,19 +137,14 @@ def _one_pass(
     return found[0], recorded
 
 
-@contextlib.contextmanager
-def _handing_on(module: nn.Module, returned: Any) -> Iterator[None]:
+def _handing_on(module: nn.Module, returned: Any) -> contextlib.AbstractContextManager[None]:
     """Make module return its own input, in a tuple where returned is one."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         inputs, _ = split_inputs(args, kwargs)
         return (inputs, *returned[1:]) if isinstance(returned, tuple) else inputs
 
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
+    return other_forward(module, forward)
 
 
 def _held(leaf: Any, shared: list[Tensor]) -> Any:

@@ -18,7 +18,8 @@ def first_not_finite(values: Tensor) -> int | None:
     if not values.is_floating_point():
         return None
     for start in range(0, len(values), ROWS):
-        rows = torch.isfinite(values[start : start + ROWS]).flatten(1).all(dim=1)
+        rows = torch.isfinite(values[start : start + ROWS])
+        rows = rows.reshape(len(rows), -1).all(dim=1)
         if not rows.all():
             return start + int(rows.int().argmin())
     return None

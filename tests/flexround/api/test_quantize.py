@@ -391,6 +391,8 @@ BAD = {
     "other size": (lambda: mlp(9, 4), samples(), {}, "forward pass fails on inputs"),
     "empty": (lambda: mlp(8, 4), [], {}, "calibration is empty"),
     "empty batch": (lambda: mlp(8, 4), samples(32)[:0], {}, "holds no sample"),
+    "single samples": (lambda: mlp(8, 4), list(torch.ones(32, 8)), {}, "torch.stack"),
+    "one sample": (lambda: mlp(8, 4), torch.ones(8), {}, "torch.stack"),
     "no data": (lambda: mlp(8, 4), None, {}, "calibration is a NoneType"),
     "an array": (lambda: mlp(8, 4), [samples().numpy()], {}, "numpy.ndarray, no tensor"),
     "few": (lambda: mlp(8, 4), samples(4), {}, r"recon.batch_size=32.*'recon.batch_size': 4"),
