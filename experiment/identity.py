@@ -45,6 +45,12 @@ VERSIONS = {"SignRound": 2, "GPTQ": 2, "CDQuant": 2, "ImportanceSearch": 3}
 VERSION = "_version_"
 # Of these tasks' samples, which have padding, that was counted for static ranges before version 2.
 PADDED = ("Classification", "TopicClassification", "Squad", "WebNLG")
+# And of image networks but these, layers that take what a function or a gate gives had none.
+MODULES_ALONE = (
+    "resnet18", "resnet50", "mobilenet_v2", "tf_efficientnet_lite0",
+    "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "vit_small_patch16_224.augreg_in1k",
+    "deit_tiny_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k",
+)  # fmt: skip
 FULL_STREAMS = OPTIONS["stream_dtype"]
 
 
@@ -76,9 +82,11 @@ def identity_of(settings: dict[str, Any]) -> dict[str, Any]:
 def with_versions(node: dict[str, Any]) -> dict[str, Any]:
     """Return settings with the version of each class that has another than its first."""
     found = {k: with_versions(v) if isinstance(v, dict) else v for k, v in node.items()}
-    task, activation = (found.get(name) or {} for name in ("task", "activation"))
-    if activation.get("_target_") == "StaticPerTensor" and task["_target_"] in PADDED:
-        activation[VERSION] = 2
+    task, activation, model = (found.get(name) or {} for name in ("task", "activation", "model"))
+    if activation.get("_target_") == "StaticPerTensor":
+        gated = model["_target_"] == "VisionModel" and model["name"] not in MODULES_ALONE
+        if gated or task["_target_"] in PADDED:
+            activation[VERSION] = 2
     version = VERSIONS.get(str(node.get("_target_")))
     return found if version is None else {**found, VERSION: version}
 

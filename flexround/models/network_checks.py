@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,16 @@ from torch import Tensor, nn
 from flexround.calibration.calls import stub_forward
 from flexround.models.base import ModelAdapter
 from flexround.models.coverage import is_left
-from flexround.models.tracing import Trace, first_line, logits_of, trace
+from flexround.models.tracing import Trace, first_line, logits_of, same_output, trace
 from flexround.structure import check_layer, is_quantizable
+
+# Nodes of autograd's graph: products of matrices, and what only turns, reshapes or cuts a tensor.
+PRODUCTS = ("AddmmBackward", "BaddbmmBackward", "BmmBackward", "ConvolutionBackward", "MmBackward",
+            "MvBackward")  # fmt: skip
+RESHAPING = ("AliasBackward", "AsStridedBackward", "CloneBackward", "ExpandBackward",
+             "PermuteBackward", "ReshapeAliasBackward", "SelectBackward", "SliceBackward",
+             "SqueezeBackward", "TBackward", "ToCopyBackward", "TransposeBackward",
+             "UnsafeViewBackward", "UnsqueezeBackward", "ViewBackward")  # fmt: skip
 
 
 class NoChain(ValueError):
@@ -79,7 +88,7 @@ def check_chain(adapter: ModelAdapter, example: Tensor, order: Trace) -> None:
     for index, (block, after) in enumerate(pairwise(blocks)):
         wanted, why = order.first[after.module].inputs, ""
         try:
-            same = _equal(adapter.advance(index, outputs[index]), wanted)
+            same = same_output(adapter.advance(index, outputs[index]), wanted)
         except Exception as error:  # a network may raise anything on another block's results
             same, why = False, f" ({first_line(error)})"
         if not same:
@@ -93,31 +102,25 @@ def check_chain(adapter: ModelAdapter, example: Tensor, order: Trace) -> None:
             blocks, [*(o[:1] for o in outputs[:-1]), outputs[-1]], strict=True
         ):
             stack.enter_context(stub_forward(block.module, output))
-        if not _equal(adapter.model(example), order.output):
+        if not same_output(adapter.model(example), order.output):
             raise NoChain(
                 f"the logits need more than the output of {block.name} at the end", block.name
             )
 
 
-def _equal(found: Tensor, wanted: Tensor) -> bool:
-    """Return whether two tensors are the same to float tolerance, for the largest of the values."""
-    if found.shape != wanted.shape:
-        return False
-    near = 1e-5 * max(1e-30, wanted.abs().max().item())
-    return torch.allclose(found, wanted, rtol=1e-4, atol=near, equal_nan=True)
-
-
 def _names_of_parameters(model: nn.Module, example: Tensor) -> Mapping[int, list[str]]:
     """Return the names of each matrix that decides model's output; tied ones have several.
 
-    What is added to every sample alike, [1, ...], as a position embedding is, is no matrix.
+    One that is held as [1, ...] is a matrix where it is multiplied as one; what is added to every
+    sample alike, as a position embedding is, is none.
     """
     with _requiring_gradients(model):
         used = _leaves(logits_of(model, example))
     found = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        matrix = parameter.dim() > 1 and len(parameter) > 1 and parameter[0].numel() > 1
-        if matrix and id(parameter) in used:
+        if id(parameter) not in used or sum(size > 1 for size in parameter.shape) < 2:
+            continue
+        if len(parameter) > 1 or used[id(parameter)]:
             found[id(parameter)].append(name)
     return found
 
@@ -135,15 +138,24 @@ def _requiring_gradients(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
-def _leaves(output: Tensor) -> set[int]:
-    """Return the ids of the tensors that output was computed from, by autograd's graph."""
-    found, seen, waiting = set(), set(), [output.grad_fn]
+def _leaves(output: Tensor) -> dict[int, bool]:
+    """Return the tensors that output was computed from, by autograd's graph, by their ids.
+
+    With each whether a product of matrices or a convolution takes it, turned or reshaped at most.
+    """
+    found: dict[int, bool] = {}
+    waiting: list[tuple[Any, bool]] = [
+        (output.grad_fn, False)
+    ]  # a node, and whether into a product
+    seen = set()
     while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
+        node, multiplied = waiting.pop()
+        if node is None or (node, multiplied) in seen:
             continue
-        seen.add(node)
+        seen.add((node, multiplied))
         if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        waiting += [behind for behind, _ in node.next_functions]
+            found[id(node.variable)] = multiplied or found.get(id(node.variable), False)
+        kind = node.name().rstrip("0123456789")
+        into = kind in PRODUCTS or (kind in RESHAPING and multiplied)
+        waiting += [(behind, into) for behind, _ in node.next_functions]
     return found

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,26 @@ class Call:
     alone: bool = True
 
 
+class _Readers(TorchDispatchMode):
+    """A pass in which is noted which modules' operations read each tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[nn.Module] = []  # the modules that are being called
+        self.found: dict[tuple[int, int], set[nn.Module | None]] = {}
+        self._held: list[Tensor] = []  # so that none's place is another's
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        reader = self.open[-1] if self.open else None
+        for leaf in tree_leaves((args, kwargs or {})):
+            if isinstance(leaf, Tensor):
+                self._held.append(leaf)
+                self.found.setdefault((id(leaf), leaf._version), set()).add(reader)
+        return func(*args, **(kwargs or {}))
+
+
 class Trace:
     """What one forward pass showed: every module call in the order they began.
 
@@ -37,18 +59,24 @@ class Trace:
         output: what the network gave.
     """
 
-    def __init__(self, calls: list[Call], runs: Counter[nn.Module], output: Tensor) -> None:
+    def __init__(
+        self, calls: list[Call], runs: Counter[nn.Module], output: Tensor, readers: _Readers
+    ) -> None:
         self.calls, self.runs, self.output = calls, runs, output
         self.modules = list(dict.fromkeys(call.module for call in calls))
         self.first = {call.module: call for call in reversed(calls)}
+        self._readers = readers
 
     def consumer(self, module: nn.Module, kinds: tuple[type, ...]) -> nn.Module | None:
-        """Return the module of one of the kinds that takes module's very output, or None."""
+        """Return the module of one of the kinds that takes module's output and alone reads it."""
         source = self.first[module]
+        if source.output is self.output:
+            return None
         for call in self.calls:
             same = call.inputs is source.output and call.input_version == source.output_version
             if same and isinstance(call.module, kinds):
-                return call.module
+                readers = self._readers.found[id(source.output), source.output_version]
+                return call.module if readers <= set(call.module.modules()) else None
         return None
 
 
@@ -73,6 +101,17 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     return output
 
 
+def same_output(found: Tensor, wanted: Tensor, near: float = 1e-4) -> bool:
+    """Return whether two tensors are the same but for near, a share of each value.
+
+    Of small values it is a tenth of that share of the largest.
+    """
+    if found.shape != wanted.shape:
+        return False
+    least = near / 10 * max(1e-30, wanted.abs().max().item())
+    return torch.allclose(found, wanted, rtol=near, atol=least, equal_nan=True)
+
+
 def first_line(error: Exception) -> str:
     """Return an error's kind and the first line of what it says."""
     text = str(error).strip().splitlines()
@@ -89,8 +128,10 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
     calls: list[Call | None] = []
     runs: Counter[nn.Module] = Counter()
     open_calls: list[tuple[int, int]] = []  # place in calls, version of the input
+    readers = _Readers()
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        readers.open.append(module)
         version = args[0]._version if args and isinstance(args[0], Tensor) else -1
         open_calls.append((len(calls), version))
         calls.append(None)
@@ -99,6 +140,7 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
     def after(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
+        readers.open.pop()
         index, version = open_calls.pop()
         if version >= 0 and isinstance(output, Tensor):
             others = [*args[1:], *kwargs.values()]
@@ -110,8 +152,9 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(module.register_forward_hook(after, with_kwargs=True))
     try:
-        output = logits_of(model, example)
+        with readers:
+            output = logits_of(model, example)
     finally:
         for handle in handles:
             handle.remove()
-    return Trace([call for call in calls if call is not None], runs, output)
+    return Trace([call for call in calls if call is not None], runs, output, readers)

@@ -187,7 +187,9 @@ class VisionAdapter(ModelAdapter):
         check_network(self.model, self._example, leave)
         fold_batch_norm(self.model, self._example)
         order = trace(self.model, self._example)
-        blocks = find_blocks(self.model, order, first_last_bits, BLOCK_CLASSES, units)
+        blocks = find_blocks(
+            self.model, self._example, order, first_last_bits, BLOCK_CLASSES, units
+        )
         self._blocks = without_left(blocks, leave)
         self.coverage()
         # One sample's output of every block stands in for it when a later block's input is wanted.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from flexround.models.tracing import Trace
 from flexround.models.vision_activation_sites import with_sites
@@ -22,6 +22,7 @@ ACTIVATIONS = (
 
 def find_blocks(
     model: nn.Module,
+    example: Tensor,
     order: Trace,
     first_last_bits: int | None,
     classes: Sequence[str],
@@ -29,7 +30,7 @@ def find_blocks(
 ) -> list[Block]:
     """Return the blocks in execution order: modules of the classes, units, the layers outside.
 
-    classes are names of classes, units those of single modules.
+    order is model's trace on example. classes are names of classes, units those of single modules.
 
     Raises:
         ValueError: when there is no layer, or a layer or unit is not called once with one tensor.
@@ -57,10 +58,11 @@ def find_blocks(
         if inside:
             _check_called_once("block", names[unit], unit, order)
             own = inside[0].activation if inside[0].module is unit else None
-            blocks.append(Block(names[unit], unit, inside, own, (), _channel_dim(unit, order)))
+            channels = _channel_dim(unit, inside[-1].module, order)
+            blocks.append(Block(names[unit], unit, inside, own, (), channels))
     position = {module: index for index, module in enumerate(order.modules)}
     blocks.sort(key=lambda block: position[block.module])
-    return with_sites(blocks, order, names, ACTIVATIONS)
+    return with_sites(blocks, model, example, order, ACTIVATIONS)
 
 
 def _units(
@@ -74,10 +76,14 @@ def _units(
             yield from _units(child, classes, single)
 
 
-def _channel_dim(unit: nn.Module, order: Trace) -> int:
-    """Return the axis of the channels: 1 of images [batch, channels, ...], else the last."""
-    images = order.first[unit].output.dim() == 4 and not isinstance(unit, nn.Linear)
-    return 1 if images else -1
+def _channel_dim(unit: nn.Module, last: nn.Module, order: Trace) -> int:
+    """Return the axis of the channels: 1 of images [batch, channels, ...], else the last.
+
+    last is the unit's last layer; what a Conv1d gives is [batch, channels, length].
+    """
+    size = order.first[unit].output.dim()
+    images = size == 4 and not isinstance(unit, nn.Linear)
+    return 1 if images or (size == 3 and isinstance(last, nn.Conv1d)) else -1
 
 
 def _check_called_once(what: str, name: str, module: nn.Module, order: Trace) -> None:

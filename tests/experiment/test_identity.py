@@ -385,11 +385,21 @@ def test_static_ranges_have_a_version_where_samples_are_padded():
     static = {"_target_": "StaticPerTensor"}
     names = {}
     for task in ("Classification", "WebNLG", "ScatteredDigits", "LanguageModeling"):
-        node = {"task": {"_target_": task}, "activation": static}
+        node = {"task": {"_target_": task}, "activation": static, "model": {"_target_": "any"}}
         names[task] = identity_module.with_versions(node)["activation"].get("_version_")
     assert names == {
         "Classification": 2, "WebNLG": 2, "ScatteredDigits": None, "LanguageModeling": None,
     }  # fmt: skip
+
+
+def test_static_ranges_have_a_version_where_a_network_has_more_of_them_than_before():
+    for name, version in (("resnet18", None), ("mobilenet_v3_small", 2)):
+        node = {
+            "task": {"_target_": "ScatteredDigits"},
+            "activation": {"_target_": "StaticPerTensor"},
+            "model": {"_target_": "VisionModel", "name": name},
+        }
+        assert identity_module.with_versions(node)["activation"].get("_version_") == version
 
 
 def test_a_renamed_record_of_before_is_no_run_of_a_raised_version(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from timm.layers import CondConv2d, StdConv2d
@@ -30,6 +32,23 @@ def transformer():
     net = VisionTransformer(64, 32, 1, 2, 16, 16, num_classes=5)
     nn.init.normal_(net.heads.head.weight)  # a head of zeros needs nothing before it
     return net
+
+
+class Mixing(nn.Module):
+    """A network that multiplies by a matrix of its own, which it may hold as [1, in, out]."""
+
+    def __init__(self, *lead):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+        self.mix = nn.Parameter(torch.randn(*lead, 4, 4))
+        self.place = nn.Parameter(torch.randn(1, 4, 62, 62))  # only added
+        self.scale = nn.Parameter(torch.randn(1, 4, 62, 62))  # multiplied value by value
+
+    def forward(self, x):
+        """Return logits."""
+        pooled = (self.stem(x) * self.scale + self.place).mean((2, 3))
+        mixed = pooled @ self.mix if self.mix.dim() == 2 else (pooled[None] @ self.mix)[0]
+        return self.head(mixed.relu())
 
 
 class Borrowing(nn.Module):
@@ -112,6 +131,8 @@ NETWORKS = {
     "inception": (lambda: named("googlenet"), "block inception3a.* needs more than the output"),
     "multi-head attention": (transformer, "MultiheadAttention holds .*in_proj_weight"),
     "window attention": (lambda: named("swin_t"), "relative_position_bias_table"),
+    "a matrix of its own": (Mixing, r"Mixing holds mix \[4, 4\], which is no weight of a"),
+    "a matrix below an axis of one": (partial(Mixing, 1), r"Mixing holds mix \[1, 4, 4\], which"),
     "a borrowed weight": (Borrowing, "layer borrowed: its weight is used without the layer being"),
     "branches": (Branching, "block right needs more than the output of left"),
     "a skip to the logits": (Skipping, "the logits need more than the output of head"),
@@ -192,6 +213,7 @@ def test_what_takes_no_part_in_the_logits_is_left_alone():
             self.register_module("aux", self.auxiliary[0])
 
         def forward(self, x):
+            """Return logits."""
             for name, layer in self.named_children():
                 x = x if name == "aux" else layer(x)
             return x

@@ -71,6 +71,81 @@ def test_only_a_direct_activation_belongs_to_a_layer():
     assert adapter.blocks()[0].activation is adapter.model.relu
 
 
+def head():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+
+
+class ReadTwice(nn.Module):
+    """A unit whose layer's own output is read beside that of what is behind it."""
+
+    def __init__(self, behind):
+        super().__init__()
+        self.conv, self.behind, self.last = (
+            nn.Conv2d(4, 4, 3, padding=1),
+            behind,
+            nn.Conv2d(4, 5, 1),
+        )
+
+    def forward(self, x):
+        """Return logits."""
+        y = self.conv(x)
+        return self.last(self.behind(y) + y).mean((2, 3))
+
+
+def test_an_activation_function_is_no_layers_whose_own_output_is_read_too():
+    """The unit's loss would look through it at a part of what the layer gives."""
+    alone = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), head())
+    twice = nn.Sequential(nn.Conv2d(4, 4, 1), ReadTwice(nn.ReLU()))
+    first, second = (
+        VisionAdapter(net, torch.randn(2, 4, 8, 8), None, CPU).blocks() for net in (alone, twice)
+    )
+    assert first[0].activation is alone[1]
+    assert [block.name for block in second] == ["0", "1.conv", "1.last"]
+    assert second[1].activation is None
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_batch_norm_is_folded_into_no_layer_whose_own_output_is_read_too(scale):
+    """However small the network's outputs are: it stays the scale and shift that it is."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4).eval()
+    for values in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+        values.uniform_(0.5, 2)
+    net = ReadTwice(norm).eval()
+    net.last.weight.data *= scale
+    net.last.bias.data *= scale
+    given = torch.randn(2, 4, 8, 8)
+    expected = net(given)
+    fold_batch_norm(net, given)
+    assert isinstance(net.behind, nn.BatchNorm2d)
+    torch.testing.assert_close(net(given), expected, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_a_fold_that_changes_small_outputs_is_refused():
+    """A BatchNorm that is used again where no convolution feeds it is lost there."""
+
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), head()
+            self.norm.running_mean.fill_(1.0)
+
+        def forward(self, x):
+            """Return logits."""
+            return 1e-4 * self.head(self.norm(self.norm(self.conv(x)).relu()))
+
+    with pytest.raises(ValueError, match="folding BatchNorm changed the model's output"):
+        fold_batch_norm(Again().eval(), images())
+
+
+def test_channels_of_a_sequence_are_its_second_axis_as_those_of_an_image():
+    """A Conv1d is the Conv2d of a single row: its loss sums over channels, not over length."""
+    one = nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14, 5))
+    two = nn.Sequential(nn.Conv2d(4, 8, (1, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14, 5))
+    for net, given in ((one, torch.randn(2, 4, 16)), (two, torch.randn(2, 4, 1, 16))):
+        assert [b.channel_dim for b in VisionAdapter(net, given, None, CPU).blocks()] == [1, -1]
+
+
 @pytest.mark.parametrize(("library", "name"), COUNTS, ids=[name for _, name in COUNTS])
 def test_folding_leaves_the_outputs_and_no_batch_norm(library, name):
     net = network(library, name)
@@ -100,6 +175,7 @@ def test_a_network_that_is_no_chain_is_refused():
             self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in range(3))
 
         def forward(self, x):
+            """Return logits."""
             first = self.a(x)
             return (self.c(self.b(first) + first)).mean((2, 3))
 
@@ -114,6 +190,7 @@ def test_a_layer_used_twice_is_refused():
             self.a = nn.Conv2d(3, 3, 1)
 
         def forward(self, x):
+            """Return logits."""
             return self.a(self.a(x)).mean((2, 3))
 
     with pytest.raises(ValueError, match="layer a is used twice"):
