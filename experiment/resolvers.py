@@ -20,6 +20,15 @@ def _brecq(scale: str, folder: str, model: str) -> str | None:
     return None if scale == "smoke" else f"{folder}/brecq/{model}.pth"
 
 
+def _brecq_head(act_steps: str, model: str, act_bits: int) -> int:
+    """Return the bits of the classifier's input in BRECQ's and QDrop's code.
+
+    BRECQ's gives 8 to what the layer before the last puts out, and on a ResNet nothing reads that
+    (quant_model.py, set_first_last_layer_to_8bit): its classifier takes the others' bits.
+    """
+    return act_bits if act_steps == "after" and model.startswith("resnet") else 8
+
+
 def _source_name(source: str) -> str:
     """Return what a network is called by its source: ORG/NAME, a folder's or file's own name."""
     if source.startswith((".", "/", "~", "package:")):
@@ -35,6 +44,7 @@ def _by_bits(bits: int, table: DictConfig) -> Any:
 BY_NAME: dict[str, Callable[..., Any]] = {
     **RULES,
     "brecq": _brecq,
+    "brecq_head": _brecq_head,
     "by_bits": _by_bits,
     "if_finetuned": _if_finetuned,
     "source_name": _source_name,
