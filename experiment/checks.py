@@ -16,7 +16,7 @@ from flexround.api.rules import (
     check_imatrix,
     check_layer_bits,
     check_moving_zero_point,
-    idle_under,
+    idle_besides,
 )
 from flexround.calibration.enough import check_enough
 
@@ -148,7 +148,9 @@ def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> Non
     given = {o.key_or_group: o.input_line for o in map(parsed, own)}
     swept = {o.key_or_group for o in map(parsed, sweep) if o.is_sweep_override()}
     idle = {group: list(options) for group, options in cfg.idle.items()}
-    idle.setdefault("granularity", []).extend(idle_under(cfg.granularity))
+    language = not str(cfg.model._target_).endswith(".VisionModel")
+    for group, besides in idle_besides(cfg.granularity, language, cfg.clipping).items():
+        idle.setdefault(group, []).extend(besides)
     for group, options in idle.items():
         if group in swept:
             continue

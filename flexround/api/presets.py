@@ -20,7 +20,7 @@ from flexround.api.rules import (
     check_imatrix,
     check_layer_bits,
     check_moving_zero_point,
-    idle_under,
+    idle_besides,
     resolved,
 )
 
@@ -85,7 +85,7 @@ def choose(kind: Kind, method: str, given: Mapping[str, Any]) -> Choice:
     for name, value in values.items():
         _set(tree, plain, name, value)
     tree = resolved(tree, tree)
-    _check_idle(known, loop["idle"], names, tree, given)
+    _check_idle(kind, loop["idle"], names, tree, given)
     if kind == "language" and "model.first_last_bits" in given:
         raise ValueError(
             "model.first_last_bits is for networks of tensors; a language model's first and last "
@@ -184,7 +184,7 @@ def _words(default: Any) -> str:
 
 
 def _check_idle(
-    known: Mapping[str, Any], of_loop: Mapping[str, Any], names: Mapping[str, str],
+    kind: Kind, of_loop: Mapping[str, Any], names: Mapping[str, str],
     tree: Mapping[str, Any], given: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Refuse options given that do nothing under what was chosen.
@@ -192,10 +192,12 @@ def _check_idle(
     Raises:
         ValueError: names the option and the choice that leaves it without effect.
     """
-    idle = dict(of_loop)
+    known, idle = presets(), dict(of_loop)
     for group in GROUPS:
         idle |= known[group][names[group]]["idle"]
-    idle["granularity"] = [*idle.get("granularity", ()), *idle_under(tree["granularity"])]
+    besides = idle_besides(tree["granularity"], kind == "language", tree["clipping"])
+    for group, options in besides.items():
+        idle[group] = [*idle.get(group, ()), *options]
     leaves = dict(_leaves(tree))
     for group, options in idle.items():
         for option in resolved(options, tree):

@@ -10,17 +10,30 @@ from typing import Any
 
 BITS = (2, 8)  # the fewest and the most that a code has
 
-# A solver's options that say where the scales of groups come from. They are in the names of runs
-# without groups too, so that conf/ does not have them among those that do nothing there.
+# A solver's options that say where the scales of groups come from, and bits of the first and the
+# last activation of an image network. They are in the names of runs without groups and of language
+# too, so that conf/ does not have them among those that do nothing there.
+OF_IMAGES = ("act_stem_bits", "act_head_bits", "activation.stem_bits", "activation.head_bits")
 OF_GROUPS = (
     "quant.static_groups", "quant.stale_scales", "quant.gptq.static_groups",
     "quant.gptq.stale_scales",
 )  # fmt: skip
 
 
-def idle_under(granularity: Mapping[str, Any]) -> list[str]:
-    """Return the options, besides those of conf/, that do nothing under a granularity."""
-    return [] if str(granularity.get("_target_")).endswith(".PerGroup") else list(OF_GROUPS)
+def idle_besides(
+    granularity: Mapping[str, Any], language: bool, clipping: bool
+) -> dict[str, tuple[str, ...]]:
+    """Return the options, besides those of conf/, that do nothing under what was chosen.
+
+    They are in the names of runs all the same, by what leaves them without effect: a granularity,
+    a language model, or ranges that are not clipped.
+    """
+    groups = str(granularity.get("_target_")).endswith(".PerGroup")
+    return {
+        "granularity": () if groups else OF_GROUPS,
+        "model": OF_IMAGES if language else (),
+        "clipping": () if clipping else ("ranges.candidates",),
+    }
 
 
 def _by_scale(scale: str, full: Any, smoke: Any) -> Any:

@@ -180,12 +180,12 @@ def test_no_pickle_is_opened_but_as_tensors_alone():
 
 
 def test_a_record_has_interpolations_as_they_were_typed(cli, results_dir):
-    typed = "act_head_bits=${bits}"
-    outcome = cli(*TINY, "quant=rtn", "num_samples=64", "activation=static_per_tensor", typed)
+    typed = "act_init_samples=${num_samples}"
+    outcome = cli(*TINY, "quant=rtn", "num_samples=32", "activation=static_per_tensor", typed)
     assert outcome.status == 0, outcome.err
     (record,) = Store(results_dir).load()
     assert typed in record.overrides
-    assert record.settings["act_head_bits"] == record.bits
+    assert record.settings["activation"]["init_samples"] == 32
 
 
 STATED = ["task=text", "data_dir=PATH", "bits=3", "quant._target_=my_package.Mine"]

@@ -286,9 +286,12 @@ def test_ranges_of_llama_2_may_be_chosen_by_hand(method):
     "options",
     [["ranges=min_max", "clipping=true"],
      ["quant=lrq", "model=tiny_llama", "quant.rank_rule=code", "quant.rank=4"],
-     ["quant=lrq", "model=llama2_7b", "quant.rank=512"]],
+     ["quant=lrq", "model=llama2_7b", "quant.rank=512"],
+     ["model=tiny_llama", "activation=static_per_tensor", "act_head_bits=4"],
+     ["model=opt_125m", "activation=static_per_tensor", "activation.stem_bits=4"],
+     ["clipping=false", "ranges.candidates=40"]],
 )  # fmt: skip
-def test_options_that_a_range_or_a_rule_leaves_idle_are_refused(options):
+def test_options_that_a_range_a_rule_or_a_model_leaves_idle_are_refused(options):
     with pytest.raises(ValueError, match=f"{options[-1]} does nothing with the chosen"):
         check_idle(composed(*options), options, options)
 

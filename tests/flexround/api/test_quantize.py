@@ -460,6 +460,21 @@ def test_an_option_that_is_none_or_does_nothing_is_refused(method, option, value
     assert "\n" not in str(refused.value)
 
 
+def test_bits_of_an_image_networks_ends_are_refused_for_a_language_model():
+    tokens = torch.arange(64).view(8, 8) % 32
+    options = {"act_head_bits": 2}
+    transformers = pytest.importorskip("transformers")
+    net = transformers.AutoModelForCausalLM.from_config(config_of("llama"))
+    with pytest.raises(ValueError, match="act_head_bits=2 does nothing with model"):
+        flexround.quantize(net, tokens, "rtn", bits=8, act_bits=8, options=options)
+
+
+def test_candidates_of_a_search_that_does_not_clip_are_refused():
+    options = {"clipping": False, "ranges.candidates": 40}
+    with pytest.raises(ValueError, match="ranges.candidates=40 does nothing with clipping=False"):
+        flexround.quantize(mlp(8, 8, 4), samples(), "rtn", options=options)
+
+
 def test_weights_that_are_left_stay_in_full_precision():
     net = mlp(8, 8, 4)
     found = flexround.quantize(net, samples(), "rtn", options={"model.leave": ["2"]})
