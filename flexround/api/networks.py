@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from flexround.api.presets import Kind
+from flexround.calibration.activation_cache import HALF
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.models.network_checks import NoChain
@@ -34,6 +35,11 @@ def adapter_of(
     try:
         if kind == "language":
             return LanguageAdapter(network, example, device, leave)
+        if half := {str(p.dtype) for p in network.parameters() if p.dtype in HALF}:
+            raise ValueError(
+                f"{name} has weights in {', '.join(sorted(half))}; give network.float(), and its "
+                "calibration likewise"
+            )
         return _chain(network, example, device, leave, first_last_bits)
     except ValueError:
         raise

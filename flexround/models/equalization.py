@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flexround.models.batch_norm import Statistics
-from flexround.models.tracing import Trace, same_output, trace
+from flexround.models.tracing import Trace, logits_of, same_output, trace
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def equalize(model: nn.Module, example: Tensor, statistics: Mapping[nn.Module, S
     Raises:
         ValueError: when the model holds no pair, or its output changes on example.
     """
-    expected = model(example)
+    expected = logits_of(model, example)
     pairs = find_pairs(trace(model, example))
     if not pairs:
         raise ValueError("model.equalize=true: no two convolutions with only a ReLU between them")
@@ -59,7 +59,7 @@ def equalize(model: nn.Module, example: Tensor, statistics: Mapping[nn.Module, S
             if first in statistics:
                 statistics[first].mean /= scale
                 statistics[first].deviation /= scale
-    if not same_output(model(example), expected, near=1e-3):
+    if not same_output(logits_of(model, example), expected, near=1e-3):
         raise ValueError("model.equalize=true changes this model's output; it is built otherwise")
     log.info("equalised %d pairs of convolutions", len(pairs))
 

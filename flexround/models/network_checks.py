@@ -102,7 +102,7 @@ def check_chain(adapter: ModelAdapter, example: Tensor, order: Trace) -> None:
             blocks, [*(o[:1] for o in outputs[:-1]), outputs[-1]], strict=True
         ):
             stack.enter_context(stub_forward(block.module, output))
-        if not same_output(adapter.model(example), order.output):
+        if not same_output(adapter.forward(example), order.output):
             raise NoChain(
                 f"the logits need more than the output of {block.name} at the end", block.name
             )

@@ -81,7 +81,7 @@ class Trace:
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Return model's output [batch, ...] on images [batch, 3, height, width].
+    """Return model's output [batch, ...] on images [batch, 3, height, width], which stay so.
 
     Raises:
         ValueError: when its forward pass fails on them, or gives no tensor with a batch axis.
@@ -89,7 +89,7 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     name, size = type(model).__name__, " x ".join(map(str, images.shape[2:]))
     what = f"images of {size} pixels" if images.dim() == 4 else f"inputs {list(images.shape)}"
     try:
-        output = model(images)
+        output = model(images.clone())  # some normalise what they are given in place
     except Exception as error:  # a network may raise anything, about an image's size above all
         raise ValueError(f"{name}'s forward pass fails on {what}: {first_line(error)}") from error
     if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != len(images):

@@ -202,7 +202,8 @@ class VisionAdapter(ModelAdapter):
 
     def forward(self, batch: Tensor) -> Tensor:
         """Return logits [batch, classes] of images [batch, 3, height, width]."""
-        logits: Tensor = self.model(batch.to(self.device))
+        # A copy: some networks normalise what they are given in place.
+        logits: Tensor = self.model(batch.to(self.device, copy=True))
         return logits
 
     @torch.no_grad()
@@ -220,7 +221,7 @@ class VisionAdapter(ModelAdapter):
                 for block, stand_in in zip(self._blocks[:index], self._stand_ins, strict=False):
                     stack.enter_context(stub_forward(block.module, stand_in))
                 stack.enter_context(stub_forward(self._blocks[index].module, here))
-                return record_calls(target, self.model, [self._example[:1]]).inputs.to(
+                return record_calls(target, self.forward, [self._example[:1]]).inputs.to(
                     outputs.device
                 )
 

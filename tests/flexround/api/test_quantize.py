@@ -391,6 +391,7 @@ BAD = {
     "other size": (lambda: mlp(9, 4), samples(), {}, "forward pass fails on inputs"),
     "empty": (lambda: mlp(8, 4), [], {}, "calibration is empty"),
     "empty batch": (lambda: mlp(8, 4), samples(32)[:0], {}, "holds no sample"),
+    "half": (lambda: mlp(8, 4).half(), samples().half(), {}, r"float16; give network.float\(\)"),
     "single samples": (lambda: mlp(8, 4), list(torch.ones(32, 8)), {}, "torch.stack"),
     "one sample": (lambda: mlp(8, 4), torch.ones(8), {}, "torch.stack"),
     "no data": (lambda: mlp(8, 4), None, {}, "calibration is a NoneType"),
@@ -471,8 +472,26 @@ def test_bits_of_an_image_networks_ends_are_refused_for_a_language_model():
 
 def test_candidates_of_a_search_that_does_not_clip_are_refused():
     options = {"clipping": False, "ranges.candidates": 40}
-    with pytest.raises(ValueError, match="ranges.candidates=40 does nothing with clipping=False"):
+    with pytest.raises(ValueError, match=r"ranges\.candidates=40 does nothing with clipping=False"):
         flexround.quantize(mlp(8, 8, 4), samples(), "rtn", options=options)
+
+
+def test_a_network_that_normalises_its_images_in_place_sees_them_once():
+    class Normalising(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = mlp(8, 16, 4)
+
+        def forward(self, x):
+            return self.layers(x.sub_(0.5).div_(0.1))
+
+    net, given = Normalising().eval(), samples()
+    before = given.clone()
+    found = flexround.quantize(net, given, "flexround", bits=8, options=SHORT)
+    assert torch.equal(given, before)
+    with torch.no_grad():
+        wanted = net(before.clone())
+        assert (found.network(before.clone()) - wanted).norm() <= 0.02 * wanted.norm()
 
 
 def test_weights_that_are_left_stay_in_full_precision():
