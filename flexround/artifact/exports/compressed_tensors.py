@@ -15,6 +15,7 @@ those of one scheme.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,14 @@ def _inputs(artifact: Artifact, adapter: ModelAdapter) -> dict[str, StoredSite]:
             f"{NAME} has no keys and values quantized before rotary embedding, a range for each "
             f"token ({cached[0]}); quantize with kv_bits=null"
         )
+    calls = Counter(names[module] for place in used for module in place.modules)
     inputs = {names[m]: artifact.sites[place.name] for place in used for m in place.modules}
+    if several := [name for name, site in inputs.items() if site.static and calls[name] > 1]:
+        raise ValueError(
+            f"{NAME} has one range for what a layer takes; layer {several[0]} is called "
+            f"{calls[several[0]]} times in a pass, with a range for each call; quantize with "
+            "activation=dynamic_per_token or activation=none"
+        )
     _check_tokens(adapter, [name for name, site in inputs.items() if not site.static])
     return inputs
 

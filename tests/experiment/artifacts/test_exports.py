@@ -17,6 +17,7 @@ from flexround.artifact.exports import compressed_tensors, gptq
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor, QuantizedTensor
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.ranges import MinMax
+from tasks.language.tiny_families import SIZE, WIDTH
 from tests.flexround.models.test_language import EXAMPLE, network, tokens
 from tests.flexround.quantizers.methods import METHODS, symmetries
 from tests.flexround.reconstruction.test_reconstruction import CPU, SETTING, adapter, calibration
@@ -29,9 +30,22 @@ GRANULARITIES = [PerTensor(), PerChannel(), PerGroup(16)]
 granularities = pytest.mark.parametrize("granularity", GRANULARITIES, ids=["tensor", "ch", "group"])
 
 
+def shared_keys():
+    """Return a DeBERTa, which sends words and then distances through the same projections."""
+    config = transformers.DebertaV2Config(
+        **SIZE, **WIDTH, intermediate_size=128, relative_attention=True, position_buckets=8,
+        share_att_key=True, pos_att_type=["p2c", "c2p"], hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return transformers.AutoModelForSequenceClassification.from_config(config).eval()
+
+
 def quantized(family, grid, activation=None, bits=MappingProxyType({})):
     """Return (adapter of a quantized model, its artifact)."""
-    target = LanguageAdapter(network(family), EXAMPLE, CPU)
+    made = shared_keys() if family == "deberta" else network(family)
+    target = LanguageAdapter(made, EXAMPLE, CPU)
     target.assign_bits(bits)
     integers = RTN(
         target, [tokens()], quantizer=METHODS["rtn"], grid=grid, ranges=MinMax(),
@@ -51,7 +65,7 @@ def exported(module, tmp_path, family, grid, activation=None, bits=MappingProxyT
 
 
 def loaded(folder, family="llama"):
-    heads = {"bert": transformers.AutoModelForSequenceClassification}
+    heads = dict.fromkeys(["bert", "deberta"], transformers.AutoModelForSequenceClassification)
     auto = heads.get(family, transformers.AutoModelForCausalLM)
     net, report = auto.from_pretrained(folder, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -124,11 +138,22 @@ CHANNEL = Grid(4, False, PerChannel())
         (["range for each token", "kv_bits=null"], "llama", DynamicPerToken(8, 8)),
         (["layer transformer.h.0.attn.c_attn is a Conv1D"], "gpt2", None),
         (["fc1 takes [tokens, hidden]"], "opt", DynamicPerToken(8, None)),
+        (
+            ["layer deberta.encoder.layer.0.attention.self.query_proj is called 2 times",
+             "activation=dynamic_per_token"],
+            "deberta", ACTIVATIONS["static"],
+        ),
     ],
-    ids=["kv", "conv1d", "flat"],
-)
+    ids=["kv", "conv1d", "flat", "twice"],
+)  # fmt: skip
 def test_what_compressed_tensors_can_not_say_is_refused(words, family, activation, tmp_path):
     refused(compressed_tensors, tmp_path, words, family, CHANNEL, activation)
+
+
+def test_a_layer_called_twice_is_exported_where_each_token_brings_its_range(tmp_path):
+    dynamic = ACTIVATIONS["dynamic"]
+    target, _, folder = exported(compressed_tensors, tmp_path, "deberta", CHANNEL, dynamic)
+    assert torch.equal(logits(loaded(folder, "deberta")), logits(target.model))
 
 
 def test_mixed_grids_are_refused_by_gptq(tmp_path):
