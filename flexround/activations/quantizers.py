@@ -7,6 +7,9 @@ LRQ's per-token activations and its 8-bit keys and values (arXiv 2407.11534).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,15 +17,27 @@ from torch import Tensor, nn
 
 from flexround.activations.sampling import condense, sample
 from flexround.grid import Grid, PerTensor
-from flexround.kernels.fake_quantize import fake_quantize
+from flexround.kernels.fake_quantize import fake_quantize, traceable_fake_quantize
 from flexround.kernels.qdrop import DroppedFakeQuantize
 from flexround.ranges import SCALE_FLOOR, MinMax, Ranges
 
-# What a tracer of the model sees in the place of a quantizer of tensors: one node of a graph.
+# What our own tracer of the model sees in the place of a quantizer of tensors: one node of a graph,
+# which computes nothing. Every other tracer is to see the computation.
 FAKE_QUANTIZE = "flexround::FakeQuantize"
+_AS_NODES = ContextVar("as_nodes", default=False)
 # Elements drawn for a range, and values that stand for them in its search. On channels of very
 # different scales the range is within some percent of that of all elements (tests).
 SAMPLED, SEARCHED = 1 << 20, 1 << 18
+
+
+@contextmanager
+def as_nodes() -> Iterator[None]:
+    """Have quantizers that torch.export traces in the context be nodes FAKE_QUANTIZE."""
+    token = _AS_NODES.set(True)
+    try:
+        yield
+    finally:
+        _AS_NODES.reset(token)
 
 
 class ActivationQuantizer(nn.Module):
@@ -108,7 +123,8 @@ class TensorQuantizer(ActivationQuantizer):
     def forward(self, x: Tensor, quant_prob: float, generator: torch.Generator) -> Tensor:
         """Return x fake-quantized, differentiable in x and in the step size.
 
-        Each element is quantized with probability quant_prob, drawn by generator, and else left.
+        Each element is quantized with probability quant_prob, drawn by generator, and else left;
+        in a program that torch.export makes all are.
         """
         if self.grid is None:
             if not x.numel():
@@ -116,14 +132,17 @@ class TensorQuantizer(ActivationQuantizer):
             self.observe(x, 1.0, generator)
             self.set_range()
         assert self.grid is not None, "set_range sets it"
-        if torch.compiler.is_exporting():
+        exporting = torch.compiler.is_exporting()
+        if exporting and _AS_NODES.get():
             return self._node(x)
         low, high = self.grid.qmin - self.zero_point, self.grid.qmax - self.zero_point
         # Half precision is too coarse for 8-bit codes.
         values = x.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))
-        out: Tensor = DroppedFakeQuantize.apply(
-            values, self.scale, low, high, quant_prob, generator
-        )
+        out: Tensor
+        if exporting:
+            out = traceable_fake_quantize(values, self.scale, low, high)
+        else:
+            out = DroppedFakeQuantize.apply(values, self.scale, low, high, quant_prob, generator)
         return out.reshape(x.shape).to(x.dtype)
 
     @torch.no_grad()
@@ -202,11 +221,17 @@ class TokenQuantizer(ActivationQuantizer):
 
     def forward(self, x: Tensor, quant_prob: float, generator: torch.Generator) -> Tensor:
         """Return x fake-quantized, differentiable in x, all of it whatever quant_prob says."""
-        if torch.compiler.is_exporting():
+        exporting = torch.compiler.is_exporting()
+        if exporting and _AS_NODES.get():
             raise ValueError(
                 f"activation {self.name}: its range is found for each token as it comes, which "
                 "QuantizeLinear cannot; give activation=static_per_tensor without kv_bits"
             )
         tokens = x.reshape(-1, x.shape[-1]).float()
         scale, zero_point = MinMax()(tokens.detach(), self.grid)
-        return fake_quantize(tokens, scale, zero_point, self.grid).reshape(x.shape).to(x.dtype)
+        if exporting:
+            low, high = self.grid.qmin - zero_point, self.grid.qmax - zero_point
+            out = traceable_fake_quantize(tokens, scale, low, high)
+        else:
+            out = fake_quantize(tokens, scale, zero_point, self.grid)
+        return out.reshape(x.shape).to(x.dtype)

@@ -149,3 +149,17 @@ def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid)
     """Return values [groups, elements] rounded to the grid, differentiable in values and scale."""
     out: Tensor = FakeQuantize.apply(values, scale, zero_point, None, grid)
     return out
+
+
+def traceable_fake_quantize(values: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return scale * clamp(round(values / scale), low, high), values of any shape.
+
+    By operations that torch.export can follow with any number of samples: pieces of a tensor and a
+    function with its own gradient it cannot. The gradients are those of FakeQuantize.
+    """
+    steps = values / scale
+    rounded = steps.detach().round()
+    levels = torch.minimum(torch.maximum(rounded, low), high)
+    # 0, with the gradient of steps inside the bounds; torch.clamp's at them is its version's.
+    inside = torch.where(rounded == levels, steps - steps.detach(), 0.0)
+    return (levels + inside) * scale

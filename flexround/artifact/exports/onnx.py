@@ -18,7 +18,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from flexround.activations.quantizers import FAKE_QUANTIZE
+from flexround.activations.quantizers import FAKE_QUANTIZE, as_nodes
 from flexround.artifact.exports.huggingface import check_integer
 from flexround.artifact.exports.onnx_graph import replace_activation, replace_weight
 from flexround.grid import QuantizedTensor
@@ -131,9 +131,10 @@ def trace(adapter: ModelAdapter, batch: Any, opset: int) -> ir.Model:
     pair = tree_map(lambda values: torch.cat([values, values])[:2], batch)
     names = list(pair) if isinstance(pair, dict) else ["images"]
     dynamic = tree_map(lambda _: dict.fromkeys(range(len(axes)), torch.export.Dim.DYNAMIC), pair)
-    traced = torch.export.export(
-        Logits(adapter).eval(), (pair,), dynamic_shapes={"batch": dynamic}, strict=False
-    )
+    with as_nodes():
+        traced = torch.export.export(
+            Logits(adapter).eval(), (pair,), dynamic_shapes={"batch": dynamic}, strict=False
+        )
     with warnings.catch_warnings():
         # Several inputs share their axes, each of which is told to have been named before.
         warnings.filterwarnings("ignore", "# The axis name")

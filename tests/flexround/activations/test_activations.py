@@ -13,7 +13,8 @@ from flexround.activations.hooks import Activations
 from flexround.activations.quantizers import TensorQuantizer, TokenQuantizer
 from flexround.activations.schemes import DynamicPerToken, StaticPerTensor
 from flexround.grid import Grid, PerTensor
-from flexround.kernels.qdrop import mask, mix
+from flexround.kernels.fake_quantize import traceable_fake_quantize
+from flexround.kernels.qdrop import DroppedFakeQuantize, mask, mix
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.models.vision import VisionAdapter
 from flexround.ranges import LpSearch, MinMax
@@ -67,6 +68,62 @@ def test_the_step_sizes_gradient_is_lsqs(symmetric, signed, keep):
     torch.testing.assert_close(quantizer.scale.grad, (wanted * weight * kept).sum())
     torch.testing.assert_close(x.grad, weight * (inside | ~kept))
     assert inside[0, 0].tolist() == [True, True, False, False, True, True]
+
+
+class Alone(nn.Module):
+    """A quantizer as a network of its own."""
+
+    def __init__(self, quantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, x):
+        """Return x quantized."""
+        return self.quantizer(x, 1.0, draws())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: TensorQuantizer("a", 3, True, MinMax()),
+     lambda: TensorQuantizer("a", 8, False, MinMax()), lambda: TokenQuantizer("a", 4)],
+    ids=["symmetric", "asymmetric", "token"],
+)  # fmt: skip
+def test_torch_export_holds_what_a_quantizer_computes(make, dtype):
+    alone, x = Alone(make()), torch.randn(4, 5, 6, generator=draws()).to(dtype)
+    alone(x[:2] / 2)  # so that some values are outside of a tensor's range
+    x[0, 0, :2] = torch.tensor([1e4, -torch.inf])
+    batch = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(alone, (x[:2],), dynamic_shapes=batch).module()
+    torch.testing.assert_close(program(x), alone(x), rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_can_be_exported_has_the_same_gradients():
+    steps = torch.tensor([-9, -4.4, -4, -3.2, 0.3, 1.5, 2.9, 3, 3.4, 9])
+    weight = torch.arange(1.0, 11)
+    scale, low, high = (torch.tensor(value) for value in (0.5, -4.0, 3.0))
+    found = []
+    for function in (DroppedFakeQuantize.apply, traceable_fake_quantize):
+        x, s = (steps * scale).requires_grad_(True), scale.clone().requires_grad_(True)
+        own = (1.0, draws()) if function == DroppedFakeQuantize.apply else ()
+        (function(x, s, low, high, *own) * weight).sum().backward()
+        found.append((x.grad, s.grad))
+    torch.testing.assert_close(*found)
+
+
+@torch.no_grad()
+def test_torch_export_of_a_network_answers_as_the_network():
+    target = adapter()
+    SETTING(
+        target, calibration(), quantizer=METHODS["rtn"], grid=Grid(8, True, PerTensor()),
+        ranges=RANGES, activation=STATIC, generator=draws(),
+    )  # fmt: skip
+    images = torch.randn(64, 3, 8, 8, generator=draws(3))
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(target.model, (images[:2],), dynamic_shapes=dynamic)
+    found = program.module()(images)
+    assert len(found.unique(dim=0)) == len(images)
+    assert torch.equal(found, target.model(images))
 
 
 def test_values_that_are_never_negative_use_all_codes():
