@@ -20,14 +20,22 @@ OWN = "create_position_ids_from_input_ids"
 def with_position_ids(model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return batch, with position_ids [batch, tokens] where a text is padded on the left.
 
-    They count a text's own tokens from 0, as the mask has them; padding is at 0 too.
+    They count a text's own tokens from 0, as the mask has them; padding is at 0 too. A graph that
+    is exported always has them: the numbers of columns where no text is padded so.
     """
     mask = batch.get("attention_mask")
-    if torch.compiler.is_exporting() or mask is None or "position_ids" in batch:
+    if mask is None or mask.dim() != 2 or "position_ids" in batch:
         return batch
-    if mask.dim() != 2 or bool(mask[:, 0].all()) or not takes_position_ids(model):
+    exporting = torch.compiler.is_exporting()  # for batches of which this is only an example
+    if not exporting and bool(mask[:, 0].all()):
         return batch
-    return {**batch, "position_ids": (mask.long().cumsum(1) - 1).clamp_min(0)}
+    if not takes_position_ids(model):
+        return batch
+    positions = (mask.long().cumsum(1) - 1).clamp_min(0)
+    if exporting:
+        columns = torch.arange(mask.shape[1], device=mask.device).expand_as(positions)
+        positions = torch.where(mask[:, 0].bool().all(), columns, positions)
+    return {**batch, "position_ids": positions}
 
 
 def takes_position_ids(model: nn.Module) -> bool:

@@ -20,6 +20,8 @@ from flexround.models.language_adapter import LanguageAdapter
 from flexround.ranges import LpSearch, MinMax
 from flexround.structure import Layer
 from tests.flexround.models.test_language import EXAMPLE, network, tokens
+from tests.flexround.models.test_position_ids import TEXTS, alone, padded
+from tests.flexround.models.test_position_ids import network as untrained
 from tests.flexround.quantizers.methods import METHODS, shaken
 from tests.flexround.reconstruction.test_reconstruction import CPU, SETTING, adapter, calibration
 
@@ -237,6 +239,39 @@ def test_an_encoder_takes_any_number_of_sequences_of_any_length(tmp_path):
     for batch in (tokens("right"), tokens("right", n=1, length=5), tokens("right", n=4, length=30)):
         wanted = logits(target, batch)
         np.testing.assert_allclose(run(path, batch), wanted, rtol=1e-3, atol=1e-4)
+
+
+def head(kind, family, grid):
+    """Return a transformer with a head of this kind, rounded to nearest, and its integers."""
+    made = untrained(f"AutoModelFor{kind}", family)
+    target = LanguageAdapter(made, EXAMPLE, CPU)
+    layers = list(target.layers().values())
+    attach(layers, METHODS["rtn"], grid, MinMax())
+    return target, freeze(layers)
+
+
+def with_a_gap():
+    batch = padded("right")
+    batch["attention_mask"][1, 5:9] = 0
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "side"),
+    [("SequenceClassification", "gpt_neo", "right"), ("SequenceClassification", "opt", "left"),
+     ("QuestionAnswering", "bert", "left"), ("QuestionAnswering", "bert", "right")],
+)  # fmt: skip
+def test_tokens_have_the_positions_that_they_have_in_torch(kind, family, side, tmp_path):
+    """Whichever side a batch is padded on, and whichever the one was that the graph is made of."""
+    target, integers = head(kind, family, Grid(8, False, PerChannel()))
+    path = tmp_path / "it.onnx"
+    export(target, integers, padded(side), path)
+    batches = [padded("left"), padded("right"), *map(alone, TEXTS)]
+    if family == "bert":  # OPT counts over a gap by itself
+        batches.append(with_a_gap())
+    for batch in batches:
+        wanted = logits(target, batch)
+        np.testing.assert_allclose(run(path, batch), wanted, rtol=1e-4, atol=1e-5)
 
 
 def causal():
