@@ -23,7 +23,7 @@ from flexround.artifact.exports.huggingface import check_integer
 from flexround.artifact.exports.onnx_graph import replace_activation, replace_weight
 from flexround.grid import QuantizedTensor
 from flexround.models.base import ModelAdapter
-from flexround.structure import output_first
+from flexround.structure import TRANSPOSED, output_first
 from flexround.utils.atomic_files import write_whole
 
 # Opset and file version; the newer one is asked for only where 2-bit weights are stored as such.
@@ -59,8 +59,10 @@ def export(
     widths = {name: max(narrowest, q.grid.bits) for name, q in integers.items()}
     opset, version = OPSET_2_BITS if 2 in widths.values() else OPSET_4_BITS
     model = trace(adapter, batch, opset)
+    layers = adapter.layers()
     for name, quantized in integers.items():
-        replace_weight(model.graph, name, quantized, widths[name])
+        turned = type(layers[name].module).__name__ == TRANSPOSED
+        replace_weight(model.graph, name, quantized, widths[name], turned)
     onnxscript.optimizer.optimize(model)
     for node in list(model.graph):  # now: it would make Clip of Max and Min again
         if node.domain == FAKE_QUANTIZE.partition("::")[0]:

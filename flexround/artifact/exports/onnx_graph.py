@@ -21,10 +21,13 @@ TYPES = {
 }
 
 
-def replace_weight(graph: ir.Graph, name: str, quantized: QuantizedTensor, width: int) -> None:
+def replace_weight(
+    graph: ir.Graph, name: str, quantized: QuantizedTensor, width: int, turned: bool
+) -> None:
     """Put codes and DequantizeLinear where graph holds the float weight of layer name.
 
-    They are in the type of width bits, which holds at least theirs.
+    They are in the type of width bits, which holds at least theirs. turned tells that the weight
+    lies as [in, out], in the file as in graph.
     """
     full = f"model.{name}.weight"
     value = graph.initializers.pop(full)
@@ -36,18 +39,23 @@ def replace_weight(graph: ir.Graph, name: str, quantized: QuantizedTensor, width
     shape: tuple[int, ...] = ()
     attributes = {}
     if 1 < groups == channels:
-        shape, attributes = (channels,), {"axis": 0}
+        shape, attributes = (channels,), {"axis": int(turned)}
     elif groups > 1:
         # Groups run over all of a channel's weights, a convolution's kernel included.
         codes, shape = codes.reshape(channels, -1), (channels, groups // channels)
-        attributes = {"axis": 1, "block_size": codes.shape[1] // shape[1]}
+        attributes = {"axis": int(not turned), "block_size": codes.shape[1] // shape[1]}
+    flat = codes.shape != quantized.codes.shape
+    scale, zero_point = scale.reshape(shape), zero_point.reshape(shape).astype(dtype)
+    codes = codes.astype(dtype)
+    if turned:
+        codes, scale, zero_point = (array.T.copy() for array in (codes, scale, zero_point))
     inputs = [
-        initializer(graph, f"{full}.codes", codes.astype(dtype)),
-        initializer(graph, f"{full}.scale", scale.reshape(shape)),
-        initializer(graph, f"{full}.zero_point", zero_point.reshape(shape).astype(dtype)),
+        initializer(graph, f"{full}.codes", codes),
+        initializer(graph, f"{full}.scale", scale),
+        initializer(graph, f"{full}.zero_point", zero_point),
     ]
     nodes = [ir.node("DequantizeLinear", inputs, attributes)]
-    if codes.shape != quantized.codes.shape:
+    if flat:
         kernel = initializer(graph, f"{full}.shape", np.array(quantized.codes.shape))
         nodes.append(ir.node("Reshape", [nodes[0].outputs[0], kernel]))
     graph.insert_before(graph[0], nodes)

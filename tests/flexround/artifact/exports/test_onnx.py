@@ -274,6 +274,50 @@ def test_tokens_have_the_positions_that_they_have_in_torch(kind, family, side, t
         np.testing.assert_allclose(run(path, batch), wanted, rtol=1e-4, atol=1e-5)
 
 
+# GPT-2 has four Conv1D a layer, which store [in, out]: codes are [out, in], and so are groups.
+GPT2_GRIDS = [
+    Grid(4, False, PerChannel()), Grid(4, True, PerGroup(16)), Grid(8, False, PerTensor()),
+    Grid(3, False, PerGroup(8)), Grid(2, True, PerGroup(32)), Grid(2, False, PerChannel()),
+    Grid(6, True, PerTensor()), Grid(5, True, PerChannel()),
+]  # fmt: skip
+
+
+def test_conv1d_is_written_as_it_lies_in_the_network(tmp_path):
+    target = LanguageAdapter(untrained("AutoModelForSequenceClassification", "gpt2"), EXAMPLE, CPU)
+    integers = {}
+    for layer, grid in zip(target.layers().values(), GPT2_GRIDS, strict=True):
+        attach([layer], METHODS["rtn"], grid, MinMax())
+        integers |= freeze([layer])
+    path = tmp_path / "it.onnx"
+    export(target, integers, padded("right"), path)
+    graph = onnx.load(path).graph
+    weights = {name: target.model.get_submodule(name).weight for name in integers}
+    found = dequantized(graph)
+    assert all(np.array_equal(found[f"model.{n}.weight.codes"], w) for n, w in weights.items())
+    assert_no_float_copy(graph, weights.values())
+    for side in ("left", "right"):
+        wanted = logits(target, padded(side))
+        for level, limit in ((AS_WRITTEN, 1e-5), (FUSED, 0.02)):  # linear layers in 8 bits
+            answer = run(path, padded(side), level)
+            assert np.abs(answer - wanted).max() <= limit * np.abs(wanted).max()
+
+
+def test_conv1d_takes_quantized_activations(tmp_path):
+    target = LanguageAdapter(untrained("AutoModelForSequenceClassification", "gpt2"), EXAMPLE, CPU)
+    integers = replace(SETTING, iters=0)(
+        target, [padded("right")], quantizer=METHODS["rtn"], grid=Grid(4, False, PerGroup(16)),
+        ranges=MinMax(), generator=torch.Generator().manual_seed(0),
+        activation=StaticPerTensor(8, True, 8, 8, None, 4, "quant"),
+    )  # fmt: skip
+    path = tmp_path / "it.onnx"
+    export(target, integers, padded("right"), path)
+    for batch in map(alone, TEXTS):
+        wanted = logits(target, batch)
+        np.testing.assert_allclose(run(path, batch), wanted, rtol=1e-3, atol=1e-4)
+        answer = run(path, batch, FUSED)
+        assert np.abs(answer - wanted).max() <= 0.05 * np.abs(wanted).max()
+
+
 def causal():
     target = LanguageAdapter(network("llama"), EXAMPLE, CPU)
     return target, {}, EXAMPLE

@@ -63,13 +63,21 @@ def settings(turn):
     return found
 
 
+def conv1d(into, out):
+    """Return GPT-2's linear layer, which stores its weight as [in, out], with Linear's numbers."""
+    utils = pytest.importorskip("transformers.pytorch_utils", reason="the extra language")
+    made, plain = utils.Conv1D(out, into), nn.Linear(into, out)
+    made.load_state_dict({"weight": plain.weight.T, "bias": plain.bias})
+    return made
+
+
 class Branch(nn.Module):
     """A convolution and a linear layer, as alone as in a network of their own."""
 
-    def __init__(self, tokens: bool) -> None:
+    def __init__(self, tokens: bool, turned: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(4, 4, 3, padding=1, groups=4 if tokens else 1)
-        self.linear = nn.Linear(36, 4)
+        self.linear = conv1d(36, 4) if turned else nn.Linear(36, 4)
         self.relu, self.tokens = nn.ReLU(), tokens
 
     def forward(self, x):
@@ -81,9 +89,9 @@ class Branch(nn.Module):
 class Branches(nn.Module):
     """All branches side by side: [batch, branches, 4]."""
 
-    def __init__(self, given) -> None:
+    def __init__(self, given, turned: bool) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(Branch(setting.tokens) for setting in given)
+        self.branches = nn.ModuleList(Branch(setting.tokens, turned) for setting in given)
 
     def forward(self, x):
         """Return every branch's answer."""
@@ -93,10 +101,10 @@ class Branches(nn.Module):
 class Adapter(ModelAdapter):
     """The branches as blocks, which need be no chain: nothing is reconstructed."""
 
-    def __init__(self, given) -> None:
+    def __init__(self, given, turned: bool) -> None:
         torch.manual_seed(0)
         self.device = self.storage_device = torch.device("cpu")
-        self.model = Branches(given).eval().requires_grad_(False)
+        self.model = Branches(given, turned).eval().requires_grad_(False)
         self._blocks = []
         for index, (branch, setting) in enumerate(zip(self.model.branches, given, strict=True)):
             name = f"branches.{index}"
@@ -153,9 +161,9 @@ def near_ties(target, images):
 
 
 @torch.no_grad()
-def exported(path, given):
+def exported(path, given, turned=False):
     """Write the branches to path; return images, torch's answers, and where no tie is near."""
-    target, integers = Adapter(given), {}
+    target, integers = Adapter(given, turned), {}
     images = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(1))
     for block, setting in zip(target.blocks(), given, strict=True):
         attach(block.layers, RTN, setting.grid, MinMax())
@@ -203,3 +211,14 @@ def test_onnxruntime_loads_every_width_and_answers_as_torch_does(tmp_path, turn)
     assert not wrong(
         path, given, images, wanted, clear, limits, qdq_matmulnbits_accuracy_level="1"
     ), "docs/onnx.md names this option, which leaves tokens as they are"
+
+
+@pytest.mark.slow
+def test_conv1d_of_every_width_too(tmp_path):
+    path, given = tmp_path / "it.onnx", settings(0)
+    images, wanted, clear = exported(path, given, turned=True)
+    # As above, but what is said of tokens there holds for all that Conv1D takes.
+    limits = [0.05 if s.act_bits == 8 else 0.02 if s.act_bits is None else 1e-5 for s in given]
+    assert not wrong(path, given, images, wanted, clear, limits)
+    limits = [0.05 if s.act_bits == 8 else 1e-5 for s in given]
+    assert not wrong(path, given, images, wanted, clear, limits, qdq_matmulnbits_accuracy_level="1")
