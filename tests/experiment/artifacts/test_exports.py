@@ -275,6 +275,28 @@ def test_what_a_gptq_layer_can_not_be(shape, scale, words):
         gptq._check(replace(layer, codes=0 * codes))
 
 
+# Half precision has 11 significant bits from 2^-14 on, and steps of 2^-24 below.
+@pytest.mark.parametrize(
+    ("scale", "kept"),
+    [(1.3 * 2**-14, True), (1.3 * 2**-19, False), (-1.3 * 2**-19, False), (2**-15, True),
+     (7e4, False), (torch.nan, False)],
+)  # fmt: skip
+def test_scales_that_half_precision_would_change_are_refused_by_gptq(scale, kept):
+    codes = torch.arange(32 * 32).view(32, 32).remainder(16).to(torch.int16)
+    scales = torch.full((32, 1), 0.5)
+    scales[3] = scale
+    layer = QuantizedTensor(codes, scales, torch.ones(32, 1), CHANNEL)
+    if not kept:
+        with pytest.raises(ValueError, match=r"\A[^\n]*half precision[^\n]*export to compressed"):
+            gptq._check(layer)
+        codes[3] = 1  # of a channel that is all zero the scale says nothing
+    gptq._check(layer)
+    tensors = {f"x.{key}": t for key, t in gptq.layer_tensors(layer, True).items()}
+    found, wanted = opened(tensors, "x", 4, "gptq"), layer.dequantize()
+    rows = [row for row in range(32) if kept or row != 3]
+    torch.testing.assert_close(found[rows], wanted[rows], rtol=2**-11, atol=0)
+
+
 def test_the_command_line_exports(cli, results_dir, tmp_path, capsys):
     args = ("model=tiny_llama", "quant=rtn", "num_samples=8", "progress=false", "save=true")
     assert cli(*args).status == 0
