@@ -25,7 +25,12 @@ from torch import Tensor
 
 from flexround.artifact.activation_ranges import StoredSite
 from flexround.artifact.artifact import Artifact
-from flexround.artifact.exports.huggingface import check_integer, check_layers, write_model
+from flexround.artifact.exports.huggingface import (
+    check_integer,
+    check_layers,
+    check_scales,
+    write_model,
+)
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor, QuantizedTensor
 from flexround.models.base import ModelAdapter
 
@@ -51,6 +56,12 @@ def export(artifact: Artifact, adapter: ModelAdapter, folder: Path, out: Path) -
     schemes: dict[str, list[str]] = {}  # layers by the JSON of their scheme
     for name, layer in artifact.layers.items():
         dtype = getattr(torch, artifact.dtypes[name])
+        check_scales(
+            layer,
+            dtype,
+            f"{NAME} has scales in the model's {artifact.dtypes[name]}, where {name}'s {{scale}} "
+            "becomes {becomes}; quantize the model in float32 or bfloat16",
+        )
         tensors |= {f"{name}.{key}": t for key, t in weight_tensors(layer, packed, dtype).items()}
         scheme = {"weights": weight_arguments(layer.grid), "input_activations": None}
         if name in inputs:

@@ -17,7 +17,12 @@ from torch import Tensor
 
 from flexround.artifact.artifact import Artifact
 from flexround.artifact.bit_packing import pack
-from flexround.artifact.exports.huggingface import check_layers, check_one_grid, write_model
+from flexround.artifact.exports.huggingface import (
+    check_layers,
+    check_one_grid,
+    check_scales,
+    write_model,
+)
 from flexround.grid import Grid, PerGroup, PerTensor, QuantizedTensor
 from flexround.models.base import ModelAdapter
 
@@ -97,16 +102,12 @@ def _check(layer: QuantizedTensor) -> None:
         raise ValueError(
             f"{NAME} fills words of {WORD} channels; the weight is {list(layer.codes.shape)}"
         )
-    rows = layer.grid.granularity.group(layer.codes)
-    empty = (rows == layer.zero_point).all(dim=1, keepdim=True)  # of weights that are all zero
-    half = layer.scale.to(torch.float16).float()
-    kept = (half - layer.scale).abs() <= 2**-11 * layer.scale.abs()  # False for what is no number
-    lost = ~(empty | kept)
-    if lost.any():
-        raise ValueError(
-            f"{NAME} has scales in half precision, where {layer.scale[lost][0]:.6g} becomes "
-            f"{half[lost][0]:.6g}; export to compressed-tensors, which has the model's dtype"
-        )
+    check_scales(
+        layer,
+        torch.float16,
+        f"{NAME} has scales in half precision, where {{scale}} becomes {{becomes}}; export to "
+        "compressed-tensors, which has the model's dtype",
+    )
 
 
 def _config(grid: Grid, v1: bool) -> dict[str, Any]:

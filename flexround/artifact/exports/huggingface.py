@@ -9,10 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flexround.artifact.artifact import Artifact
-from flexround.grid import Grid
+from flexround.grid import Grid, QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.utils.atomic_files import written_folder
 
@@ -49,6 +50,24 @@ def check_integer(grid: Grid, layer: str, name: str) -> None:
             f"layer {layer}: {name} is written with integers, and this weight is on "
             f"grid={grid.levels.name}; quantize with grid=integer"
         )
+
+
+def check_scales(layer: QuantizedTensor, dtype: torch.dtype, message: str) -> None:
+    """Check that no scale of layer loses more than its last bit in dtype.
+
+    Those of groups whose weights are all zero don't count.
+
+    Raises:
+        ValueError: message, with the scale and what it becomes at its {scale} and {becomes}.
+    """
+    rows = layer.grid.granularity.group(layer.codes)
+    empty = (rows == layer.zero_point).all(dim=1, keepdim=True)
+    rounded = layer.scale.to(dtype).float()
+    near = torch.finfo(dtype).eps / 2 * layer.scale.abs()
+    lost = ~(empty | ((rounded - layer.scale).abs() <= near))  # so is what is no number
+    if lost.any():
+        scale, becomes = layer.scale[lost][0], rounded[lost][0]
+        raise ValueError(message.format(scale=f"{scale:.6g}", becomes=f"{becomes:.6g}"))
 
 
 def check_one_grid(artifact: Artifact, name: str) -> Grid:

@@ -14,6 +14,7 @@ import artifact
 from flexround.activations.schemes import DynamicPerToken, StaticPerTensor
 from flexround.artifact.artifact import take
 from flexround.artifact.exports import compressed_tensors, gptq
+from flexround.artifact.exports.huggingface import check_scales
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor, QuantizedTensor
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.ranges import MinMax
@@ -295,6 +296,22 @@ def test_scales_that_half_precision_would_change_are_refused_by_gptq(scale, kept
     found, wanted = opened(tensors, "x", 4, "gptq"), layer.dequantize()
     rows = [row for row in range(32) if kept or row != 3]
     torch.testing.assert_close(found[rows], wanted[rows], rtol=2**-11, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "kept"),
+    [(torch.float16, 1e-7, False), (torch.float16, 1e-3, True), (torch.float16, 70000, False),
+     (torch.bfloat16, 1e-7, True), (torch.float32, 1e-30, True)],
+)  # fmt: skip
+def test_scales_keep_the_bits_that_a_dtype_has_or_are_refused(dtype, scale, kept):
+    """Half of the distance to the next number, of one that is not subnormal in dtype."""
+    codes = torch.arange(32 * 32).view(32, 32).remainder(16).to(torch.int16)
+    layer = QuantizedTensor(codes, torch.full((32, 1), scale), torch.ones(32, 1), CHANNEL)
+    if kept:
+        check_scales(layer, dtype, "")
+        return
+    with pytest.raises(ValueError, match=f"{scale:.6g} becomes"):
+        check_scales(layer, dtype, "{scale} becomes {becomes}")
 
 
 def test_the_command_line_exports(cli, results_dir, tmp_path, capsys):
