@@ -66,6 +66,7 @@ def test_every_tuned_file_is_reached_by_the_names_in_its_own(path):
     names["recipe"] = tasks
     names["recipe_pair"] = [f"{t}_{m}" for t in tasks for m in models]
     names["experiment"] = [f"{e}_{q}" for e in names_in("experiment") for q in quants]
+    names["experiment_task"] = [f"{e}_{t}" for e in names_in("experiment") for t in tasks]
     names["scale"] = [f"smoke_{r}" for r in names_in("recon")]
     names["scale_method"] = [f"smoke_{q}" for q in quants]
     assert "/".join(path.parts[2:]) in names[path.parts[1]]

@@ -128,6 +128,17 @@ def test_lrqs_tables_have_its_activations(preset):
             assert (cfg.activation.bits, cfg.activation.kv_bits) == (8, 8)
 
 
+# Its harness; LRQ's MMLU is a script of the authors' own, whose prompts do begin with <s>.
+PROMPT_BOS = {"eleven": False, "zero_shot": False, "mmlu": None}
+
+
+@pytest.mark.parametrize("preset", [p for p in PRESETS if SWEPT[p][1][0] in PROMPT_BOS])
+def test_prompts_begin_as_in_the_papers_harness(preset):
+    """FlexRound_LRQ@59d4665: lm-eval 0.3.0; auto-round@b9f3d00: 0.4.2; neither gives <s>."""
+    for job, cfg, choices in all_jobs(preset):
+        assert cfg.task.add_bos_token is PROMPT_BOS[choices["task"]], job
+
+
 def test_the_resnets_are_torchvisions_and_in_the_units_of_each_method():
     units = {"gptq/vision_learned": "layer", "gptq/vision_brecq": "block", "gptq/vision": None}
     for preset, unit in units.items():

@@ -109,7 +109,7 @@ SETTINGS = {
     "absorb_biases": "model.absorb_biases", "max_len": "task.max_len", "stride": "task.stride",
     "beams": "task.beams", "length_penalty": "task.length_penalty",
     "no_repeat_ngram": "task.no_repeat_ngram_size", "harness": "task.tasks",
-    "shots": "task.num_fewshot",
+    "shots": "task.num_fewshot", "prompt_bos": "task.add_bos_token",
 }  # fmt: skip
 
 
