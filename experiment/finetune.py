@@ -78,7 +78,7 @@ def _finetune(cfg: DictConfig) -> Path:
     device = device_of(cfg.device)
     network = task.fresh(model, cfg.checkpoint, cfg.seed)
     rows, collator = task.training_rows(), task.collator()
-    network = recipe.train(network, rows, collator, cfg.seed, cpu=device.type == "cpu")
+    network = recipe.train(network, rows, collator, cfg.seed, device)
     metrics = task.evaluate(LanguageAdapter(network, task.example(), device))
     contents = Contents(Path(cfg.cache_dir, "digests"))
     facts = {

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from tasks.base import Collator, Row
@@ -92,9 +93,9 @@ class Recipe:
         rows: Sequence[Row],
         collator: Collator,
         seed: int,
-        cpu: bool,
+        device: torch.device,
     ) -> nn.Module:
-        """Return network fine-tuned on rows, in eval mode on the CPU, LoRA merged."""
+        """Return network fine-tuned on device alone, in eval mode on the CPU, LoRA merged."""
         import accelerate  # noqa: F401  the Trainer's own error, when it is missing, is longer
 
         # Adam's second moment vanishes in half precision; LoRA trains its own float32 weights.
@@ -113,7 +114,7 @@ class Recipe:
                 warmup_steps=self.warmup_steps,
                 label_smoothing_factor=self.label_smoothing,
                 seed=seed,
-                use_cpu=cpu,
+                use_cpu=device.type == "cpu",
                 save_strategy="no",
                 logging_strategy="steps",
                 logging_steps=50,
@@ -122,6 +123,7 @@ class Recipe:
                 # Rows hold what the network takes and nothing else.
                 remove_unused_columns=False,
             )
+            _keep_to(device, arguments)
             disable_progress_bar()
             trainer = Trainer(trained, arguments, train_dataset=list(rows), data_collator=collator)
             trainer.remove_callback(PrinterCallback)
@@ -131,3 +133,14 @@ class Recipe:
             trained = trained.merge_and_unload()
         done: nn.Module = trained.cpu().eval()
         return done
+
+
+def _keep_to(device: torch.device, arguments: Any) -> None:
+    """Have transformers' arguments train on device alone.
+
+    Theirs are all GPUs that it sees, each with a batch of batch_size, beginning with cuda:0.
+    """
+    _ = arguments.device  # settles them, which would set again what is set here
+    arguments._setup_devices = device
+    arguments._n_gpu = int(device.type != "cpu")
+    arguments.distributed_state.device = device  # where accelerate takes it from

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -76,5 +77,7 @@ class TopicClassification(Classification):
         log.info("training %s on Python's help() (first use)", model.name)
         network = self.fresh(model, None, seed=0)
         rows = self.training_rows()
-        network = self._recipe.train(network, rows, self.collator(), seed=0, cpu=True)
+        network = self._recipe.train(
+            network, rows, self.collator(), seed=0, device=torch.device("cpu")
+        )
         return network, self.tokenizer

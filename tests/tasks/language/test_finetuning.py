@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,6 +105,57 @@ def test_a_layer_that_lora_does_not_find_is_named():
         LoRA(4, 32, 0.0, ["nothing"]).add_to(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"recipe.lr=0.0: give a number above 0"):
         Recipe(0.0, 1, 1, None, 0.0, 0, 0.0, None)
+
+
+class Begun(Exception):
+    """Training has begun, of which a test wants no more."""
+
+
+def begun(monkeypatch, recipe, network, device, seed=0):
+    """Return the Trainer of a recipe as it is when it begins to train."""
+    found = []
+
+    def train(trainer):
+        found.append(trainer)
+        raise Begun
+
+    monkeypatch.setattr(transformers.Trainer, "train", train)
+    rows = [{"input_ids": [1, 2], "labels": [1, 2]}] * 8
+    with pytest.raises(Begun):
+        recipe.train(network, rows, None, seed, torch.device(device))
+    return found[0]
+
+
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_fine_tuning_is_on_the_chosen_gpu_alone_and_of_its_own_batch(monkeypatch, gpus):
+    """The Trainer by itself has a batch for each GPU that it sees, beginning with cuda:0."""
+    from accelerate.utils import DistributedType
+    from transformers import training_args
+
+    chosen = torch.device("cuda", gpus - 1)
+    state = SimpleNamespace(
+        distributed_type=DistributedType.NO, device=torch.device("cuda:0"), backend=None,
+        local_process_index=0, process_index=0, num_processes=1, is_main_process=True,
+    )  # fmt: skip
+    for name, value in {"is_available": True, "device_count": gpus, "set_device": None,
+                        "_lazy_init": None, "is_bf16_supported": True}.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *args, value=value, **kwargs: value)
+    monkeypatch.setattr(training_args, "PartialState", lambda **kwargs: state)
+    moved = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda net, to, **k: moved.append(to) or net)
+    recipe = Recipe(2e-5, 32, 3, None, 0.01, 0, 0.0, None)
+    trainer = begun(monkeypatch, recipe, torch.nn.Linear(2, 2), chosen)
+    assert (trainer.args.train_batch_size, trainer._train_batch_size) == (32, 32)
+    assert (trainer.args.n_gpu, trainer.args.device, state.device) == (1, chosen, chosen)
+    assert set(moved) == {chosen}
+
+
+def test_accelerate_takes_the_device_that_the_trainer_was_given(monkeypatch):
+    """cpu:0 is the CPU by a name that neither library would choose."""
+    named, recipe = torch.device("cpu", 0), Recipe(2e-5, 32, 3, None, 0.01, 0, 0.0, None)
+    trainer = begun(monkeypatch, recipe, torch.nn.Linear(2, 2), named)
+    assert (trainer.args.device, trainer.accelerator.device) == (named, named)
+    assert (trainer.args.n_gpu, trainer.args.train_batch_size) == (0, 32)
 
 
 @pytest.mark.parametrize(
