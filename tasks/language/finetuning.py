@@ -99,7 +99,9 @@ class Recipe:
         import accelerate  # noqa: F401  the Trainer's own error, when it is missing, is longer
 
         # Adam's second moment vanishes in half precision; LoRA trains its own float32 weights.
-        trained: Any = network.float() if self.lora is None else self.lora.add_to(network)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # LoRA's first weights, before the Trainer seeds all else
+            trained: Any = network.float() if self.lora is None else self.lora.add_to(network)
         from transformers import PrinterCallback, Trainer, TrainingArguments
         from transformers.utils.logging import disable_progress_bar
 

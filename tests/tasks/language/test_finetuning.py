@@ -100,6 +100,23 @@ def test_lora_is_merged_into_a_plain_checkpoint(tune, cli, tmp_path, family, tar
     assert outcome.status == 0, outcome.err
 
 
+def test_lora_starts_from_weights_that_the_seed_draws(monkeypatch):
+    recipe = Recipe(1e-4, 4, 1, None, 0.0, 0, 0.0, LoRA(4, 32, 0.1, ["q_proj"]))
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 32}
+    config = transformers.LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
+
+    def first(state, seed):
+        network = transformers.LlamaForCausalLM(config)
+        torch.manual_seed(state)  # what an earlier job of the process has left
+        trained = begun(monkeypatch, recipe, network, "cpu", seed).model
+        (found,) = (w for name, w in trained.named_parameters() if "lora_A" in name)
+        return found.detach().clone()
+
+    own = first(0, seed=0)
+    assert torch.equal(first(123, seed=0), own)
+    assert not torch.equal(first(0, seed=1), own)
+
+
 def test_a_layer_that_lora_does_not_find_is_named():
     with pytest.raises(ValueError, match=r"targets=\['nothing'\]: Linear has no such layers"):
         LoRA(4, 32, 0.0, ["nothing"]).add_to(torch.nn.Linear(2, 2))
