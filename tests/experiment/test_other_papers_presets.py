@@ -97,6 +97,8 @@ def test_signrounds_tables_see_pile_10k_and_their_gptq_has_its_tricks(preset):
         assert cfg.task.calibration_corpus.corpus.path == "NeelNanda/pile-10k"
         assert choices["transform"] == ("awq" if "/awq" in preset else "none")
         assert choices["ranges"] == "min_max"
+        if choices["model"] == "mistral_7b":  # its rows are those of Mistral-7B-v0.1-acc.md
+            assert cfg.model.source == "mistralai/Mistral-7B-v0.1"
         if choices["quant"] == "gptq":
             own = (cfg.quant.act_order, cfg.quant.static_groups, cfg.recon.sequential)
             assert own == (True, True, True)
