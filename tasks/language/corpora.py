@@ -52,6 +52,7 @@ class HubCorpus:
         joined_by: what stands between rows where GPTQ's protocol joins them.
         local: a folder with the files named in files, or None for the hub.
         files: file name of each split in such a folder; first one that exists of a list.
+        revision: the data set's commit or branch on the hub, None for its main one.
     """
 
     path: str
@@ -61,6 +62,7 @@ class HubCorpus:
     joined_by: Literal["blank_line", "space"]
     local: str | None
     files: dict[str, list[str]]
+    revision: str | None = None
     most_windows: ClassVar[int | None] = None
 
     @property
@@ -94,11 +96,17 @@ class HubCorpus:
 
     def _hub_rows(self, split: str) -> list[str]:
         names = [names[0] for names in self.files.values()]
-        return list(load_hub(self.path, self.config, split, None, names)[self.column])
+        found = load_hub(self.path, self.config, split, None, names, self.revision)
+        return list(found[self.column])
 
 
 def load_hub(
-    path: str, config: str | None, split: str, files: dict[str, str] | None, local: Sequence[str]
+    path: str,
+    config: str | None,
+    split: str,
+    files: dict[str, str] | None,
+    local: Sequence[str],
+    revision: str | None = None,
 ) -> Any:
     """Return a split of the hub's data set path; local are the files that stand in for it.
 
@@ -109,7 +117,10 @@ def load_hub(
         f"; without a network give a local folder with {', '.join(local)} (data_dir=PATH, "
         "calibration_dir=PATH)"
     )
-    return loaded(f"{path} can't be loaded", way_out, path, config, data_files=files, split=split)
+    return loaded(
+        f"{path} can't be loaded", way_out, path, config,
+        data_files=files, split=split, revision=revision,
+    )  # fmt: skip
 
 
 def loaded(failed: str, way_out: str, *names: str | None, **options: Any) -> Any:

@@ -92,3 +92,23 @@ def test_only_what_was_joined_by_blank_lines_keeps_its_runs():
     assert "joined_by" not in settings("wikitext2")["corpus"]
     assert settings("ptb")["corpus"]["joined_by"] == "space"
     assert (settings("ptb")["version"], settings("c4")["version"]) == (3, 3)
+
+
+def test_penn_treebank_of_the_hub_is_its_own_conversion_and_no_script(tmp_path, monkeypatch):
+    """`datasets` runs no scripts any more; the folders are as the hub's conversions lie."""
+    datasets = pytest.importorskip("datasets", reason="the extra language is not installed")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for split in PTB:
+        (tmp_path / "hub" / "penn_treebank" / split).mkdir(parents=True)
+        data = datasets.Dataset.from_dict({"sentence": [f"{split} one", f"{split} two"]})
+        data.to_parquet(tmp_path / "hub" / "penn_treebank" / split / "0000.parquet")
+    load, seen = datasets.load_dataset, {}
+
+    def from_folder(path, *args, revision, **options):
+        seen.update(path=path, revision=revision)
+        return load(str(tmp_path / "hub"), *args, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_folder)
+    corpus = build(composed("model=opt_125m", "task=ptb").task.corpus)
+    assert corpus.rows("test") == ["test one", "test two"]
+    assert seen == {"path": "ptb_text_only", "revision": "refs/convert/parquet"}
