@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tasks.language.corpora import BLANK_LINE, loaded
+from tasks.language.corpora import BLANK_LINE
+from tasks.language.hub_data import loaded
 
 # What `datasets` calls the reader of files that end so; .gz may follow.
 KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import ClassVar, Literal, Protocol, cast
 
 from tasks.bounds import Count
+from tasks.language.hub_data import load_hub
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 BLANK_LINE = "\n\n"
+UNKNOWN = "<unk>"  # a rare word, in what is published for models of whole words
 
 
 class Corpus(Protocol):
@@ -86,10 +91,31 @@ class HubCorpus:
         """Return the split as one string."""
         if self.local is None:
             return ("\n" if self.strip else "").join(self._hub_rows(split))
-        folder = Path(self.local).expanduser()
+        path = self._path(split)
+        text = path.read_text(encoding="utf-8")
+        if self.stand_in(split) is not None:
+            log.warning(
+                "%s is read, since %s is not there: another text, %d of whose words are %s; "
+                "perplexities on the two do not compare",
+                path, self.files[split][0], text.count(UNKNOWN), UNKNOWN,
+            )  # fmt: skip
+        return text
+
+    def stand_in(self, split: str) -> str | None:
+        """Return the file that is read for the split's own; None where it is the own, or the hub's.
+
+        WikiText-2 is published twice, raw and with its rare words as <unk>.
+        """
+        if self.local is None:
+            return None
+        name = self._path(split).name
+        return None if name == self.files[split][0] else name
+
+    def _path(self, split: str) -> Path:
         for name in self.files[split]:
-            if (folder / name).is_file():
-                return (folder / name).read_text(encoding="utf-8")
+            path = Path(str(self.local)).expanduser() / name
+            if path.is_file():
+                return path
         raise ValueError(
             f"data_dir={self.local}: none of {', '.join(self.files[split])} for the split {split}"
         )
@@ -98,47 +124,6 @@ class HubCorpus:
         names = [names[0] for names in self.files.values()]
         found = load_hub(self.path, self.config, split, None, names, self.revision)
         return list(found[self.column])
-
-
-def load_hub(
-    path: str,
-    config: str | None,
-    split: str,
-    files: dict[str, str] | None,
-    local: Sequence[str],
-    revision: str | None = None,
-) -> Any:
-    """Return a split of the hub's data set path; local are the files that stand in for it.
-
-    Raises:
-        ValueError: when it can't be had, with the way out.
-    """
-    way_out = (
-        f"; without a network give a local folder with {', '.join(local)} (data_dir=PATH, "
-        "calibration_dir=PATH)"
-    )
-    return loaded(
-        f"{path} can't be loaded", way_out, path, config,
-        data_files=files, split=split, revision=revision,
-    )  # fmt: skip
-
-
-def loaded(failed: str, way_out: str, *names: str | None, **options: Any) -> Any:
-    """Return what `datasets.load_dataset` makes of names and options.
-
-    Raises:
-        ValueError: when it can't be had: failed, the reason and way_out in one line.
-    """
-    import datasets
-
-    try:
-        return datasets.load_dataset(*names, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        # What stopped its making of a table is told by the cause alone.
-        made = isinstance(error, datasets.exceptions.DatasetGenerationError)
-        told = (made and error.__cause__) or error
-        reason = (str(told).strip().splitlines() or [type(told).__name__])[0]
-        raise ValueError(f"{failed}: {reason}{way_out}") from error
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from tasks.bounds import Count
-from tasks.language.corpora import load_hub
+from tasks.language.hub_data import load_hub
 
 log = logging.getLogger(__name__)
 

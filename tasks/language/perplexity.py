@@ -15,7 +15,7 @@ from tasks.bounds import Count, NotNegative
 from tasks.finite import perplexity_of
 from tasks.language.base import TransformerTask, check_positions
 from tasks.language.calibration_data import Calibration, Stream
-from tasks.language.corpora import Corpus
+from tasks.language.corpora import Corpus, HubCorpus
 from tasks.language.divergence import Divergence
 from tasks.language.protocols import Protocol
 
@@ -138,10 +138,17 @@ class LanguageModeling(TransformerTask):
                     (full,) = adapter.logits_after({"input_ids": window[None]}, hidden)
                     divergence.add(full[:-1], own)
                 losses.append(loss.item())
+        self.facts = self._of_text()
         means = torch.tensor(losses) / (windows.shape[1] - 1)
         self.outcomes = {"perplexity": means} | divergence.outcomes()
         perplexity = perplexity_of(sum(losses) / windows[:, 1:].numel())
         return {"perplexity": perplexity} | divergence.metrics()
+
+    def _of_text(self) -> dict[str, str]:
+        """Return which file was read for the evaluated split, where that is not its own."""
+        corpus, split = self._corpus, self._protocol.split
+        found = corpus.stand_in(split) if isinstance(corpus, HubCorpus) else None
+        return {} if found is None else {"text": found}
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:
         """Check the known perplexity, and that the network predicts better than chance.

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.language.corpora import load_hub
+from tasks.language.hub_data import load_hub
 
 NO_ANSWER = (0, 0)  # both on the first token, [CLS]
 
