@@ -91,9 +91,10 @@ def test_grids_are_the_papers(preset):
 
 @pytest.mark.parametrize("preset", [p for p in PRESETS if p.startswith("signround/")])
 def test_signrounds_tables_see_pile_10k_and_their_gptq_has_its_tricks(preset):
-    """auto-round@b9f3d00, docs/paper_acc.md: 512 samples of 2048 tokens; 200 iterations of 8."""
+    """auto-round@b9f3d00, docs/paper_acc.md: 512 samples of 2048 tokens, of 512 in AWQ; 200 its."""
+    tokens = 512 if "/awq" in preset else 2048
     for job, cfg, choices in all_jobs(preset):
-        assert (cfg.num_samples, cfg.task.seq_len) == (512, 2048), job
+        assert (cfg.num_samples, cfg.task.seq_len) == (512, tokens), job
         assert cfg.task.calibration_corpus.corpus.path == "NeelNanda/pile-10k"
         assert choices["transform"] == ("awq" if "/awq" in preset else "none")
         assert choices["ranges"] == "min_max"
