@@ -51,6 +51,8 @@ MODULES_ALONE = (
     "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "vit_small_patch16_224.augreg_in1k",
     "deit_tiny_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k",
 )  # fmt: skip
+# Of the timm models whose resize is the same rounded and floored, as it is since version 2.
+SAME_RESIZE = ("tf_efficientnet_lite0",)
 FULL_STREAMS = OPTIONS["stream_dtype"]
 
 
@@ -87,8 +89,18 @@ def with_versions(node: dict[str, Any]) -> dict[str, Any]:
         gated = model["_target_"] == "VisionModel" and model["name"] not in MODULES_ALONE
         if gated or task["_target_"] in PADDED:
             activation[VERSION] = 2
+    if _is_floored(task, model):
+        task[VERSION] = 2
     version = VERSIONS.get(str(node.get("_target_")))
     return found if version is None else {**found, VERSION: version}
+
+
+def _is_floored(images: dict[str, Any], model: dict[str, Any]) -> bool:
+    """Return whether a run's images are resized as timm does it, but for SAME_RESIZE."""
+    if images.get("_target_") != "ImageNet" or model.get("library") != "timm":
+        return False
+    own = (images.get("preprocessing") or {}).get("resize") is None
+    return own and model.get("name") not in SAME_RESIZE
 
 
 def pin(cfg: DictConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar
@@ -76,7 +77,7 @@ def own_preprocessing(model: VisionModel, weights: Any = None) -> Preprocessing:
 
     config = resolve_data_config(model.build(1).pretrained_cfg)
     crop = config["input_size"][-1]
-    resize = round(crop / config["crop_pct"])
+    resize = math.floor(crop / config["crop_pct"])  # as its create_transform does
     return Preprocessing(resize, crop, config["interpolation"], config["mean"], config["std"])
 
 

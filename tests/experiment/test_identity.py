@@ -402,6 +402,20 @@ def test_static_ranges_have_a_version_where_a_network_has_more_of_them_than_befo
         assert identity_module.with_versions(node)["activation"].get("_version_") == version
 
 
+def test_timms_images_have_a_version_where_their_resize_was_rounded_up():
+    def version(task, library, name, resize=None):
+        settings = {"_target_": task, "preprocessing": {"resize": resize}}
+        node = {"task": settings, "model": {"library": library, "name": name}}
+        return identity_module.with_versions(node)["task"].get("_version_")
+
+    deit = ("timm", "deit_tiny_patch16_224.fb_in1k")
+    assert version("ImageNet", *deit) == 2
+    assert version("ImageNet", *deit, resize=249) is None, "as it was asked for"
+    assert version("ScatteredDigits", *deit) is None
+    assert version("ImageNet", "timm", "tf_efficientnet_lite0") is None, "256, either way"
+    assert version("ImageNet", "torchvision", "resnet18") is None
+
+
 def test_a_renamed_record_of_before_is_no_run_of_a_raised_version(tmp_path):
     """Rekey gives records of the first versions their names: no version is in them."""
     node = {"quant": {"_target_": "SignRound"}, "recon": {"_target_": "Reconstruction"}}

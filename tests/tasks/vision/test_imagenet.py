@@ -102,6 +102,19 @@ def test_missing_fields_are_the_architectures_own():
     assert (lite.resize, lite.crop, lite.interpolation) == (256, 224, "bicubic")
 
 
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_patch16_224.fb_in1k", "tf_efficientnet_lite0", "test_efficientnet"]
+)
+def test_a_resize_is_timms_own(name):
+    """DeiT's crop of 224 is 0.9 of 248.9 pixels, of which timm takes 248."""
+    import timm
+    from timm.data import create_transform, resolve_data_config
+
+    own = own_preprocessing(VisionModel("timm", name, None, 8, False, False, []))
+    theirs = create_transform(**resolve_data_config(timm.get_pretrained_cfg(name).to_dict()))
+    assert own.resize == theirs.transforms[0].size
+
+
 @pytest.mark.parametrize("damage", ["missing", "no_val", "empty", "unknown"])
 def test_a_folder_that_can_not_be_used_is_refused(root, damage, tmp_path):
     if damage == "missing":
