@@ -42,7 +42,8 @@ class Task(ABC):
             metric: [samples], bool for right or wrong, float for the mean negative log-likelihood
             [nats a token] behind a perplexity, and for any other mean in the metric's own unit.
             Metrics that are no mean over samples are absent.
-        facts: what the record tells besides numbers of how the last `evaluate` measured, by name.
+        facts: what the record tells besides numbers of how the last `evaluate` measured, and of
+            where `calibration` had its samples, by name.
         reference: what `compared` gave of the full-precision network, [samples, ...], which
             `evaluate` compares another network with; None compares nothing.
     """

@@ -55,7 +55,7 @@ class Record:
         evaluation_data: the digest of what was measured on; None for a task that does not say.
         evaluation: how the task measured, where it tells that: of lm-eval its version, shots, the
             metric by which each task votes, whether prompts begin with <s>; the text that was read
-            for WikiText-2's raw one.
+            for WikiText-2's raw one; whether calibration_images are ImageNet's of train or of val.
         transform: what was done to the network before it was quantized: the transform's name, how
             far a sample's logits moved, what it found. Empty where nothing was done.
         average_bits: the mean of bits over the weights that are quantized; None in records from

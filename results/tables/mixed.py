@@ -20,6 +20,7 @@ def conditions_of(record: Record) -> dict[str, str]:
         "torch": record.versions.get("torch", ""),
         "network": _short(record.network),
         "evaluation data": _short(record.evaluation_data),
+        "calibration images": str(record.evaluation.get("calibration_images", "")),
     }
     if record.device == "cpu":
         found |= {"threads": str(record.threads or ""), "processor": record.processor}

@@ -109,6 +109,7 @@ class ImageNet(VisionTask):
     def calibration(self, num_samples: int, seed: int) -> Sequence[Tensor]:
         """Return num_samples images of train, drawn by seed, as one batch."""
         part = "train" if (self._root / "train").is_dir() else "val"
+        self.facts = {"calibration_images": part}
         if part == "val":
             log.warning(
                 "imagenet_dir has no train: the calibration images are taken from val, "

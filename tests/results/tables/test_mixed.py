@@ -14,7 +14,8 @@ from tests.results.records.test_store import record
 
 SAME = {"device": "cpu", "precision": "float32", "processor": "P", "threads": 2,
         "versions": {"torch": "2.9.0"},
-        "network": "a" * 64, "evaluation_data": "d" * 64}  # fmt: skip
+        "network": "a" * 64, "evaluation_data": "d" * 64,
+        "evaluation": {"calibration_images": "train"}}  # fmt: skip
 
 
 def seeds(*changes):
@@ -34,6 +35,7 @@ def seeds(*changes):
         ({"versions": {"torch": "2.10.0"}}, "torch (2.9.0, 2.10.0)"),
         ({"network": "b" * 64}, "network (sha256:aaaaaaaa, sha256:bbbbbbbb)"),
         ({"evaluation_data": "e" * 64}, "evaluation data (sha256:dddddddd, sha256:eeeeeeee)"),
+        ({"evaluation": {"calibration_images": "val"}}, "calibration images (train, val)"),
         ({"precision": "bfloat16"}, "precision (float32, bfloat16)"),
         ({"device": "NVIDIA H100"}, "device (cpu, NVIDIA H100)"),
         ({"threads": 1, "processor": "Q"}, "threads (2, 1); processor (P, Q)"),

@@ -80,9 +80,14 @@ def test_calibration_is_seeded_also_when_augmented(root):
 def test_without_train_calibration_comes_from_val_with_a_word(root, caplog):
     import shutil
 
+    seen = imagenet(root)
+    seen.calibration(4, 0)
+    assert seen.facts == {"calibration_images": "train"}
     shutil.rmtree(root / "train")
-    assert len(imagenet(root).calibration(4, 0)[0]) == 4
+    task = imagenet(root)
+    assert len(task.calibration(4, 0)[0]) == 4
     assert "taken from val" in caplog.text
+    assert task.facts == {"calibration_images": "val"}
 
 
 def test_too_few_images_are_refused(root):
