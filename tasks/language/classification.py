@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
@@ -43,19 +42,23 @@ def matthews(predicted: Tensor, truth: Tensor) -> float:
 
 def pearson(predicted: Tensor, truth: Tensor) -> float:
     """Return Pearson's correlation."""
-    return _number(torch.corrcoef(torch.stack([predicted, truth]).double())[0, 1].item())
+    if _constant(predicted) or _constant(truth):
+        return 0.0
+    return torch.corrcoef(torch.stack([predicted, truth]).double())[0, 1].item()
 
 
 def spearman(predicted: Tensor, truth: Tensor) -> float:
     """Return Spearman's correlation of the ranks, ties at their mean."""
     from scipy.stats import spearmanr
 
-    return _number(float(spearmanr(predicted, truth).statistic))
+    if _constant(predicted) or _constant(truth):
+        return 0.0
+    return float(spearmanr(predicted, truth).statistic)
 
 
-def _number(correlation: float) -> float:
-    """Return 0 for the correlation with a constant, which is none."""
-    return 0.0 if math.isnan(correlation) else correlation
+def _constant(values: Tensor) -> bool:
+    """Return whether values are all the same, with which nothing is correlated."""
+    return bool((values == values[0]).all())
 
 
 METRICS = {f.__name__: f for f in (accuracy, f1, matthews, pearson, spearman)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,7 +114,11 @@ class Glue:
         return found
 
     def _label(self, text: str) -> float:
-        return float(text) if self.classes is None else self.classes.index(text)
+        if self.classes is not None:
+            return self.classes.index(text)
+        if not math.isfinite(score := float(text)):
+            raise ValueError("a score is a number")
+        return score
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""GLUE's local files that can't be used: each is one line with the file's name and the line."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tasks.language.classification import METRICS
+from tests.tasks.language.test_classification import glue
+
+pytest.importorskip("transformers", reason="the extra language is not installed")
+STSB = "sentence1\tsentence2\tscore\n"
+
+
+@pytest.fixture
+def refused(tmp_path, cache_dir):
+    """Return a function that reads bytes as a subset's dev.tsv and returns (its path, message)."""
+
+    def call(subset, data):
+        file = tmp_path / "dev.tsv"
+        file.write_bytes(data if isinstance(data, bytes) else data.encode())
+        with pytest.raises(ValueError, match=r"dev\.tsv") as error:
+            glue(subset, tmp_path, cache_dir)._data.examples("validation")
+        assert "\n" not in str(error.value)
+        return file, str(error.value)
+
+    return call
+
+
+@pytest.mark.parametrize("label", ["nan", "inf", "-inf", "many"])
+def test_a_score_that_is_no_number_is_refused(refused, label):
+    file, message = refused("stsb", f"{STSB}a b\tc d\t2.5\na\tb\t{label}\n")
+    assert message == f"{file}, line 3: {label!r} is no label of stsb"
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_a_correlation_is_0_with_a_constant_alone(name):
+    scores = torch.tensor([1.0, 2.0, 4.0])
+    assert METRICS[name](scores, torch.ones(3)) == METRICS[name](torch.ones(3), scores) == 0
+    assert math.isnan(METRICS[name](scores, torch.tensor([1.0, math.nan, 4.0])))
