@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from typing import ClassVar, Literal, Protocol, cast
 
 from tasks.bounds import Count
 from tasks.language.hub_data import load_hub
+from tasks.language.text_files import gzipped_texts, read_text
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class HubCorpus:
         if self.local is None:
             return ("\n" if self.strip else "").join(self._hub_rows(split))
         path = self._path(split)
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         if self.stand_in(split) is not None:
             log.warning(
                 "%s is read, since %s is not there: another text, %d of whose words are %s; "
@@ -159,11 +158,7 @@ class C4:
             path = Path(self.local).expanduser() / name
             if not path.is_file():
                 raise ValueError(f"calibration_dir={self.local}: {name} of allenai/c4 is not there")
-            try:
-                with gzip.open(path, "rt", encoding="utf-8") as file:
-                    rows = [json.loads(line)["text"] for line in file]
-            except (OSError, EOFError, ValueError, KeyError) as error:
-                raise ValueError(f"{path} is damaged or no shard of allenai/c4: {error}") from error
+            rows = gzipped_texts(path)
         return list(rows if split == "train" else rows[: self.documents])
 
 
@@ -195,11 +190,13 @@ class TextFiles:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         lines = []
         for file in files:
-            try:
-                lines += file.read_text(encoding="utf-8").splitlines(keepends=True)
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{file} is not UTF-8 text; remove or convert it") from error
-        return _tenths(lines, split)
+            lines += read_text(file).splitlines(keepends=True)
+        rows = _tenths(lines, split)
+        if not rows:
+            raise ValueError(
+                f"{path}: {len(lines)} lines are too few for a split {split}; give 10 or more"
+            )
+        return rows
 
 
 @dataclass(frozen=True)

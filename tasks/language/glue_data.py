@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import math
 import re
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tasks.bounds import Count
 from tasks.language.hub_data import load_hub
+from tasks.language.text_files import read_text
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +87,7 @@ class Glue:
         )
 
     def _read(self, path: Path) -> list[Example]:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        lines = _lines(path)
         wanted = [*self.text_columns, self.label_column]
         first = 0 if all(isinstance(w, int) for w in wanted) else 1
         header = lines[0] if first and lines else []
@@ -111,6 +112,8 @@ class Glue:
                 ) from error
         if short:
             log.warning("%s: left out %d lines with too few columns", path, short)
+        if not found:
+            raise ValueError(f"{path}: no examples in it; get it again")
         return found
 
     def _label(self, text: str) -> float:
@@ -119,6 +122,22 @@ class Glue:
         if not math.isfinite(score := float(text)):
             raise ValueError("a score is a number")
         return score
+
+
+def _lines(path: Path) -> list[list[str]]:
+    """Return the fields of each line of a tab-separated file.
+
+    Raises:
+        ValueError: when it is something else; names the line.
+    """
+    text = io.StringIO(read_text(path, "utf-8-sig", newline=""), newline="")
+    reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+    try:
+        return list(reader)
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {reader.line_num}: no line of tab-separated fields ({error})"
+        ) from error
 
 
 @dataclass(frozen=True)

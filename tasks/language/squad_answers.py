@@ -74,7 +74,7 @@ def _from_file(path: Path, names: Sequence[str]) -> list[Question]:
         ]
         if not questions:
             raise ValueError("no questions")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{path} is not SQuAD v1.1 ({type(error).__name__}: {reason}); get it again from "
@@ -85,6 +85,10 @@ def _from_file(path: Path, names: Sequence[str]) -> list[Question]:
 
 def _in_file(entry: Mapping[str, Any], context: str) -> Question:
     answers = {key: [a[key] for a in entry["answers"]] for key in ("text", "answer_start")}
+    if not all(isinstance(text, str) for text in (entry["question"], context, *answers["text"])):
+        raise TypeError("a question, context or answer is no text")
+    if not all(isinstance(start, int) for start in answers["answer_start"]):
+        raise TypeError("an answer_start is no whole number")
     return _question(entry["question"], context, **answers)
 
 

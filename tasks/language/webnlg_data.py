@@ -63,7 +63,7 @@ def _parse(file: Path) -> Iterator[Entry]:
     try:
         for node in ElementTree.parse(file).getroot().iter("entry"):
             yield _entry(node)
-    except (ElementTree.ParseError, UnicodeDecodeError, ValueError, KeyError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise ValueError(
             f"{file} is not XML of the WebNLG 2017 challenge ({error}); get it again or remove it"
         ) from error

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
@@ -81,5 +81,6 @@ def _load_image(path: str) -> Image.Image:
     try:
         with open(path, "rb") as file:
             return Image.open(file).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"image {path} cannot be read ({error}); replace or remove it") from error
+    except Exception as error:  # whatever a damaged file leads PIL to: SyntaxError, IndexError, ...
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"image {path} cannot be read ({told}); replace or remove it") from error

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
 import torch
 
 from flexround.models.language_adapter import LanguageAdapter
+from tasks.language.corpora import C4, TextFiles
 from tasks.language.protocols import Protocol
 from tests.tasks.language.test_perplexity import modeling, tiny_model, wikitext
 
@@ -39,3 +42,52 @@ def test_a_wikitext_of_unk_tokens_is_told_in_the_log_and_in_the_facts(tmp_path, 
     (tmp_path / "wiki.test.raw").write_text(text.replace("<unk>", "cat"))
     assert evaluated(tmp_path, cache_dir).facts == {}
     assert not warnings(caplog)
+
+
+LATIN_1 = b"fine\ncaf\xe9\n"
+
+
+def test_a_text_that_is_not_utf_8_is_named_with_its_line(tmp_path):
+    (tmp_path / "wiki.test.raw").write_bytes(LATIN_1)
+    told = r"wiki.test.raw is not UTF-8 text \(line 2\); convert or remove it$"
+    with pytest.raises(ValueError, match=told):
+        wikitext(tmp_path).rows("test")
+    with pytest.raises(ValueError, match=told):
+        TextFiles(str(tmp_path)).rows("train")
+
+
+GOOD = b'{"text": "a"}\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [(b"[1]\n", "no text in it"), (b'{"text": null}\n', "no text in it"), (b"3\n", "no text in it"),
+     (b"{}\n", "no text in it"), (b"not json\n", "Expecting value"), (b"[" * 100_000, "recursion"),
+     (b'{"text": "\xe9"}\n', "can't decode byte")],
+)  # fmt: skip
+def test_a_line_that_is_no_document_is_named(tmp_path, line, told):
+    (tmp_path / "a.gz").write_bytes(gzip.compress(GOOD + GOOD + line))
+    with pytest.raises(ValueError, match=told) as error:
+        C4(str(tmp_path), {"train": ["a.gz"]}, 9).rows("train")
+    path = tmp_path / "a.gz"
+    assert str(error.value).startswith(f"{path}, line 3: damaged or no shard of allenai/c4 (")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_archive_is_named(tmp_path, damage):
+    data = gzip.compress(b'{"text": "abcdefgh"}\n' * 1000)
+    half = len(data) // 2
+    flipped = data[:half] + bytes(b ^ 255 for b in data[half:-8]) + data[-8:]
+    (tmp_path / "a.gz").write_bytes(data[:half] if damage == "cut" else flipped)
+    with pytest.raises(ValueError, match=r"a\.gz, line \d+: damaged or no shard of allenai/c4"):
+        C4(str(tmp_path), {"train": ["a.gz"]}, 9).rows("train")
+
+
+def test_a_text_of_too_few_lines_for_its_splits_says_so(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("line\n" * 9)
+    assert len(TextFiles(str(file)).rows("validation")) == 1
+    with pytest.raises(ValueError, match=r"text.txt: 9 lines are too few .* test; give 10 or more"):
+        TextFiles(str(file)).rows("test")
+    file.write_text("line\n" * 10)
+    assert len(TextFiles(str(file)).rows("test")) == 1

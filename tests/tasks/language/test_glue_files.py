@@ -40,3 +40,20 @@ def test_a_correlation_is_0_with_a_constant_alone(name):
     scores = torch.tensor([1.0, 2.0, 4.0])
     assert METRICS[name](scores, torch.ones(3)) == METRICS[name](torch.ones(3), scores) == 0
     assert math.isnan(METRICS[name](scores, torch.tensor([1.0, math.nan, 4.0])))
+
+
+SST2 = "sentence\tlabel\n"
+
+
+@pytest.mark.parametrize(
+    ("subset", "data", "line", "told"),
+    [("sst2", f"{SST2}good\t1\n{'a' * 140_000}\t1\n", ", line 3", "field larger than field limit"),
+     ("sst2", SST2.encode() + b"caf\xe9 bad\t1\n", "", "is not UTF-8 text (line 2)"),
+     ("sst2", SST2, "", "no examples in it"),
+     ("sst2", f"{SST2}broken\n", "", "no examples in it"),
+     ("cola", "", "", "no examples in it")],
+)  # fmt: skip
+def test_a_file_that_can_not_be_read_is_named(refused, subset, data, line, told):
+    file, message = refused(subset, data)
+    assert message.startswith(f"{file}{line}")
+    assert told in message

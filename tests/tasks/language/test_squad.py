@@ -267,6 +267,51 @@ def test_full_precision_that_is_off_or_untrained_is_refused(cache_dir):
         ("[]", "is not SQuAD v1.1"),
         ('{"data": []}', "no questions"),
         ('{"data": [{"paragraphs": [{"context": "c", "qas": [{"question": "q"}]}]}]}', "answers"),
+        ("[" * 100_000, "RecursionError"),
+        (
+            json.dumps(
+                {
+                    "data": [
+                        {
+                            "paragraphs": [
+                                {
+                                    "context": "c",
+                                    "qas": [
+                                        {
+                                            "question": None,
+                                            "answers": [{"text": "c", "answer_start": 0}],
+                                        }
+                                    ],
+                                }
+                            ]
+                        }
+                    ]
+                }
+            ),
+            "no text",
+        ),
+        (
+            json.dumps(
+                {
+                    "data": [
+                        {
+                            "paragraphs": [
+                                {
+                                    "context": "c",
+                                    "qas": [
+                                        {
+                                            "question": "q",
+                                            "answers": [{"text": "c", "answer_start": None}],
+                                        }
+                                    ],
+                                }
+                            ]
+                        }
+                    ]
+                }
+            ),
+            "whole",
+        ),
     ],
 )
 def test_a_file_of_something_else_is_refused(cache_dir, tmp_path, text, message):

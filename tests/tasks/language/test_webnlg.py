@@ -121,6 +121,7 @@ def test_entities_of_xml_are_read(tmp_path):
         (xml([("Food", ["two | parts"], [])]), "'two | parts' is no triple"),
         (xml([("Food", [], [])]), "no mtriple in entry Id1"),
         (xml([SEEN]).replace("category=", "kind="), "is not XML of the WebNLG 2017 challenge"),
+        ('<?xml version="1.0" encoding="none"?><benchmark/>', "is not XML of the WebNLG 2017"),
     ],
 )
 def test_a_file_of_something_else_is_refused(folder, text, message):

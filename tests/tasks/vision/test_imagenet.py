@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -147,6 +150,35 @@ def test_an_unreadable_image_is_named_in_one_line(root, workers):
     adapter_like = type("Adapter", (), {"forward": lambda _, x: torch.zeros(len(x), 1000)})()
     with pytest.raises(ValueError, match=f"^image {bad} cannot be read.*remove it$"):
         task.evaluate(adapter_like)
+
+
+def broken_png(folder):
+    """Return a file whose second chunk of pixels has lost its name: PIL raises a SyntaxError."""
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0))
+    pixels = zlib.compress(bytes((1 + 3 * 64) * 64), 0)
+    parts = chunk(b"IDAT", pixels[:5000]) + chunk(b"I\xdbNo", pixels[5000:]) + chunk(b"IEND", b"")
+    file = folder / "broken.png"
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + head + parts)
+    return file
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("damage", ["broken", "bomb"])
+def test_an_image_that_pil_fails_on_is_named_in_one_line(root, workers, damage, monkeypatch):
+    if damage == "broken":
+        bad = broken_png(root / "val" / class_list()[3])
+    else:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # of 2,000, above twice which it fails
+        bad = root / "val" / class_list()[3] / "0.JPEG"
+    task = imagenet(root, num_workers=workers)
+    with pytest.raises(ValueError, match=f"^image {bad} cannot be read.*remove it$"):
+        list(task.test_batches())
 
 
 @pytest.mark.parametrize(
