@@ -122,6 +122,15 @@ def test_a_preset_without_a_schedule_for_a_method_names_those_that_have_one():
         check_preset("fast", "mine")
 
 
+@pytest.mark.parametrize("quant", ["flexround", "lrq"])
+def test_llama2_takes_the_authors_search_where_their_scripts_clip(quant):
+    """docs/methods.md says how; a tuned file can't choose another member of a group itself."""
+    given = ["model=llama2_13b", f"quant={quant}", "ranges=lp_2d"]
+    ranges = [composed(*given, f"bits={bits}").ranges for bits in (3, 4)]
+    assert {node._target_ for node in ranges} == {"flexround.ranges.LpSearch2D"}
+    assert [node.candidates for node in ranges] == [80, 1], "W3A16 clips, W4A16 does not"
+
+
 @pytest.mark.parametrize("path", [p for p in TUNED if p.parts[1] == "recipe_pair"], ids=str)
 def test_every_tuned_recipe_composes_and_fits_its_target(path):
     name = "/".join(path.parts[2:])
