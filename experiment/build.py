@@ -12,7 +12,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -29,6 +29,8 @@ _ARBITRARY = ConfigDict(arbitrary_types_allowed=True, strict=True)
 OURS = ("flexround", "tasks")
 LOGGERS = ("experiment.wandb_logger.WandbLogger",)
 TARGET, PARTIAL = "_target_", "_partial_"
+# What would act of a loop's options where none of them is the method's; it is off there.
+ACTING = ("iters", "act_iters", "e2e_iters", "held_out", "patience")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 
@@ -62,6 +64,27 @@ def build_grid(cfg: DictConfig) -> Grid:
     levels = build(cfg.grid, cfg.plugins)
     symmetric = cfg.symmetric or levels is not None
     return Grid(cfg.bits, symmetric, build(cfg.granularity, cfg.plugins), levels)
+
+
+def build_loop(cfg: DictConfig) -> Any:
+    """Return the loop over layers.
+
+    In a sweep a method that learns nothing stands beside others with the same options, which are
+    in no name of its runs; so that they do nothing there.
+
+    Raises:
+        ValueError: as build does.
+    """
+    node = cfg.recon
+    if has_idle_loop(cfg):
+        given = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+        node = OmegaConf.create({**given, **{name: 0 for name in ACTING if name in given}})
+    return build(node, cfg.plugins)
+
+
+def has_idle_loop(cfg: DictConfig) -> bool:
+    """Return whether none of the loop's options is the method's, which learns nothing."""
+    return "recon" in cfg.idle.get("quant", ())
 
 
 def validate(cfg: DictConfig) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiment import ROOT
+from experiment.build import has_idle_loop
 from experiment.config import parsed
 from experiment.identity import FINETUNED, FULL_STREAMS
 from experiment.values import check_every_value
@@ -38,7 +39,7 @@ def check_choices(
     check_values(cfg)
     check_idle(cfg, own, sweep)
     check_loop(cfg)
-    if "recon" not in cfg.idle.get("quant", ()):  # round-to-nearest is the same in every setting
+    if not has_idle_loop(cfg):  # round-to-nearest is the same in every setting
         check_preset(choices["recon"], choices["quant"])
         check_samples(cfg)
     symmetric = cfg.symmetric or cfg.grid is not None

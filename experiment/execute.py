@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from experiment.build import build, build_grid, validate
+from experiment.build import build, build_grid, build_loop, validate
 from experiment.device import device_name, device_of, precision_told, processor
 from experiment.full_precision import FullPrecision
 from experiment.job import Job
@@ -43,7 +43,7 @@ def _execute(job: Job, threads: int) -> Record:
     cfg = job.cfg
     validate(cfg)
     made = partial(build, plugins=cfg.plugins)
-    task, model, recon = made(cfg.task), made(cfg.model), made(cfg.recon)
+    task, model, recon = made(cfg.task), made(cfg.model), build_loop(cfg)
     grid = build_grid(cfg)
     quantizer, ranges, activation = made(cfg.quant), made(cfg.ranges), made(cfg.activation)
     transform, allocation = made(cfg.transform), made(cfg.allocation)
