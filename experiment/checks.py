@@ -115,6 +115,12 @@ def check_samples(cfg: DictConfig) -> None:
         check_enough(cfg.num_samples, cfg.recon.batch_size, cfg.recon.held_out)
 
 
+def bits_of_layers(cfg: DictConfig) -> dict[str, Any]:
+    """Return bits_per_layer by name: the command line takes a layer called 0 for a number."""
+    given: Any = OmegaConf.to_container(cfg.bits_per_layer or OmegaConf.create(), resolve=True)
+    return {str(name): own for name, own in given.items()}
+
+
 def check_bits_of_layers(cfg: DictConfig) -> None:
     """Check bits_per_layer, and that no layer gets its bits from two places.
 
@@ -122,9 +128,7 @@ def check_bits_of_layers(cfg: DictConfig) -> None:
         ValueError: names what is wrong.
     """
     given = cfg.bits_per_layer
-    plain = OmegaConf.to_container(given, resolve=True) if isinstance(given, DictConfig) else given
-    if isinstance(plain, dict):  # the command line takes a layer called 0 for a number
-        plain = {str(name): own for name, own in plain.items()}
+    plain = bits_of_layers(cfg) if isinstance(given, DictConfig) else given
     check_layer_bits(plain, cfg.bits, cfg.grid is not None)
     if cfg.allocation is not None and given:
         raise ValueError(

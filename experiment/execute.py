@@ -11,6 +11,7 @@ from functools import partial
 import torch
 
 from experiment.build import build, build_grid, build_loop, validate
+from experiment.checks import bits_of_layers
 from experiment.device import device_name, device_of, precision_told, processor
 from experiment.full_precision import FullPrecision
 from experiment.job import Job
@@ -69,7 +70,7 @@ def _execute(job: Job, threads: int) -> Record:
 
         offload = own.activations if cfg.offload else None
         adapter = model.adapter(task, cfg.checkpoint, own.device, offload)
-        adapter.assign_bits(cfg.bits_per_layer or {})
+        adapter.assign_bits(bits_of_layers(cfg))
         draft.coverage = adapter.coverage()
         calibration = task.calibration(cfg.num_samples, cfg.seed)
         job.check_unchanged()

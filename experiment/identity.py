@@ -136,6 +136,8 @@ def reduced(settings: dict[str, Any], contents: Contents) -> dict[str, Any]:
         model["source"] = network_digest(model["source"], contents)
         if model["name"] == called:
             del model["name"]  # says where the network lies once more
+    if isinstance(settings.get("bits_per_layer"), dict):
+        settings["bits_per_layer"] = _in_order(settings["bits_per_layer"])
     idle = [option for options in settings["idle"].values() for option in options]
     for path in (*NOT_IDENTITY, *idle):
         node, last = _holder(settings, path)
@@ -145,6 +147,15 @@ def reduced(settings: dict[str, Any], contents: Contents) -> dict[str, Any]:
         if is_off(path, node.get(last)):
             node.pop(last, None)
     return cast(dict[str, Any], _canonical(_with_digests(settings, contents)))
+
+
+def _in_order(bits: dict[Any, int]) -> dict[str, int] | list[list[Any]]:
+    """Return bits_per_layer as pairs where their order, which decides, is not the alphabet's.
+
+    A run is named by its settings in the order of their names.
+    """
+    named = {str(pattern): own for pattern, own in bits.items()}
+    return named if list(named) == sorted(named) else [list(pair) for pair in named.items()]
 
 
 def _holder(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:

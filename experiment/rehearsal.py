@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from experiment.checks import bits_of_layers
 from flexround.models.base import ModelAdapter, check_kind
 from flexround.models.layer_chain import chain_of
 from flexround.structure import Layer, is_quantizable
@@ -43,7 +44,7 @@ def rehearse(cfg: DictConfig, task: Task, model: Any, device: torch.device, chec
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         if task.describe(model, cfg.checkpoint, Path(folder)):
             adapter = model.bare_adapter(task, cfg.checkpoint, Path(folder), device)
-            adapter.assign_bits(cfg.bits_per_layer or {})
+            adapter.assign_bits(bits_of_layers(cfg))
             checks.run(adapter, task.calibration(cfg.num_samples, cfg.seed))
 
 

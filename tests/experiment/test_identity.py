@@ -27,6 +27,7 @@ from tasks.vision import checkpoints
 from tests.conftest import TINY
 
 RTN = (*TINY, "quant=rtn", "bits=8", "num_samples=32")
+TEXT = ("model=tiny_llama", "task=text", "quant=rtn")
 
 
 @pytest.fixture
@@ -56,6 +57,21 @@ def test_a_record_keeps_what_its_run_worked_on_and_not_what_others_have_their_ow
     assert portable_overrides([*typed, "results_dir=/here", "plugins=[a]"]) == [
         "quant=rtn", "device=cuda", "seed=1", "plugins=[a]",
     ]  # fmt: skip
+
+
+def test_the_order_of_patterns_is_in_a_name_as_the_last_that_fits_counts(name_of):
+    one, other = (
+        name_of(*TEXT, f"bits_per_layer={{{given}}}")
+        for given in ("*: 3, *.down_proj: 8", "*.down_proj: 8, *: 3")
+    )
+    assert one != other
+
+
+def test_a_sorted_order_of_patterns_has_the_name_that_it_had(tmp_path):
+    with initialize_config_module("conf", version_base="1.3"):
+        words = [*TEXT, "bits_per_layer={*: 3, *.down_proj: 8}", f"cache_dir={tmp_path}/cache"]
+        settings = identity(compose("config", words))
+    assert settings["bits_per_layer"] == {"*": 3, "*.down_proj": 8}
 
 
 def network(path: Path, noise: float, cache_dir: Path) -> Path:
@@ -157,9 +173,6 @@ def test_weights_that_change_under_a_run_end_it(cli, results_dir, weights, monke
     assert outcome.status == 1
     assert outcome.err.splitlines()[-1].startswith("error: checkpoint changed while the run was")
     monkeypatch.undo()
-
-
-TEXT = ("model=tiny_llama", "task=text", "quant=rtn")
 
 
 def test_text_is_named_by_what_it_holds(name_of, tmp_path):

@@ -35,7 +35,7 @@ def test_every_method_record_and_artifact_has_them(cli, results_dir, capsys, met
     assert record.bits_per_layer
     assert all(bits == expected(name) for name, bits in record.bits_per_layer.items())
     assert 4 < record.average_bits < 8
-    assert record.settings["bits_per_layer"] == {"model.layers.0.*": 3, "*.down_proj": 8}
+    assert record.settings["bits_per_layer"] == [["model.layers.0.*", 3], ["*.down_proj", 8]]
     reported = {n: b for block in record.blocks for n, b in block["layers"].items()}
     assert reported == record.bits_per_layer
     folder = str(Store(results_dir).artifact(record.run_id))
@@ -97,6 +97,7 @@ def test_exports_carry_them_or_refuse(cli, results_dir, capsys, tmp_path):
 RTN = (*LLAMA, "quant=rtn")
 BAD = {
     "nothing": ((*RTN, "bits_per_layer={*.dwn_proj: 4}"), "give a name such as model.layers."),
+    "number": ((*RTN, "bits_per_layer={0: 4, *: 8}"), "give a name such as model.layers."),
     "range": ((*RTN, "bits_per_layer={*.down_proj: 9}"), "*.down_proj has 9; give a whole number"),
     "half": ((*RTN, "bits_per_layer={*.down_proj: 2.5}"), "has 2.5; give a whole number"),
     "text": ((*RTN, "bits_per_layer=4"), "give layers with their bits"),
