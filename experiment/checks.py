@@ -157,7 +157,8 @@ def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> Non
     for group, besides in idle_besides(cfg.granularity, language, cfg.clipping).items():
         idle.setdefault(group, []).extend(besides)
     for group, options in idle.items():
-        if group in swept:
+        # An option that makes others idle may be another in each member of its own group.
+        if group in swept or group.partition(".")[0] in swept:
             continue
         for option in options:
             for key, text in given.items():

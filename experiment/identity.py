@@ -54,6 +54,8 @@ MODULES_ALONE = (
 # Of the timm models whose resize is the same rounded and floored, as it is since version 2.
 SAME_RESIZE = ("tf_efficientnet_lite0",)
 FULL_STREAMS = OPTIONS["stream_dtype"]
+# Said by nothing: ranges that stay as they were set, where nothing of them is learned.
+UNSAID = {"recon.act_steps": "start"}
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
@@ -146,6 +148,10 @@ def reduced(settings: dict[str, Any], contents: Contents) -> dict[str, Any]:
         node, last = _holder(settings, path)
         if is_off(path, node.get(last)):
             node.pop(last, None)
+    for path, value in UNSAID.items():
+        node, last = _holder(settings, path)
+        if node.get(last) == value:
+            del node[last]
     return cast(dict[str, Any], _canonical(_with_digests(settings, contents)))
 
 

@@ -66,6 +66,17 @@ def _idle_at(off: int, chosen: int, *options: str) -> list[str]:
     return list(options) if chosen == off else []
 
 
+def _idle_steps(act_steps: str) -> list[str]:
+    """Return the options of step sizes that do nothing, by when those are learned."""
+    at_all = [] if act_steps in ("after", "together") else ["recon.act_lr"]
+    return at_all + ([] if act_steps == "after" else ["recon.act_iters", "recon.act_inputs"])
+
+
+def _idle_prob(inputs: str, act_steps: str) -> list[str]:
+    """Return recon.quant_prob where nothing is quantized by chance while a unit is learned."""
+    return [] if inputs == "mixed" or act_steps == "together" else ["recon.quant_prob"]
+
+
 def _signround_lr(iters: int, bits: int) -> float:
     """Return auto-round's rate: 1 / iters, doubled from 1000 iterations on at 3 bits and fewer."""
     return (2 if iters >= 1000 and bits <= 3 else 1) / max(1, iters)
@@ -160,7 +171,9 @@ RULES: dict[str, Callable[..., Any]] = {
     "by_scale": _by_scale,
     "candidates": _candidates,
     "idle_at": _idle_at,
+    "idle_prob": _idle_prob,
     "idle_rank": _idle_rank,
+    "idle_steps": _idle_steps,
     "if_quantized": _if_quantized,
     "only_for": _only_for,
     "signround_loss": _signround_loss,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from experiment.checks import check_idle
+from experiment.composer import Composer
+from experiment.identity import identity, run_id
 from results.records.store import Store
 
 SHORT = ("num_samples=8", "progress=false", "task.seq_len=16", "protocol.max_windows=8")
@@ -48,3 +51,54 @@ def test_round_to_nearest_learns_no_scales_end_to_end(cli, results_dir):
     """Of weights alone, where they can be learned."""
     plain = value_of(cli, results_dir, "rtn")
     assert value_of(cli, results_dir, "rtn", "recon.e2e_iters=3") == plain
+
+
+STATIC = "activation=static_per_tensor"
+# What another option of the loop switches on, which its presets have switched off.
+SWITCHED = [
+    (("recon.inputs=mixed",), "recon.quant_prob"),
+    ((STATIC, "recon.act_steps=together"), "recon.quant_prob"),
+    ((STATIC, "recon.act_steps=together"), "recon.act_lr"),
+    ((STATIC, "recon.act_steps=after"), "recon.act_lr"),
+    ((STATIC, "recon.act_steps=after"), "recon.act_iters"),
+    ((STATIC, "recon=brecq", "recon.inputs=mixed"), "recon.quant_prob"),
+    ((STATIC, "recon=qdrop", "recon.act_steps=after"), "recon.act_iters"),
+]
+
+
+def composed(options):
+    return Composer().composed(options)[0]
+
+
+def name_of(*options):
+    return run_id(identity(composed(options)))
+
+
+@pytest.mark.parametrize(("options", "name"), SWITCHED, ids=str)
+def test_what_another_option_switches_on_is_taken_and_named(options, name):
+    given = [[*options, f"{name}={value}"] for value in ("1", "0.5" if "prob" in name else "2")]
+    for own in given:
+        check_idle(composed(own), own, own)
+    assert name_of(*given[0]) != name_of(*given[1])
+
+
+@pytest.mark.parametrize("name", ["quant_prob", "act_lr", "act_iters", "act_inputs"])
+def test_what_nothing_switches_on_is_refused(name):
+    own = [STATIC, f"recon.{name}={'fp' if name == 'act_inputs' else 1}"]
+    with pytest.raises(ValueError, match=f"{name}=.* does nothing with the chosen recon"):
+        check_idle(composed(own), own, own)
+
+
+def test_when_step_sizes_are_learned_is_never_idle():
+    own = [STATIC, "recon.act_steps=start"]
+    check_idle(composed(own), own, own)
+    assert name_of(*own) == name_of(STATIC)
+    names = {name_of(STATIC, f"recon.act_steps={when}") for when in ("start", "after", "together")}
+    assert len(names) == 3
+
+
+def test_in_a_sweep_over_presets_an_option_serves_those_that_take_it():
+    sweep = [STATIC, "recon=block,qdrop", "recon.quant_prob=0.1"]
+    for member in ("block", "qdrop"):
+        own = [STATIC, f"recon={member}", "recon.quant_prob=0.1"]
+        check_idle(composed(own), own, sweep)
