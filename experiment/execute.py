@@ -17,7 +17,7 @@ from experiment.full_precision import FullPrecision
 from experiment.job import Job
 from experiment.progress import ProgressBar
 from experiment.rehearsal import Checks, rehearse
-from experiment.resources import Resources
+from experiment.resources import Resources, checkpoints_of
 from experiment.threads import number_for, running_on
 from flexround.allocation import check_kind as check_allocated
 from flexround.attach import check_weights
@@ -102,6 +102,7 @@ def _execute(job: Job, threads: int) -> Record:
         task.reference = full_precision.reference(job.settings, own.activations)
         draft.fp_metrics = full_precision.metrics(job.settings)
         task.check_full_precision(draft.fp_metrics)
+        checkpoints = checkpoints_of(job, full_precision, draft.precision)
         start = full_precision  # what quantization starts from
         if transform is not None:
             draws = torch.Generator().manual_seed(cfg.seed)
@@ -121,7 +122,7 @@ def _execute(job: Job, threads: int) -> Record:
                 activation=activation,
                 generator=torch.Generator().manual_seed(cfg.seed),
                 callbacks=[c for c in (log, bar, logger) if c is not None],
-                checkpoints=own.checkpoints,
+                checkpoints=checkpoints,
                 full_precision=start.outputs(),
                 cache=own.activations,
                 checked=checked,
@@ -133,6 +134,6 @@ def _execute(job: Job, threads: int) -> Record:
 
             folder = job.store.artifact(job.run_id)
             draft.save = partial(save, folder, task, adapter, integers, full_precision.network)
-    own.checkpoints.clear()
+    checkpoints.clear()
     assert draft.record is not None, "a run that ends well has its record"
     return draft.record

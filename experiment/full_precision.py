@@ -60,6 +60,16 @@ class FullPrecision:
             "config": _config(adapter.model),
         }
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return self._adapter.device
+
+    @cached_property
+    def samples(self) -> str:
+        """The digest of the calibration samples."""
+        return digest_of(self._calibration)
+
     @cached_property
     def evaluation_data(self) -> str | None:
         """The digest of what the task measures on; None where it does not say.
@@ -126,8 +136,8 @@ class FullPrecision:
 
     def outputs(self) -> FullPrecisionOutputs:
         """Return the blocks' full-precision outputs on the calibration samples."""
-        samples, blocks = digest_of(self._calibration), len(self._adapter.blocks())
-        key = _key("targets", self.network, samples, self._sums, self._machine, blocks)
+        blocks = len(self._adapter.blocks())
+        key = _key("targets", self.network, self.samples, self._sums, self._machine, blocks)
         return SharedOutputs(self._cache, key, blocks)
 
 

@@ -1,4 +1,4 @@
-"""Resources of a run, made once: device, held activations, checkpoints, shared cache."""
+"""Resources of a run, made once: device, held activations, shared cache; and its checkpoints."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from experiment.device import kind_of
+from experiment.full_precision import FullPrecision
 from experiment.identity import FULL_STREAMS
 from experiment.job import Job
 from experiment.shared_cache import Cache
@@ -25,13 +26,11 @@ class Resources:
 
     Attributes:
         activations: how the activations of the calibration set are held.
-        checkpoints: the finished units of this run, which serve a later attempt at it.
         shared: full-precision values and outputs that runs share.
     """
 
     device: torch.device
     activations: ActivationCache
-    checkpoints: FileCheckpoints
     shared: Cache
 
     @classmethod
@@ -45,7 +44,7 @@ class Resources:
         activations = activations_of(job.cfg)
         activations.check_device(device)
         shared = Cache(Path(job.cfg.cache_dir, "shared"), job.cfg.cache_gib)
-        return cls(device, activations, _checkpoints(job, device), shared)
+        return cls(device, activations, shared)
 
 
 def activations_of(cfg: DictConfig) -> ActivationCache:
@@ -63,17 +62,22 @@ def activations_of(cfg: DictConfig) -> ActivationCache:
     return ActivationCache(dtype, math.inf if limit is None else limit, disk, where)
 
 
-def _checkpoints(job: Job, device: torch.device) -> FileCheckpoints:
-    """Return what keeps the finished units of job.
+def checkpoints_of(job: Job, full_precision: FullPrecision, precision: str) -> FileCheckpoints:
+    """Return what keeps the finished units of job, which serve a later attempt at it.
 
-    They serve a later attempt at the same computation: of the same record that rerun=true is to
-    replace, by the same code and torch, on the same kind of device, with as many threads.
+    That is one at the same computation: of the same record that rerun=true is to replace, by the
+    same code and torch, on the same kind of device, with as many threads, in the same precision; of
+    the same weights and calibration samples. A network that is trained on first use, or one that
+    its library fetches, is named by words alone, and may be another one in another cache.
     """
     key = {
         "replaces": job.store.replaced(job.run_id),
         "code": code_of(job.cfg),
         "torch": torch.__version__,
-        "device": kind_of(device),
+        "device": kind_of(full_precision.device),
         "threads": torch.get_num_threads(),
+        "precision": precision,
+        "network": full_precision.network,
+        "samples": full_precision.samples,
     }
     return FileCheckpoints(job.store.unfinished(job.run_id), key)
