@@ -14,6 +14,7 @@ from experiment.artifacts.stated_overrides import HERE, check_given, composable,
 from experiment.build import build, check_plugins, validate
 from experiment.config import composed
 from experiment.identity import identity, run_id
+from experiment.sweeps.plan import report
 from results.records.store import Store
 from tests.conftest import TINY
 
@@ -85,6 +86,17 @@ def test_a_method_in_a_package_of_ones_own_runs_once_it_is_allowed(cli, own_pack
     assert "my_package" not in sys.modules
     allowed = cli(*args, "plugins=[my_package]")
     assert allowed.status == 0, allowed.err
+
+
+def test_a_class_of_a_plugin_with_a_name_of_ours_is_refused(cli, results_dir):
+    """Its runs would be found under the names of another method's."""
+    args = (*TINY, "quant=rtn", "quant._target_=my_package.RTN", "plugins=[my_package]")
+    refused = cli(*args)
+    assert refused.status == 1
+    assert refused.err.startswith("error: quant._target_=my_package.RTN: a run is named by the")
+    assert "RTN is one of ours; give yours another name" in refused.err
+    assert not Store(results_dir).load()
+    assert "refused: quant._target_=my_package.RTN" in report(args)
 
 
 def test_plugins_are_no_part_of_a_runs_name():
