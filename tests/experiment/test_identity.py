@@ -13,8 +13,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import run  # noqa: F401  registers the schema
-from experiment import ROOT, content
-from experiment import identity as identity_module
+from experiment import ROOT, content, versions
 from experiment.content import Contents
 from experiment.identity import identity, run_id
 from experiment.job import portable_overrides
@@ -370,9 +369,9 @@ def test_a_class_whose_numbers_have_changed_is_another_run(name_of, monkeypatch)
     """The same settings under a raised version: what is recorded is not today's number."""
     settings = ("quant=rtn", "bits=3")
     before, other = name_of(*settings), name_of(*settings, "ranges=min_max")
-    monkeypatch.setitem(identity_module.VERSIONS, "LpSearch", 2)
+    monkeypatch.setitem(versions.VERSIONS, "LpSearch", 2)
     raised = name_of(*settings)
-    monkeypatch.setitem(identity_module.VERSIONS, "LpSearch", 3)
+    monkeypatch.setitem(versions.VERSIONS, "LpSearch", 3)
     assert len({before, raised, name_of(*settings)}) == 3
     assert name_of(*settings, "ranges=min_max") == other
 
@@ -380,7 +379,7 @@ def test_a_class_whose_numbers_have_changed_is_another_run(name_of, monkeypatch)
 def without_versions(node):
     return {
         name: without_versions(value) if isinstance(value, dict) else value
-        for name, value in node.items() if name != identity_module.VERSION
+        for name, value in node.items() if name != versions.VERSION
     }  # fmt: skip
 
 
@@ -390,7 +389,7 @@ def test_the_records_that_are_kept_are_of_todays_versions(name):
     for line in (ROOT / "results" / f"{name}.jsonl").read_text().splitlines():
         held = json.loads(line)
         record = held.get("record", held)
-        today = identity_module.with_versions(without_versions(record["settings"]))
+        today = versions.with_versions(without_versions(record["settings"]))
         assert record["settings"] == today, " ".join(record["overrides"])
 
 
@@ -399,7 +398,7 @@ def test_static_ranges_have_a_version_where_samples_are_padded():
     names = {}
     for task in ("Classification", "WebNLG", "ScatteredDigits", "LanguageModeling"):
         node = {"task": {"_target_": task}, "activation": static, "model": {"_target_": "any"}}
-        names[task] = identity_module.with_versions(node)["activation"].get("_version_")
+        names[task] = versions.with_versions(node)["activation"].get("_version_")
     assert names == {
         "Classification": 2, "WebNLG": 2, "ScatteredDigits": None, "LanguageModeling": None,
     }  # fmt: skip
@@ -412,14 +411,14 @@ def test_static_ranges_have_a_version_where_a_network_has_more_of_them_than_befo
             "activation": {"_target_": "StaticPerTensor"},
             "model": {"_target_": "VisionModel", "name": name},
         }
-        assert identity_module.with_versions(node)["activation"].get("_version_") == version
+        assert versions.with_versions(node)["activation"].get("_version_") == version
 
 
 def test_timms_images_have_a_version_where_their_resize_was_rounded_up():
     def version(task, library, name, resize=None):
         settings = {"_target_": task, "preprocessing": {"resize": resize}}
         node = {"task": settings, "model": {"library": library, "name": name}}
-        return identity_module.with_versions(node)["task"].get("_version_")
+        return versions.with_versions(node)["task"].get("_version_")
 
     deit = ("timm", "deit_tiny_patch16_224.fb_in1k")
     assert version("ImageNet", *deit) == 2
@@ -432,7 +431,7 @@ def test_timms_images_have_a_version_where_their_resize_was_rounded_up():
 def test_a_renamed_record_of_before_is_no_run_of_a_raised_version(tmp_path):
     """Rekey gives records of the first versions their names: no version is in them."""
     node = {"quant": {"_target_": "SignRound"}, "recon": {"_target_": "Reconstruction"}}
-    today = identity_module.with_versions(node)
+    today = versions.with_versions(node)
     assert today["quant"] == {"_target_": "SignRound", "_version_": 2}
     assert today["recon"] == node["recon"]
     assert run_id(today) != run_id(node)

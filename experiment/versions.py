@@ -1,0 +1,44 @@
+"""Versions of what is built: in a run's name where the same settings gave another number before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Versions of what is built, by its class: raised whenever the same settings would give another
+# number, as a task's own version is. SignRound's ends were rounded before 2; the solvers' Hessians
+# counted padding, and took SAME padding of convolutions for another; AdaQuant took the negative
+# scales of ImportanceSearch for 0, and that search counted padding before 3.
+VERSIONS = {"SignRound": 2, "GPTQ": 2, "CDQuant": 2, "ImportanceSearch": 3}
+VERSION = "_version_"
+# Of these tasks' samples, which have padding, that was counted for static ranges before version 2.
+PADDED = ("Classification", "TopicClassification", "Squad", "WebNLG")
+# And of image networks but these, layers that take what a function or a gate gives had none.
+MODULES_ALONE = (
+    "resnet18", "resnet50", "mobilenet_v2", "tf_efficientnet_lite0",
+    "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "vit_small_patch16_224.augreg_in1k",
+    "deit_tiny_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k",
+)  # fmt: skip
+# Of the timm models whose resize is the same rounded and floored, as it is since version 2.
+SAME_RESIZE = ("tf_efficientnet_lite0",)
+
+
+def with_versions(node: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with the version of each class that has another than its first."""
+    found = {k: with_versions(v) if isinstance(v, dict) else v for k, v in node.items()}
+    task, activation, model = (found.get(name) or {} for name in ("task", "activation", "model"))
+    if activation.get("_target_") == "StaticPerTensor":
+        gated = model["_target_"] == "VisionModel" and model["name"] not in MODULES_ALONE
+        if gated or task["_target_"] in PADDED:
+            activation[VERSION] = 2
+    if _is_floored(task, model):
+        task[VERSION] = 2
+    version = VERSIONS.get(str(node.get("_target_")))
+    return found if version is None else {**found, VERSION: version}
+
+
+def _is_floored(images: dict[str, Any], model: dict[str, Any]) -> bool:
+    """Return whether a run's images are resized as timm does it, but for SAME_RESIZE."""
+    if images.get("_target_") != "ImageNet" or model.get("library") != "timm":
+        return False
+    own = (images.get("preprocessing") or {}).get("resize") is None
+    return own and model.get("name") not in SAME_RESIZE
