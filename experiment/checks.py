@@ -142,6 +142,11 @@ def check_bits_of_layers(cfg: DictConfig) -> None:
         )
 
 
+def _of_activations(recon: DictConfig) -> bool:
+    """Return whether recon is a setting that learns step sizes."""
+    return bool(recon.get("act_steps", "start") != "start")
+
+
 def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> None:
     """Refuse options given by hand that do nothing for what was chosen.
 
@@ -163,6 +168,9 @@ def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> Non
             continue
         for option in options:
             for key, text in given.items():
+                # A setting of activations (BRECQ's, QDrop's) says how ranges start, learned or not.
+                if key == "recon" and cfg.activation is not None and _of_activations(cfg.recon):
+                    continue
                 if key == option or key.startswith(f"{option}."):
                     raise ValueError(
                         f"{text} does nothing with the chosen {group}; leave it out, or choose "

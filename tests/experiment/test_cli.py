@@ -210,6 +210,20 @@ BUILD = {
 }
 
 
+def test_a_setting_of_activations_is_round_to_nearests_too(cli, results_dir, capsys):
+    """It learns nothing, and its ranges start as the setting has them, alone as in a sweep."""
+    static = (*TINY, "bits=3", "act_bits=3", "activation=static_per_tensor", "num_samples=64")
+    assert cli(*static, "quant=rtn", "recon=qdrop").status == 0
+    (record,) = Store(results_dir).load()
+    assert record.settings["activation"]["ranges_from"] == "fp"
+    learns = ("recon=qdrop", "recon.iters=2")
+    assert cli("-m", *static, "quant=rtn,flexround", *learns).status == 0
+    assert sorted(r.quant for r in Store(results_dir).load()) == ["flexround", "rtn"]
+    refused = cli(*TINY, "num_samples=64", "quant=rtn", "recon=qdrop")
+    assert refused.status == 1
+    assert "recon=qdrop does nothing with the chosen quant" in refused.err
+
+
 @pytest.mark.parametrize(
     ("args", "words"), [*EARLY.values(), *BUILD.values()], ids=[*EARLY, *BUILD]
 )
