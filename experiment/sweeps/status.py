@@ -59,6 +59,7 @@ class Sweep:
             raise ValueError(f"{folder} is not the folder of a sweep: it holds no multirun.yaml")
         self._config = config = _configuration(path)
         self.store = Store(config.results_dir)
+        self._began = path.stat().st_mtime
 
     def states(self) -> list[JobState]:
         """Return what has become of each run, in the order of the sweep."""
@@ -102,6 +103,8 @@ class Sweep:
         typed = as_typed(hydra.task)
         task = [o for o in typed if o.partition("=")[0] not in ("retry_failed", "rerun")]
         again = ["retry_failed=true"] if failed else []
+        if self._config.rerun:  # or the records from before would stand for what is left
+            again = ["rerun=true"]
         return shlex.join(["python", door, "-m", *task, *again, *own])
 
     def _submitted(self) -> list[str]:
@@ -127,7 +130,9 @@ class Sweep:
         if owner is not None and claim.seems_alive() and not _ended(owner, queue):
             return "running", str(owner)
         record = self.store.peek(run_id)
-        if record is not None:
+        # A record from before is no success of a job that failed, or that was to compute it anew.
+        fresh = self._config.rerun or "error" in facts
+        if record is not None and (not fresh or record.began >= self._began):
             return ("done", "") if record.status == "ok" else ("failed", record.error or "")
         if owner is not None:  # it was at work, and has neither finished nor failed
             return "lost", facts.get("error", f"{owner} is gone")
@@ -164,6 +169,7 @@ def _configuration(path: Path) -> DictConfig:
             raise TypeError("it is no mapping")
         wanted = (
             (found.results_dir, str),
+            (found.rerun, bool),
             (found.hydra.job.config_name, str),
             (found.hydra.sweeper, DictConfig),
             (found.hydra.overrides.task, ListConfig),

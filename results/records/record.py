@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 import shlex
@@ -125,6 +126,14 @@ class Record:
                 raise ValueError(f"record {self.run_id}: its value is not its metric {self.metric}")
         elif not self.error:
             raise ValueError(f"record {self.run_id}: a failed run without its error")
+
+    @property
+    def began(self) -> float:
+        """When its run began, in seconds since 1970; 0 where that was not kept."""
+        try:
+            return datetime.datetime.fromisoformat(self.started).timestamp()
+        except ValueError:
+            return 0.0
 
     def summary(self) -> str:
         """Return the run and its result in one line."""

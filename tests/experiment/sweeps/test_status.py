@@ -1,0 +1,61 @@
+"""What `status` says of a sweep that computes anew, that lies elsewhere, or has other folders."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+
+import pytest
+
+from experiment.__main__ import main as experiment
+from results.records.store import Store
+from tests.experiment.sweeps.test_sweeps import QUICK, break_evaluation
+
+
+@pytest.fixture
+def status(capsys, tmp_path):
+    """Return a function that returns the lines of a sweep's state."""
+
+    def call():
+        capsys.readouterr()
+        assert experiment(["status", str(tmp_path / "sweep")]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return call
+
+
+def test_a_rerun_that_fails_is_not_done_by_the_record_of_before(cli, status, monkeypatch):
+    assert cli("-m", *QUICK, "bits=3,4").status == 0
+    with monkeypatch.context() as patch:
+        break_evaluation(patch)
+        assert cli("-m", *QUICK, "bits=3,4", "rerun=true").status == 1
+    lines = status()
+    assert lines[0].endswith(": 2 runs, 2 failed")
+    assert lines[1] == "  #0 failed  bits=3: RuntimeError: the GPU is on fire"
+    command = shlex.split(lines[-1])
+    assert "rerun=true" in command
+    assert cli("-m", *(a for a in command[3:] if not a.startswith("hydra."))).status == 0
+    assert status()[0].endswith(": 2 runs, 2 done")
+
+
+def test_a_rerun_that_was_killed_is_not_done_by_the_record_of_before(cli, status, results_dir):
+    assert cli(*QUICK).status == 0
+    assert cli("-m", *QUICK, "rerun=true").status == 0
+    assert status()[0].endswith(": 1 runs, 1 done")
+    (before,) = (results_dir / "history").glob("*.json")
+    (record,) = Store(results_dir).load()
+    shutil.copy(before, Store(results_dir).path(record.run_id))
+    lines = status()
+    assert lines[0].endswith(": 1 runs, 1 lost")
+    assert "rerun=true" in lines[-1]
+
+
+def test_a_later_attempt_elsewhere_does_what_has_failed(cli, status, monkeypatch):
+    with monkeypatch.context() as patch:
+        break_evaluation(patch)
+        assert cli("-m", *QUICK).status == 1
+    assert status()[0].endswith(": 1 runs, 1 failed")
+    assert cli(*QUICK, "retry_failed=true").status == 0
+    assert status()[0].endswith(": 1 runs, 1 done")
+
+
