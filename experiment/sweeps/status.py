@@ -58,7 +58,8 @@ class Sweep:
         if not path.is_file():
             raise ValueError(f"{folder} is not the folder of a sweep: it holds no multirun.yaml")
         self._config = config = _configuration(path)
-        self.store = Store(config.results_dir)
+        # Where the sweep was begun, not where its state is asked for.
+        self.store = Store(Path(config.hydra.runtime.cwd, config.results_dir))
         self._began = path.stat().st_mtime
 
     def states(self) -> list[JobState]:
@@ -170,6 +171,7 @@ def _configuration(path: Path) -> DictConfig:
         wanted = (
             (found.results_dir, str),
             (found.rerun, bool),
+            (found.hydra.runtime.cwd, str),
             (found.hydra.job.config_name, str),
             (found.hydra.sweeper, DictConfig),
             (found.hydra.overrides.task, ListConfig),

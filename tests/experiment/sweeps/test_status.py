@@ -59,3 +59,13 @@ def test_a_later_attempt_elsewhere_does_what_has_failed(cli, status, monkeypatch
     assert status()[0].endswith(": 1 runs, 1 done")
 
 
+def test_a_relative_results_dir_is_below_where_the_sweep_was_begun(
+    cli, status, tmp_path, monkeypatch
+):
+    (tmp_path / "begun").mkdir()
+    monkeypatch.chdir(tmp_path / "begun")
+    assert cli("-m", *QUICK, "results_dir=results").status == 0
+    monkeypatch.chdir(tmp_path)
+    assert status()[0].endswith(": 1 runs, 1 done")
+
+
