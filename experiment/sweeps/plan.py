@@ -32,7 +32,7 @@ EXPERIMENTS = ROOT / "conf" / "experiment"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a sweep: its choices, options and name, and its record if there is one.
+    """One run of a sweep: its choices, options and name, and the record that stands for it.
 
     options are its configuration as plain values; settings are what its name is made of; refused
     is what run.py would say of it instead of running it, as far as that needs no heavy import.
@@ -99,9 +99,11 @@ def _planned(cfg: DictConfig, choices: Choices, refused: str | None) -> PlannedR
     options = plain(cfg)
     settings = identity_of(copy.deepcopy(options))
     name = run_id(settings)
-    record = Store(cfg.results_dir).peek(name)
-    if record is not None and record.conditions and changes(record.conditions, conditions(cfg)):
-        record = None  # it has failed, and is tried again
+    record = None if cfg.rerun else Store(cfg.results_dir).peek(name)
+    if record is not None and record.status == "failed":
+        changed = record.conditions and changes(record.conditions, conditions(cfg))
+        if cfg.retry_failed or changed:
+            record = None  # it is tried again
     return PlannedRun(model, task, quant, options, settings, name, record, refused)
 
 

@@ -89,6 +89,20 @@ def test_the_plan_tells_what_is_done_and_what_is_missing(cli, results_dir, capsy
     assert f"MISSING        checkpoint {tmp_path}/no\n" in out
 
 
+def test_the_plan_counts_what_is_to_be_computed_again(cli, results_dir, cache_dir, capsys):
+    where = (f"results_dir={results_dir}", f"cache_dir={cache_dir}")
+    one = (*TINY, "quant=rtn", "num_samples=32", *where)
+    failing = (*TINY, "quant=rtn", "num_samples=5000", *where)
+    assert (cli(*one).status, cli(*failing).status) == (0, 1)
+    assert said(capsys, *one)[1].startswith("1 runs: 1 done\n")
+    out = said(capsys, *one, "rerun=true")[1]
+    assert out.startswith("1 runs: 1 to do\n")
+    assert "minutes for 1 runs" in out
+    assert said(capsys, *failing)[1].startswith("1 runs: 1 failed\n")
+    assert said(capsys, *failing, "retry_failed=true")[1].startswith("1 runs: 1 to do\n")
+    assert said(capsys, *one, "retry_failed=true")[1].startswith("1 runs: 1 done\n")
+
+
 @pytest.mark.parametrize(
     ("fine", "refused"),
     [
