@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from experiment.artifacts.provenance import check_free, is_of
-from experiment.build import check_plugins
+from experiment.build import build, check_plugins
 from experiment.checks import check_choices
 from experiment.conditions import changes, conditions
 from experiment.config import check_keys
@@ -53,12 +53,14 @@ class Job:
         """Return the finished record of this very run, unless rerun=true.
 
         Raises:
-            ValueError: when the run has failed before, unless retry_failed=true.
+            ValueError: when the run has failed before, unless retry_failed=true; when its full
+                precision is not what expected_fp= says.
         """
         record = self.store.get_or_quarantine(self.run_id)
         if record is None or self.cfg.rerun:
             return None
         if record.status == "ok":
+            self._check_full_precision(record)
             log.info("already recorded as %s", record.run_id)
             self._sweep_finished()
             if self.cfg.save and not is_of(self.store.artifact(self.run_id), record):
@@ -76,6 +78,15 @@ class Job:
             log.info("failed before: %s; tried again with another %s", record.error, changed)
             return None
         raise ValueError(f"failed before: {record.error}; give retry_failed=true to try it again")
+
+    def _check_full_precision(self, record: Record) -> None:
+        """Refuse a record as its task would refuse its full-precision network now."""
+        expected, found = self.cfg.task.get("expected"), record.fp_value
+        if expected is None or found is None or abs(found - expected) <= self.cfg.task.tolerance:
+            return
+
+        task = build(self.cfg.task, self.cfg.plugins)
+        task.check_full_precision({**record.fp_metrics, str(record.metric): found})
 
     def _sweep_finished(self) -> None:
         """Remove what an attempt has left that was killed once its record was there."""

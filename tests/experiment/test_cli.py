@@ -313,6 +313,20 @@ def test_full_precision_that_is_off_stops_the_run(cli, results_dir, root, tmp_pa
     assert record.blocks == []
 
 
+def test_full_precision_that_is_off_is_told_of_a_recorded_run_too(cli, results_dir, tmp_path):
+    args = ("model=tiny_llama", "quant=rtn", "num_samples=8", "task.seq_len=16",
+            "protocol.max_windows=8")  # fmt: skip
+    assert cli(*args).status == 0
+    (record,) = Store(results_dir).load()
+    assert "already recorded" in cli(*args, f"expected_fp={record.fp_value}").err
+    refused = cli(*args, "expected_fp=1")
+    fresh = cli(*args, "expected_fp=1", f"results_dir={tmp_path}/fresh")
+    assert refused.status == fresh.status == 1
+    assert refused.err.splitlines()[-1] == fresh.err.splitlines()[-1]
+    assert "expected are 1.000" in refused.err
+    assert Store(results_dir).load() == [record]
+
+
 def test_an_unreadable_image_fails_the_run_by_name(cli, results_dir, root, tmp_path):
     bad = next((root / "val").rglob("*.JPEG"))
     bad.write_bytes(b"no image")
