@@ -27,6 +27,7 @@ ANY_MODEL = "hf"
 OUTCOME = "outcome.json"
 
 
+NUMBER = "${hydra.job.num}"
 RUN_ID = re.compile(r"[0-9a-zA-Z_-]+")
 
 # In the sweep's folder, while it is being launched: by whom.
@@ -76,6 +77,20 @@ def names_of(cfg: DictConfig, choices: Mapping[str, Any]) -> tuple[str, str, str
     """
     model, task, quant = (str(choices[group]) for group in ("model", "task", "quant"))
     return (cfg.model.name if model == ANY_MODEL else model), task, quant
+
+
+def check_numbered(hydra: DictConfig) -> None:
+    """Check that jobs have their numbers for the names of their folders.
+
+    Raises:
+        ValueError: when hydra.sweep.subdir says another.
+    """
+    given: Any = OmegaConf.to_container(hydra.sweep, resolve=False)
+    if given["subdir"] != NUMBER:
+        raise ValueError(
+            f"hydra.sweep.subdir={given['subdir']}: the end of a sweep and status find its jobs by "
+            "number; leave it out"
+        )
 
 
 def job_folders(sweep: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from experiment.errors import PLACES
 from experiment.sweeps.jobs import (
     LAUNCHER,
     as_typed,
+    check_numbered,
     facts_in,
     forget_jobs,
     job_folders,
@@ -46,10 +47,12 @@ class SweepTable(Callback):
 
         Raises:
             SystemExit: when it has no runs, which a launcher may not expect; when the folder can't
-                be written, or another sweep is being launched there.
+                be written, or another sweep is being launched there; when its jobs' folders would
+                have other names than those that they are found by.
         """
         folder = Path(config.hydra.sweep.dir)
         try:
+            check_numbered(config.hydra)
             loader = GlobalHydra.instance().config_loader()
             count = trials_of(config.hydra, loader)
             self._count = count or len(jobs_of(sweep_overrides(config.hydra), loader))

@@ -69,3 +69,12 @@ def test_a_relative_results_dir_is_below_where_the_sweep_was_begun(
     assert status()[0].endswith(": 1 runs, 1 done")
 
 
+def test_jobs_in_folders_without_numbers_are_refused_before_any(cli, results_dir):
+    """Nothing would find what has become of them."""
+    outcome = cli("-m", *QUICK, "bits=1,3", "hydra.sweep.subdir='job_${hydra.job.num}'")
+    assert outcome.status == 1
+    assert outcome.err.splitlines() == [
+        "error: hydra.sweep.subdir=job_${hydra.job.num}: the end of a sweep and status find its "
+        "jobs by number; leave it out"
+    ]
+    assert not results_dir.exists()
