@@ -20,6 +20,7 @@ from flexround.api.rules import (
     idle_besides,
 )
 from flexround.calibration.enough import check_enough
+from results.records.given import below
 
 STREAM_DTYPES = (FULL_STREAMS, "bfloat16", "float16")
 STREAM_DEVICES = ("auto", "cuda", "cpu")
@@ -142,11 +143,6 @@ def check_bits_of_layers(cfg: DictConfig) -> None:
         )
 
 
-def _of_activations(recon: DictConfig) -> bool:
-    """Return whether recon is a setting that learns step sizes."""
-    return bool(recon.get("act_steps", "start") != "start")
-
-
 def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> None:
     """Refuse options given by hand that do nothing for what was chosen.
 
@@ -158,24 +154,36 @@ def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> Non
     """
     given = {o.key_or_group: o.input_line for o in map(parsed, own)}
     swept = {o.key_or_group for o in map(parsed, sweep) if o.is_sweep_override()}
+    for group, options in idle_options(cfg).items():
+        # An option that makes others idle may be another in each member of its own group.
+        if group in swept or group.partition(".")[0] in swept:
+            continue
+        for key, text in given.items():
+            if any(does_nothing(key, option, cfg) for option in options):
+                raise ValueError(
+                    f"{text} does nothing with the chosen {group}; leave it out, or choose "
+                    f"another {group}="
+                )
+
+
+def idle_options(cfg: DictConfig) -> dict[str, list[str]]:
+    """Return the options that do nothing for what was chosen, by the group that makes them idle."""
     idle = {group: list(options) for group, options in cfg.idle.items()}
     language = not str(cfg.model._target_).endswith(".VisionModel")
     for group, besides in idle_besides(cfg.granularity, language, cfg.clipping).items():
         idle.setdefault(group, []).extend(besides)
-    for group, options in idle.items():
-        # An option that makes others idle may be another in each member of its own group.
-        if group in swept or group.partition(".")[0] in swept:
-            continue
-        for option in options:
-            for key, text in given.items():
-                # A setting of activations (BRECQ's, QDrop's) says how ranges start, learned or not.
-                if key == "recon" and cfg.activation is not None and _of_activations(cfg.recon):
-                    continue
-                if key == option or key.startswith(f"{option}."):
-                    raise ValueError(
-                        f"{text} does nothing with the chosen {group}; leave it out, or choose "
-                        f"another {group}="
-                    )
+    return idle
+
+
+def does_nothing(key: str, option: str, cfg: DictConfig) -> bool:
+    """Return whether what key= says does nothing where option does not.
+
+    BRECQ's and QDrop's settings also say from what the first ranges of activations are.
+    """
+    steps = cfg.recon.get("act_steps", "start")
+    if key == option == "recon" and cfg.activation is not None and steps != "start":
+        return False
+    return below(key, [option])
 
 
 def check_preset(recon: str, quant: str) -> None:

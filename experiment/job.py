@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,14 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiment.artifacts.provenance import check_free, is_of
 from experiment.build import build, check_plugins
-from experiment.checks import check_choices
+from experiment.checks import check_choices, does_nothing, idle_options
 from experiment.conditions import changes, conditions
 from experiment.config import check_keys
 from experiment.environment import check_environment
 from experiment.identity import identity, places, run_id
 from experiment.outcome import _in_sweep, write_outcome
 from experiment.recorder import Draft, recording
-from experiment.sweeps.jobs import as_typed, names_of, sweep_overrides
+from experiment.sweeps.jobs import as_typed, names_of, search_path, sweep_overrides
 from flexround.utils.leaving import undoing
 from results.records.given import OWN, below
 from results.records.leftovers import is_stale, sweep
@@ -143,7 +143,7 @@ class Job:
             bits=self.cfg.bits,
             seed=self.cfg.seed,
             settings=self.settings,
-            overrides=portable_overrides(_typed()),
+            overrides=_command(self.cfg),
             places=places(self.cfg),
             **self.names,
         )
@@ -184,10 +184,29 @@ def _identity(cfg: DictConfig) -> dict[str, Any]:
         raise
 
 
-def portable_overrides(overrides: Sequence[str]) -> list[str]:
-    """Return those of a job's overrides that remake its record elsewhere."""
+def portable_overrides(
+    overrides: Sequence[str], idle: Callable[[str], bool] | None = None
+) -> list[str]:
+    """Return those of a job's overrides that remake its record elsewhere.
+
+    idle tells the options that do nothing for the job: alone it would be refused for them, while in
+    its sweep they serve other members.
+    """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return [str(o.input_line) for o in parsed if not below(o.key_or_group, OWN)]
+    return [
+        str(o.input_line) for o in parsed
+        if not below(o.key_or_group, OWN) and not (idle and idle(o.key_or_group))
+    ]  # fmt: skip
+
+
+def _command(cfg: DictConfig) -> list[str]:
+    """Return the overrides that remake this job's record, and where its own files of conf/ lie."""
+    idle = [option for options in idle_options(cfg).values() for option in options]
+
+    def is_idle(key: str) -> bool:
+        return any(does_nothing(key, option, cfg) for option in idle)
+
+    return [*portable_overrides(_typed(), is_idle), *search_path(HydraConfig.get())]
 
 
 def _typed() -> list[str]:

@@ -39,6 +39,7 @@ NETWORK = ("checkpoint", "model.source", "model.weights")
 # What else the user may give: how it is measured, on what device, by whose classes. Places too.
 MEASURING = ("task", "protocol", "preprocessing", "device", "plugins")
 BITS = "bits_per_layer"
+SEARCH_PATH = "hydra.searchpath"  # of a user's own conf/, which no file may name
 HERE = "PATH"  # what an artifact says in the place of the paths of the machine that wrote it
 
 NAME = re.compile(r"\w[\w-]*(/\w[\w-]*)*", re.ASCII)
@@ -109,7 +110,8 @@ def shareable(overrides: Sequence[str]) -> list[str]:
         value = override.value()
         value = value.text if isinstance(value, QuotedString) else str(value)
         local = value.startswith(("/", ".", "~"))  # otherwise ORG/NAME, or a package's file
-        if (_is_place(name) and "/" in value) or (name in NETWORK and local):
+        placed = name == SEARCH_PATH or (_is_place(name) and "/" in value)
+        if placed or (name in NETWORK and local):
             text = f"{name}={HERE}"
         found.append(text)
     return found

@@ -27,6 +27,7 @@ ANY_MODEL = "hf"
 OUTCOME = "outcome.json"
 
 
+SEARCH_PATH = "hydra.searchpath="
 NUMBER = "${hydra.job.num}"
 RUN_ID = re.compile(r"[0-9a-zA-Z_-]+")
 
@@ -46,6 +47,11 @@ def sweep_overrides(hydra: DictConfig) -> list[str]:
     """Return the overrides that a sweep was asked for, an experiment's own parameters first."""
     params = hydra.sweeper.get("params") or {}
     return [*(f"{key}={value}" for key, value in params.items()), *as_typed(hydra.overrides.task)]
+
+
+def search_path(hydra: DictConfig) -> list[str]:
+    """Return the override that says where further files of conf/ lie, where there is one."""
+    return [o for o in as_typed(hydra.overrides.hydra) if o.lstrip("+").startswith(SEARCH_PATH)]
 
 
 def jobs_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[list[str]]:

@@ -19,7 +19,7 @@ from experiment.composer import Choices, Composer, parsed_once
 from experiment.conditions import changes, conditions
 from experiment.config import composed
 from experiment.identity import identity_of, pin, plain, run_id, uses_finetuned
-from experiment.sweeps.jobs import jobs_of, names_of, sweep_overrides
+from experiment.sweeps.jobs import jobs_of, names_of, search_path, sweep_overrides
 from experiment.sweeps.search_space import trials_of
 from results.records.record import Record
 from results.records.store import Store
@@ -54,24 +54,25 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
     Raises:
         ValueError: when they do not compose, are no sweep that Hydra can run, or a search.
     """
-    return jobs_of(_sweep(overrides))
+    return jobs_of(sweep_overrides(_sweep(overrides)))
 
 
-def _sweep(overrides: Sequence[str]) -> list[str]:
-    """Return the whole sweep's overrides; raise as jobs does."""
-    hydra = composed(overrides, RunMode.MULTIRUN).hydra
+def _sweep(overrides: Sequence[str]) -> DictConfig:
+    """Return Hydra's part of the whole sweep's configuration; raise as jobs does."""
+    hydra: DictConfig = composed(overrides, RunMode.MULTIRUN).hydra
     if (count := trials_of(hydra)) is not None:
         raise ValueError(
             f"a search proposes its runs as it goes, {count} here; leave hydra/sweeper= out to see "
             "what they have in common"
         )
-    return sweep_overrides(hydra)
+    return hydra
 
 
 def plan(overrides: Sequence[str]) -> list[PlannedRun]:
     """Return the runs of a sweep, each with its record."""
-    sweep = _sweep(overrides)
-    return planned(jobs_of(sweep), sweep)
+    hydra = _sweep(overrides)
+    sweep, more = sweep_overrides(hydra), search_path(hydra)
+    return planned([[*job, *more] for job in jobs_of(sweep)], sweep)
 
 
 def planned(asked: Sequence[Sequence[str]], sweep: Sequence[str]) -> list[PlannedRun]:

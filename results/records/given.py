@@ -19,7 +19,7 @@ OWN = (
 SURROUNDINGS = (
     *OWN, "data_dir", "calibration_dir", "imagenet_dir", "checkpoints_dir", "task.checkpoints_dir",
     "task.cache_dir", "device", "threads", "task.num_workers", "expected_fp", "task.expected",
-    "task.tolerance", "plugins",
+    "task.tolerance", "plugins", "hydra.searchpath",
 )  # fmt: skip
 # Numbers of Hydra's grammar, of a length that a number of ours can have.
 NUMBER = re.compile(

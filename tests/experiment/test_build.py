@@ -78,7 +78,9 @@ def own_package(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_a_method_in_a_package_of_ones_own_runs_once_it_is_allowed(cli, own_package):
+def test_a_method_in_a_package_of_ones_own_runs_once_it_is_allowed(
+    cli, own_package, results_dir, cache_dir
+):
     args = (*TINY, "quant=nearest", "num_samples=64", own_package)
     refused = cli(*args)
     assert refused.status == 1
@@ -86,6 +88,12 @@ def test_a_method_in_a_package_of_ones_own_runs_once_it_is_allowed(cli, own_pack
     assert "my_package" not in sys.modules
     allowed = cli(*args, "plugins=[my_package]")
     assert allowed.status == 0, allowed.err
+    (record,) = Store(results_dir).load()
+    assert f"already recorded as {record.run_id}" in cli(*record.overrides).err
+    told = report(
+        [*args, "plugins=[my_package]", f"results_dir={results_dir}", f"cache_dir={cache_dir}"]
+    )
+    assert told.startswith("1 runs: 1 done\n")
 
 
 def test_a_class_of_a_plugin_with_a_name_of_ours_is_refused(cli, results_dir):
@@ -129,6 +137,9 @@ def test_an_artifact_states_no_path_of_its_machine():
     own = ["data_dir=/home/me/x", "checkpoint='~/w.pth'", "model.source=org/name", "bits=3"]
     told = [f"data_dir={HERE}", f"checkpoint={HERE}", "model.source=org/name", "bits=3"]
     assert shareable(own) == told
+    own, told = ["hydra.searchpath=[file:///home/me/conf]"], [f"hydra.searchpath={HERE}"]
+    assert shareable(own) == told
+    check_given(own, told)
 
 
 SECRET = "hunter2hunter2"

@@ -79,6 +79,23 @@ def test_a_record_keeps_the_command_that_remakes_it(cli, results_dir):
         assert f"already recorded as {record.run_id}" in cli(*record.overrides).err
 
 
+@pytest.mark.parametrize(
+    "options",
+    [("recon.iters=1", "recon.batch_size=8"),
+     ("recon=qdrop", "activation=static_per_tensor", "recon.iters=1", "recon.batch_size=8")],
+)  # fmt: skip
+def test_the_command_of_a_sweeps_run_leaves_out_what_served_the_others(cli, results_dir, options):
+    """Alone it would be refused for them. A preset's first ranges are round-to-nearest's too."""
+    args = (*TINY, "num_samples=32", *options)
+    assert cli("-m", *args, "quant=rtn,flexround").status == 0
+    records = Store(results_dir).load()
+    assert len(records) == 2
+    for record in records:
+        assert f"already recorded as {record.run_id}" in cli(*record.overrides).err
+    (nearest,) = (r for r in records if r.quant == "rtn")
+    assert "recon.iters=1" not in nearest.overrides
+
+
 def test_the_same_seed_gives_the_same_record(cli, results_dir):
     args = (*TINY, "quant=flexround", "bits=2", *SHORT, "rerun=true")
     records = []
