@@ -5,8 +5,10 @@ The network is written to checkpoints_dir/TASK/MODEL, where `run.py` looks for i
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -23,7 +25,9 @@ from experiment.options import OF_FINETUNING
 from experiment.sweeps.jobs import as_typed
 from flexround.utils.atomic_files import check_writable
 from flexround.utils.file_errors import storage_errors
+from results.records.given import word
 from results.records.leftovers import sweep_parts
+from results.records.selection import flatten
 
 log = logging.getLogger("finetune")
 
@@ -43,6 +47,28 @@ def check_used(cfg: DictConfig) -> None:
         if text.lstrip("+~").partition("=")[0].partition(".")[0] not in OF_FINETUNING:
             raise ValueError(f"{text} does nothing in fine-tuning; leave it out")
     check_idle(cfg, given, given)
+
+
+def check_same(folder: Path, made_of: dict[str, Any]) -> None:
+    """Check that the network in folder was made of what is asked for, as far as it says.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    file = folder / "finetune.json"
+    there = flatten(json.loads(file.read_text())) if file.is_file() else {}
+    asked = flatten(made_of)
+    # The same network elsewhere is the same; of before digests were kept there are only words.
+    source = "source_digest" if "source_digest" in there else "source"
+    told = [
+        f"{name}={word(value)}, not {word(asked.get(name))}" for name, value in there.items()
+        if (name in ("seed", source) or name.startswith("recipe.")) and value != asked.get(name)
+    ]  # fmt: skip
+    if told:
+        raise ValueError(
+            f"{folder} was fine-tuned with {'; '.join(told)}; give rerun=true to make it again, or "
+            "another checkpoints_dir="
+        )
 
 
 def finetune(cfg: DictConfig) -> Path:
@@ -70,7 +96,15 @@ def _finetune(cfg: DictConfig) -> Path:
     check_kind(model.kind, task.kinds)
     folder: Path = task.finetuned_folder(model)
     sweep_parts(folder.parent)
+    contents = Contents(Path(cfg.cache_dir, "digests"))
+    made_of = {
+        "source": cfg.checkpoint or model.source,
+        "source_digest": network_digest(cfg.checkpoint or model.source, contents),
+        "seed": cfg.seed,
+        "recipe": OmegaConf.to_container(cfg.recipe, resolve=True),
+    }
     if (folder / "config.json").is_file() and not cfg.rerun:
+        check_same(folder, made_of)
         log.info("already there: %s (rerun=true makes it again)", folder)
         return folder
     with storage_errors(PLACES):
@@ -80,15 +114,12 @@ def _finetune(cfg: DictConfig) -> Path:
     rows, collator = task.training_rows(), task.collator()
     network = recipe.train(network, rows, collator, cfg.seed, device)
     metrics = task.evaluate(LanguageAdapter(network, task.example(), device))
-    contents = Contents(Path(cfg.cache_dir, "digests"))
     facts = {
         "task": task.name,
         "model": model.name,
-        "source": cfg.checkpoint or model.source,
+        **made_of,
         "model_source": model.source,
         "model_source_digest": network_digest(model.source, contents),
-        "seed": cfg.seed,
-        "recipe": OmegaConf.to_container(cfg.recipe, resolve=True),
         "metrics": metrics,
         "threads": torch.get_num_threads(),
         "processor": processor(),

@@ -71,8 +71,15 @@ def test_a_language_model_is_fine_tuned_on_its_corpus(tune, cli, tmp_path, resul
     )
     assert after < 0.95 * before
     capsys.readouterr()
-    assert tune(*here, "recipe.max_steps=1") is None, "already there, nothing to do"
-    assert facts(tmp_path / "ck" / "python_docs" / "tiny_opt")["recipe"]["max_steps"] == 40
+    again = [*here, "recipe.lr=1e-3", "recipe.max_steps=40"]
+    assert tune(*again) is None, "already there, nothing to do"
+    folder = tmp_path / "ck" / "python_docs" / "tiny_opt"
+    assert tune(*here, "recipe.lr=1e-3", "recipe.max_steps=1", "seed=1") == (
+        f"error: {folder} was fine-tuned with seed=0, not 1; recipe.max_steps=40, not 1; give "
+        "rerun=true to make it again, or another checkpoints_dir="
+    )
+    assert "source_digest=tiny:opt, not tiny:llama" in tune(*again, "model.source=tiny:llama")
+    assert facts(folder)["recipe"]["max_steps"] == 40
 
 
 @pytest.mark.parametrize(("family", "targets"), [("gpt2", "c_attn"), ("llama", "q_proj,v_proj")])
