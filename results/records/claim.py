@@ -77,7 +77,7 @@ class Claim:
                 data, held = self._look()
                 if held == own:  # a file server has answered a link that it made with an error
                     break
-                if held is not None and not _same_job(held, own) and self._lives(held):
+                if held is not None and not _is_earlier(held, own) and self._lives(held):
                     return held
                 self._remove(data, held)
         finally:
@@ -207,6 +207,12 @@ class Claim:
                 os.utime(self.path)
 
 
-def _same_job(held: Owner, own: Owner) -> bool:
-    """Return whether held was an attempt at own's SLURM job, which runs in one place at a time."""
-    return own.job is not None and held.job == own.job and not (held.here and held.in_table)
+def _is_earlier(held: Owner, own: Owner) -> bool:
+    """Return whether held was an earlier attempt at own's SLURM job, which has ended by then.
+
+    In one attempt many processes may be at work, on many nodes: srun begins one for each task.
+    """
+    if own.job is None or held.job != own.job or (held.here and held.in_table):
+        return False
+    before, now = held.restarts, own.restarts
+    return before is not None and now is not None and before < now

@@ -88,16 +88,36 @@ def test_a_clock_that_jumps_takes_nothing_from_a_living_owner(tmp_path, monkeypa
     assert claim.take().host == "node9"
 
 
+def in_slurm(monkeypatch, **facts):
+    for name, value in facts.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
 def test_a_job_that_slurm_has_queued_again_takes_its_own_claim_over(tmp_path, monkeypatch):
     """Its first attempt died a moment ago on another node, where its last beat looks alive."""
-    claim = elsewhere(tmp_path / "it", age=0, job="14_3")
-    monkeypatch.setenv("SLURM_JOB_ID", "18")
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "14")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    claim = elsewhere(tmp_path / "it", age=0, job="14_3", restarts=0)
+    in_slurm(monkeypatch, JOB_ID="18", ARRAY_JOB_ID="14", ARRAY_TASK_ID="2", RESTART_COUNT="1")
     assert claim.take().job == "14_3", "that is another task of the array"
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    in_slurm(monkeypatch, ARRAY_TASK_ID="3")
     assert claim.take() is None
+    assert claim.owner().restarts == 1
     claim.release()
+
+
+@pytest.mark.parametrize("count", [0, None], ids=["now", "before it was kept"])
+def test_two_nodes_of_one_attempt_take_nothing_from_each_other(tmp_path, monkeypatch, count):
+    """`salloc -N2`, `srun python run.py -m ...`: both have the job's id, and both are at work."""
+    claim = elsewhere(tmp_path / "it", age=0, job="7", restarts=count, step="0", process="0")
+    if count is None:
+        facts = json.loads(claim.path.read_text())
+        for name in ("restarts", "step", "process"):
+            del facts[name]
+        claim.path.write_text(json.dumps(facts))
+    in_slurm(monkeypatch, JOB_ID="7", STEP_ID="0", PROCID="1")
+    held = claim.take()
+    assert (held.job, held.host) == ("7", "node9")
+    assert me().restarts == 0
+    assert str(me()).endswith("(SLURM job 7, step 0, process 1)")
 
 
 def test_the_owner_beats(tmp_path):
