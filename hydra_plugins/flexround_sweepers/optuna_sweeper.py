@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +29,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from experiment.job import portable_overrides
-from experiment.sweeps.jobs import facts_in, names_of
+from experiment.sweeps.jobs import OUTCOME, facts_in, names_of
 from experiment.sweeps.search_space import Interval, Planned, is_interval, space_of
+from flexround.utils.leaving import undoing
 from flexround.utils.packages import missing_package
 from results.records.searches import Search, Trial, held_out_error, write
 from results.records.store import Store
@@ -37,6 +39,7 @@ from results.records.store import Store
 log = logging.getLogger(__name__)
 
 HELD_OUT = "recon.held_out"
+POLL = 2.0  # seconds between two looks at whether another process is still at work
 
 
 class OptunaSweeper(Sweeper):
@@ -123,7 +126,19 @@ class OptunaSweeper(Sweeper):
         return Planned(Search(name, method, setting, texts, self._trials), job, space, cfg)
 
     def _run(self, planned: Planned, first: int) -> Search:
-        """Run the trials of a search, whose jobs have the numbers from first on."""
+        """Run a search, whose jobs have the numbers from first on, once no other process does."""
+        name = planned.search.name
+        claim = Store(planned.cfg.results_dir).claim(f"search-{name.rpartition('-')[2]}")
+        with undoing(claim.release):
+            while (owner := claim.take()) is not None:
+                log.info("%s is at work on the search %s; waiting for it", owner, name)
+                time.sleep(POLL)
+            try:
+                return self._run_trials(planned, first)
+            finally:
+                claim.release()
+
+    def _run_trials(self, planned: Planned, first: int) -> Search:
         import optuna
 
         sampler = optuna.samplers.TPESampler(seed=self._seed, n_startup_trials=self._startup)
@@ -139,10 +154,9 @@ class OptunaSweeper(Sweeper):
                 [*planned.job, *(f"{name}={value:g}" for name, value in drawn.items())]
                 for drawn in values
             ]
-            assert self.launcher is not None
-            self.launcher.launch(jobs, initial_job_idx=first + at)
+            folders = self._launch(jobs, first + at, cfg)
             for number, (trial, drawn) in enumerate(zip(asked, values, strict=True), at):
-                run_id = facts_in(Path(cfg.hydra.sweep.dir, str(first + number))).get("run_id")
+                run_id = facts_in(folders[number - at]).get("run_id")
                 record = None if run_id is None else store.get_or_quarantine(run_id)
                 error = None if record is None else held_out_error(record)
                 search.trials.append(Trial(drawn, run_id))
@@ -155,6 +169,25 @@ class OptunaSweeper(Sweeper):
             search = replace(search, chosen=chosen)
             write(Path(cfg.results_dir), search)
         return search
+
+    def _launch(self, jobs: Sequence[list[str]], first: int, cfg: DictConfig) -> list[Path]:
+        """Run jobs, numbered from first on; return their output folders.
+
+        One that another process is at work on is no failure: it is run again when that has ended.
+        """
+        assert self.launcher is not None, "setup has made it"
+        folders = [Path(cfg.hydra.sweep.dir, str(first + at)) for at in range(len(jobs))]
+        self.launcher.launch(jobs, initial_job_idx=first)
+        for number, (job, folder) in enumerate(zip(jobs, folders, strict=True), first):
+            while "running" in (facts := facts_in(folder)):
+                claim = Store(cfg.results_dir).claim(facts["run_id"])
+                with undoing(claim.release):
+                    while claim.take() is not None:
+                        time.sleep(POLL)
+                    claim.release()
+                (folder / OUTCOME).unlink()
+                self.launcher.launch([job], initial_job_idx=number)
+        return folders
 
 
 def _drawn(trial: Any, name: str, interval: Interval) -> float:

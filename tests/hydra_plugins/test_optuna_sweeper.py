@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -102,6 +103,32 @@ def test_methods_get_equal_budgets_and_the_lowest_held_out_error_wins(
     again = cli(*SEARCH, "quant=flexround,adaround")
     assert again.status == 0, again.err
     assert {path: path.read_bytes() for path in results_dir.rglob("*.json")} == before
+
+
+def held_for(claim, seconds):
+    """Hold claim for so long, as another process that then ends without a record would."""
+    assert claim.take() is None
+    timer = threading.Timer(seconds, claim.release)
+    timer.start()
+    return timer
+
+
+@pytest.mark.usefixtures("_optuna")
+def test_what_another_search_is_at_work_on_is_waited_for(cli, results_dir, tmp_path):
+    alone = tmp_path / "alone"
+    assert cli(*SEARCH, "quant=flexround", f"results_dir={alone}").status == 0
+    (expected,) = load(alone)
+    store = Store(results_dir)
+    trial = held_for(store.claim(expected.trials[0].run_id), 4)
+    search = held_for(store.claim(f"search-{expected.name.rpartition('-')[2]}"), 2)
+    outcome = cli(*SEARCH, "quant=flexround")
+    for timer in (trial, search):
+        timer.join()
+    assert outcome.status == 0, outcome.err
+    assert f"is at work on the search {expected.name}; waiting for it" in outcome.err
+    assert "left alone" in outcome.err
+    assert list(load(results_dir)) == [expected], "no trial counts as failed"
+    assert list((results_dir / "running").iterdir()) == []
 
 
 @pytest.mark.usefixtures("_optuna")
