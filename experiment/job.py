@@ -206,7 +206,7 @@ def _command(cfg: DictConfig) -> list[str]:
     def is_idle(key: str) -> bool:
         return any(does_nothing(key, option, cfg) for option in idle)
 
-    return [*portable_overrides(_typed(), is_idle), *search_path(HydraConfig.get())]
+    return [*portable_overrides(_typed(), is_idle), *search_path(HydraConfig.get().overrides.hydra)]
 
 
 def _typed() -> list[str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -50,9 +49,9 @@ def sweep_overrides(hydra: DictConfig) -> list[str]:
     return [*(f"{key}={value}" for key, value in params.items()), *as_typed(hydra.overrides.task)]
 
 
-def search_path(hydra: DictConfig | HydraConf) -> list[str]:
-    """Return the override that says where further files of conf/ lie, where there is one."""
-    return [o for o in as_typed(hydra.overrides.hydra) if o.lstrip("+").startswith(SEARCH_PATH)]
+def search_path(overrides: Sequence[str]) -> list[str]:
+    """Return Hydra's own override that says where further files of conf/ lie, if there is one."""
+    return [o for o in as_typed(overrides) if o.lstrip("+").startswith(SEARCH_PATH)]
 
 
 def jobs_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[list[str]]:

@@ -71,7 +71,7 @@ def _sweep(overrides: Sequence[str]) -> DictConfig:
 def plan(overrides: Sequence[str]) -> list[PlannedRun]:
     """Return the runs of a sweep, each with its record."""
     hydra = _sweep(overrides)
-    sweep, more = sweep_overrides(hydra), search_path(hydra)
+    sweep, more = sweep_overrides(hydra), search_path(hydra.overrides.hydra)
     return planned([[*job, *more] for job in jobs_of(sweep)], sweep)
 
 
