@@ -138,8 +138,12 @@ def needs(run: PlannedRun) -> Iterator[tuple[str, bool | None]]:
         yield f"{made}, made by {command}", made.is_dir()
     elif checkpoint is not None:
         yield f"checkpoint {checkpoint}", _is_network(checkpoint, "source" in model)
-    elif run.task not in EMBEDDED and not source.startswith(("tiny:", "package:")):
-        yield f"the weights {source} from their hub, or checkpoint=", None
+    elif not source.startswith(("tiny:", "package:")):
+        local = _is_network(source, True) if "source" in model else None
+        if local is not None:
+            yield f"model.source={source}", local
+        elif run.task not in EMBEDDED:
+            yield f"the weights {source} from their hub, or checkpoint=", None
 
 
 def _is_there(data: str, task: dict[str, Any]) -> bool:
@@ -149,7 +153,7 @@ def _is_there(data: str, task: dict[str, Any]) -> bool:
 
 
 def _is_network(checkpoint: str, on_hub: bool) -> bool | None:
-    """Return whether checkpoint is there; None where it may be a name, or an id of the hub."""
+    """Return whether a network is there; None where it may be a name, or an id of the hub."""
     try:
         if path_of(checkpoint).exists():
             return True

@@ -197,6 +197,9 @@ def home(tmp_path, monkeypatch):
         ([], "checkpoint=~/nowhere", False),
         ([], "checkpoint=package:no_such/weights", False),
         ([], "checkpoint=some/where", None),  # an id of the hub
+        ([], "model.source=~/data", True),
+        ([], "model.source=~/nowhere", False),
+        (["task=wikitext2"], "model.source=/nonexistent/net", False),
         (["model=resnet18", "task=imagenet"], "imagenet_dir=~/data", True),
         (["model=resnet18", "task=imagenet"], "imagenet_dir=~/nowhere", False),
         (["model=resnet18", "task=imagenet"], "checkpoint=some/where", False),
