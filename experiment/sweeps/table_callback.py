@@ -116,7 +116,9 @@ def _print_searches(config: DictConfig, records: Sequence[Record]) -> None:
 
 def _remarks(outcomes: Sequence[dict[str, str]]) -> Iterator[str]:
     """Yield what a user may not expect: work that is done elsewhere, and equal configurations."""
-    elsewhere = [o["running"] for o in outcomes if "running" in o]
+    # Of equal jobs at once one has the run, and the others leave it alone.
+    own = {o.get("run_id") for o in outcomes if "running" not in o}
+    elsewhere = [o["running"] for o in outcomes if "running" in o and o.get("run_id") not in own]
     if elsewhere:
         yield f"{len(elsewhere)} runs are at work elsewhere, the first: {elsewhere[0]}"
     jobs: dict[str, list[int]] = {}

@@ -16,6 +16,7 @@ import pytest
 
 from experiment.__main__ import main as experiment
 from experiment.errors import PLACES
+from experiment.sweeps.table_callback import _remarks
 from flexround.utils.processes import start_of
 from results.__main__ import main as results
 from results.records.claim import Claim, me
@@ -118,6 +119,15 @@ def test_equal_configurations_of_a_sweep_are_computed_once_and_named(cli, result
     outcome = cli("-m", *LEARNED, "recon.lr=1e-3,0.001")
     assert outcome.status == 0, outcome.err
     assert "jobs #0, #1 are the same configuration, computed once" in outcome.err
+
+
+def test_an_equal_job_of_the_sweep_is_not_elsewhere():
+    """As of several processes at once: the one that has the run has ended as well."""
+    left = {"run_id": "a", "running": "process 7 on here"}
+    (line,) = _remarks([{"run_id": "a"}, left])
+    assert line.startswith("jobs #0, #1 are the same configuration")
+    first, *_ = _remarks([left, left])
+    assert first == "2 runs are at work elsewhere, the first: process 7 on here"
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(cli, results_dir, monkeypatch):
