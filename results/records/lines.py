@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from results.records.outcomes import Outcomes
 
 LINES = ".jsonl"  # what such a file's name ends with
+STORED = b"PK"  # how outcomes begin that are not deflated, as they were before
+MOST = 1 << 26  # bytes of a run's outcomes; those of 50,000 images are some thousand
 
 
 def to_line(record: Record, outcomes: Outcomes) -> str:
@@ -25,7 +28,8 @@ def to_line(record: Record, outcomes: Outcomes) -> str:
     if outcomes:
         from results.records.outcomes import pack
 
-        entry["outcomes"] = base64.b64encode(pack(outcomes, record.started)).decode()
+        deflated = zlib.compress(pack(outcomes, record.started), level=9)
+        entry["outcomes"] = base64.b64encode(deflated).decode()
     return json.dumps(entry, sort_keys=True, separators=(",", ":"))
 
 
@@ -51,7 +55,25 @@ def from_line(line: bytes) -> tuple[Record, Outcomes]:
         return record, {}
     from results.records.outcomes import unpack
 
-    return record, unpack(base64.b64decode(packed), record.started)
+    return record, unpack(_inflated(base64.b64decode(packed)), record.started)
+
+
+def _inflated(data: bytes) -> bytes:
+    """Return what data holds, MOST bytes at most.
+
+    Raises:
+        ValueError: when it is damaged, or holds more.
+    """
+    if data.startswith(STORED):
+        return data
+    inflater = zlib.decompressobj()
+    try:
+        found = inflater.decompress(data, MOST)
+    except zlib.error as error:
+        raise ValueError(f"outcomes that are damaged ({error})") from error
+    if not inflater.eof or inflater.unused_data:
+        raise ValueError("outcomes that are damaged, or of no run")
+    return found
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:

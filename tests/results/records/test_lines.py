@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 
 import numpy as np
 import pytest
 
 from results.__main__ import main
 from results.ledger import kept
-from results.records.lines import from_line, to_line
+from results.records.lines import MOST, from_line, to_line
+from results.records.outcomes import pack
 from results.records.reading import outcomes_in, read
 from results.records.store import Store
 from tests.results.records.test_store import record
@@ -36,6 +39,24 @@ def test_a_record_comes_back_with_its_outcomes_and_alone():
     assert outcomes["top1"].tolist() == RIGHT.tolist()
     assert from_line(to_line(made, {}).encode()) == (made, {})
     assert from_line(json.dumps(made.to_json()).encode()) == (made, {})
+
+
+def test_outcomes_of_before_they_were_deflated_are_read():
+    made = record("a", started="1")
+    held = json.loads(to_line(made, {"top1": RIGHT}))
+    held["outcomes"] = base64.b64encode(pack({"top1": RIGHT}, "1")).decode()
+    _, outcomes = from_line(json.dumps(held).encode())
+    assert outcomes["top1"].tolist() == RIGHT.tolist()
+
+
+def test_a_line_takes_no_more_memory_than_a_runs_outcomes_do():
+    """A few kilobytes may say gigabytes."""
+    held = json.loads(to_line(record("a", started="1"), {"top1": RIGHT}))
+    bomb = zlib.compress(bytes(MOST + 1), level=9)
+    held["outcomes"] = base64.b64encode(bomb).decode()
+    assert len(bomb) < 1 << 18
+    with pytest.raises(ValueError, match="outcomes that are damaged, or of no run"):
+        from_line(json.dumps(held).encode())
 
 
 def test_the_ledgers_file_is_read_as_its_folder_is(both, capsys):
@@ -65,6 +86,8 @@ def test_units_errors_are_kept_of_the_runs_that_are_compared_by_them(tmp_path):
     [
         (lambda held: held | {"outcomes": 3}, "outcomes that are no text"),
         (lambda held: held | {"outcomes": "UEs="}, "it is damaged"),
+        (lambda held: held | {"outcomes": held["outcomes"][:-8]}, "outcomes that are damaged"),
+        (lambda held: held | {"outcomes": "eJz//////w=="}, "outcomes that are damaged"),
         (lambda held: held | {"record": [1]}, "a record is a JSON object"),
         (lambda held: held | {"record": held["record"] | {"task": "a\u001bb"}}, "control"),
     ],
