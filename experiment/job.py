@@ -84,7 +84,6 @@ class Job:
         expected, found = self.cfg.task.get("expected"), record.fp_value
         if expected is None or found is None or abs(found - expected) <= self.cfg.task.tolerance:
             return
-
         task = build(self.cfg.task, self.cfg.plugins)
         task.check_full_precision({**record.fp_metrics, str(record.metric): found})
 

@@ -26,7 +26,6 @@ ANY_MODEL = "hf"
 # In each job's output folder: its run_id, and its error or who else is at work on it.
 OUTCOME = "outcome.json"
 
-
 SEARCH_PATH = "hydra.searchpath="
 NUMBER = "${hydra.job.num}"
 RUN_ID = re.compile(r"[0-9a-zA-Z_-]+")

@@ -13,96 +13,41 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from flexround.models.tracing import logits_of
+from flexround.models.tracing import Place, Watched, logits_of, tensors_in
 
-# Operations whose values are some of those that they take, or 0, or means of them.
-KEEPING = frozenset(
-    [
-        "_adaptive_avg_pool2d",
-        "_adaptive_avg_pool1d",
-        "adaptive_avg_pool1d",
-        "_reshape_alias",
-        "_to_copy",
-        "_unsafe_view",
-        "adaptive_max_pool2d",
-        "alias",
-        "avg_pool1d",
-        "avg_pool2d",
-        "cat",
-        "channel_shuffle",
-        "chunk",
-        "clamp",
-        "clamp_min",
-        "clone",
-        "constant_pad_nd",
-        "contiguous",
-        "detach",
-        "dropout",
-        "expand",
-        "flatten",
-        "flip",
-        "gather",
-        "hardtanh",
-        "hardtanh_",
-        "index",
-        "index_select",
-        "lift_fresh",
-        "max_pool1d",
-        "max_pool2d",
-        "max_pool2d_with_indices",
-        "mean",
-        "narrow",
-        "native_channel_shuffle",
-        "permute",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "relu",
-        "relu_",
-        "repeat",
-        "reshape",
-        "roll",
-        "select",
-        "slice",
-        "split",
-        "split_with_sizes",
-        "squeeze",
-        "stack",
-        "t",
-        "transpose",
-        "unbind",
-        "unsqueeze",
-        "upsample_nearest2d",
-        "view",
-        "view_as",
-    ]
-)
-Version = tuple[int, int]  # a tensor and its version: one that is changed in place is another
+# Operations whose values are some of those that they take, or 0, or means of them; torch makes all
+# other pooling and reshaping of these.
+KEEPING = (
+    "_adaptive_avg_pool2d", "_reshape_alias", "_to_copy", "_unsafe_view", "adaptive_max_pool2d",
+    "alias", "avg_pool2d", "cat", "channel_shuffle", "clamp", "clamp_min", "clone",
+    "constant_pad_nd", "detach", "expand", "flip", "gather", "hardtanh", "hardtanh_", "index",
+    "index_select", "lift_fresh", "max_pool2d_with_indices", "mean", "native_channel_shuffle",
+    "permute", "pixel_shuffle", "pixel_unshuffle", "relu", "relu_", "repeat", "roll", "select",
+    "slice", "split", "split_with_sizes", "squeeze", "stack", "t", "transpose", "unbind",
+    "unsqueeze", "upsample_nearest2d", "view",
+)  # fmt: skip
 
 
-class _Followed(TorchDispatchMode):
+class _Followed(Watched):
     """A pass in which the tensors are told apart that are quantized, or come from no layer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._quantized: set[Version] = set()
-        self._behind_a_layer: set[Version] = set()
-        self._held: list[Tensor] = []  # so that none's place is another's
+        self._quantized: set[Place] = set()
+        self._behind_a_layer: set[Place] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        taken = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
-        behind = any(self._place(tensor) in self._behind_a_layer for tensor in taken)
-        kept = bool(taken) and all(self._place(tensor) in self._quantized for tensor in taken)
+        taken = [self.place(tensor) for tensor in tensors_in((args, kwargs or {}))]
+        behind = any(place in self._behind_a_layer for place in taken)
+        kept = bool(taken) and all(place in self._quantized for place in taken)
+        kept = kept and func.overloadpacket.__name__ in KEEPING
         output = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                self._note(self._behind_a_layer, tensor, behind)
-                keeps = func.overloadpacket.__name__ in KEEPING
-                self._note(self._quantized, tensor, kept and keeps)
+        for tensor in tensors_in(output):
+            self._note(self._behind_a_layer, tensor, behind)
+            self._note(self._quantized, tensor, kept)
         return output
 
     def quantize(self, tensor: Tensor) -> None:
@@ -115,16 +60,11 @@ class _Followed(TorchDispatchMode):
 
     def lacks(self, tensor: Tensor) -> bool:
         """Return whether tensor comes from a layer and is not quantized."""
-        place = self._place(tensor)
+        place = self.place(tensor)
         return place in self._behind_a_layer and place not in self._quantized
 
-    @staticmethod
-    def _place(tensor: Tensor) -> Version:
-        return id(tensor), tensor._version
-
-    def _note(self, among: set[Version], tensor: Tensor, member: bool) -> None:
-        self._held.append(tensor)
-        place, version = self._place(tensor)
+    def _note(self, among: set[Place], tensor: Tensor, member: bool) -> None:
+        place, version = self.place(tensor)
         # An operation in place counts the version up when it is out of here.
         for own in ((place, version), (place, version + 1)):
             (among.add if member else among.discard)(own)

@@ -11,6 +11,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+Place = tuple[int, int]  # a tensor and its version: one that is changed in place is another
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return the tensors in what an operation takes or gives."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
 
 @dataclass(frozen=True)
 class Call:
@@ -31,23 +38,33 @@ class Call:
     alone: bool = True
 
 
-class _Readers(TorchDispatchMode):
+class Watched(TorchDispatchMode):
+    """A pass whose operations are seen one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[Tensor] = []  # so that none's place is another's
+
+    def place(self, tensor: Tensor) -> Place:
+        """Return what tells tensor, as it is, from all others of the pass."""
+        self._held.append(tensor)
+        return id(tensor), tensor._version
+
+
+class _Readers(Watched):
     """A pass in which is noted which modules' operations read each tensor."""
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[nn.Module] = []  # the modules that are being called
-        self.found: dict[tuple[int, int], set[nn.Module | None]] = {}
-        self._held: list[Tensor] = []  # so that none's place is another's
+        self.found: dict[Place, set[nn.Module | None]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         reader = self.open[-1] if self.open else None
-        for leaf in tree_leaves((args, kwargs or {})):
-            if isinstance(leaf, Tensor):
-                self._held.append(leaf)
-                self.found.setdefault((id(leaf), leaf._version), set()).add(reader)
+        for tensor in tensors_in((args, kwargs or {})):
+            self.found.setdefault(self.place(tensor), set()).add(reader)
         return func(*args, **(kwargs or {}))
 
 

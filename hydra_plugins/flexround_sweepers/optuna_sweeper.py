@@ -15,7 +15,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from experiment.sweeps.jobs import OUTCOME, facts_in, names_of
 from experiment.sweeps.search_space import Interval, Planned, is_interval, space_of
 from flexround.utils.leaving import undoing
 from flexround.utils.packages import missing_package
+from results.records.claim import Claim
 from results.records.searches import Search, Trial, held_out_error, write
 from results.records.store import Store
 
@@ -129,14 +131,8 @@ class OptunaSweeper(Sweeper):
         """Run a search, whose jobs have the numbers from first on, once no other process does."""
         name = planned.search.name
         claim = Store(planned.cfg.results_dir).claim(f"search-{name.rpartition('-')[2]}")
-        with undoing(claim.release):
-            while (owner := claim.take()) is not None:
-                log.info("%s is at work on the search %s; waiting for it", owner, name)
-                time.sleep(POLL)
-            try:
-                return self._run_trials(planned, first)
-            finally:
-                claim.release()
+        with _once_free(claim, f"the search {name}"):
+            return self._run_trials(planned, first)
 
     def _run_trials(self, planned: Planned, first: int) -> Search:
         import optuna
@@ -180,14 +176,24 @@ class OptunaSweeper(Sweeper):
         self.launcher.launch(jobs, initial_job_idx=first)
         for number, (job, folder) in enumerate(zip(jobs, folders, strict=True), first):
             while "running" in (facts := facts_in(folder)):
-                claim = Store(cfg.results_dir).claim(facts["run_id"])
-                with undoing(claim.release):
-                    while claim.take() is not None:
-                        time.sleep(POLL)
-                    claim.release()
+                with _once_free(Store(cfg.results_dir).claim(facts["run_id"]), f"trial {number}"):
+                    pass
                 (folder / OUTCOME).unlink()
                 self.launcher.launch([job], initial_job_idx=number)
         return folders
+
+
+@contextmanager
+def _once_free(claim: Claim, what: str) -> Iterator[None]:
+    """Wait until no other process is at work on what claim is of, and hold it in the context."""
+    with undoing(claim.release):
+        while (owner := claim.take()) is not None:
+            log.info("%s is at work on %s; waiting for it", owner, what)
+            time.sleep(POLL)
+        try:
+            yield
+        finally:
+            claim.release()
 
 
 def _drawn(trial: Any, name: str, interval: Interval) -> float:
