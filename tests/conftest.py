@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra._internal.hydra import Hydra
@@ -45,6 +47,12 @@ GET_MODE = Hydra.get_mode
 
 # Names the cache for the tests that a test runs in a process of its own.
 SHARED_CACHE = "FLEXROUND_TEST_CACHE"
+
+
+def some_slow(values: Iterable[Any], slow: Iterable[Any]) -> list[Any]:
+    """Return values for parametrize; those in slow, which others stand for, are marked so."""
+    return [pytest.param(v, marks=pytest.mark.slow) if v in slow else v for v in values]
+
 
 # Of two processes one would end minutes after the other if the longest tests, each alone in its
 # file, came last.
@@ -103,5 +111,34 @@ def cli(
             message = end.code if isinstance(end.code, str) else ""
         captured = capsys.readouterr()
         return Outcome(status, captured.out, captured.err + message)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def kept_results() -> dict[tuple[str, ...], Path]:
+    """Return copies of what a module's commands leave."""
+    return {}
+
+
+@pytest.fixture
+def results_of(
+    cli: Cli,
+    results_dir: Path,
+    tmp_path: Path,
+    kept_results: dict[tuple[str, ...], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Path]:
+    """Return a function that fills tmp_path with what a command leaves; equal ones run once."""
+
+    def call(*args: str) -> Path:
+        if args not in kept_results:
+            outcome = cli(*args)
+            assert outcome.status == 0, outcome.err
+            kept_results[args] = tmp_path_factory.mktemp("kept") / "all"
+            shutil.copytree(tmp_path, kept_results[args])
+        else:
+            shutil.copytree(kept_results[args], tmp_path, dirs_exist_ok=True)
+        return results_dir
 
     return call

@@ -51,6 +51,7 @@ def test_a_papers_sweep_is_on_its_task_and_in_small_on_an_embedded_one(preset, c
     assert all({"model=tiny_llama", "task=python_docs"} <= set(job) for job in small)
 
 
+@pytest.mark.slow  # reads thousands of files
 def test_lm_eval_has_every_task_of_the_presets():
     pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
     from lm_eval.tasks import TaskManager

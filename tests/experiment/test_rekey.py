@@ -51,9 +51,9 @@ def aged(path: Path, **changes) -> str:
 
 
 @pytest.fixture
-def old(cli, results_dir):
+def old(results_of):
     """Return a folder of three old records, and the table that they make."""
-    assert cli("-m", *RTN, "bits=8,7,6").status == 0
+    results_dir = results_of("-m", *RTN, "bits=8,7,6")
     table = render(leaderboard(Store(results_dir).load()), "markdown")
     for path in list(results_dir.glob("*.json")):
         aged(path)

@@ -33,6 +33,7 @@ from flexround.reconstruction import block_walk, learning, optimize, room
 from flexround.reconstruction.checkpoints import FileCheckpoints
 from tasks.language.tiny_families import FAMILIES, config_of
 from tests import stand_in
+from tests.conftest import some_slow
 from tests.flexround.reconstruction.test_reconstruction import BasicBlock
 
 transformers = pytest.importorskip("transformers", reason="the extra language is not installed")
@@ -134,7 +135,10 @@ def check_same(made, device, *overrides):
 LANGUAGE = ("model=tiny_llama", "granularity=per_group", "group_size=16", "ranges=min_max")
 
 
-@pytest.mark.parametrize("quant", members("quant"))
+PARTS = ("adaquant_flexround", "flexround_fixed_s1", "flexround_no_s3_s4", "flexround_lwc")
+
+
+@pytest.mark.parametrize("quant", some_slow(members("quant"), PARTS))  # of others'
 def test_methods(device, quant):
     if quant != "lrq":
         check_same(convolutions, device, f"quant={quant}", "ranges=min_max")
@@ -142,7 +146,7 @@ def test_methods(device, quant):
         check_same(partial(language, padded=True), device, f"quant={quant}", *LANGUAGE)
 
 
-@pytest.mark.parametrize("recon", ["block", "brecq", "qdrop", "layer"])
+@pytest.mark.parametrize("recon", some_slow(["block", "brecq", "qdrop", "layer"], ["block"]))
 @pytest.mark.parametrize("activation", members("activation"))
 def test_activations_in_every_setting(device, activation, recon):
     own = (f"recon={recon}", f"activation={activation}")
@@ -281,7 +285,7 @@ def waited(monkeypatch, made, *overrides, where="auto"):
     return waits
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", some_slow(SETTINGS, ("layer", "brecq", "per_token")))
 def test_an_iteration_waits_for_nothing(device, setting, monkeypatch):
     made = language(device, padded=True)
     assert not waited(monkeypatch, made, *SETTINGS[setting], *LANGUAGE)

@@ -270,7 +270,7 @@ WORK = """
         (signal.SIGKILL, False, None),
     ],
 )
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_joblib_ends_with_its_processes_which_give_back_what_they_hold(
     tmp_path, number, everyone, line, times
 ):

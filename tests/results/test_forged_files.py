@@ -31,7 +31,7 @@ from results.records.store import Store
 from tests.forged import forged
 from tests.results.records.test_store import record
 
-COUNTS = [pytest.param(6), pytest.param(1000, marks=pytest.mark.slow)]
+COUNTS = [pytest.param(2), pytest.param(1000, marks=pytest.mark.slow)]
 BLOCK = asdict(BlockReport("b.0", {"b.0.w": 4}, 2.0, 1.0, 0.5, 0.1, curve=[[0.0, 2.0]]))
 
 

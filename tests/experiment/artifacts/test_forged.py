@@ -172,7 +172,7 @@ def artifacts_do_no_harm(count, sound, tmp_path, cache_dir, capsys):
 
 
 def test_forged_artifacts(sound, tmp_path, cache_dir, capsys):
-    found = artifacts_do_no_harm(40, sound, tmp_path, cache_dir, capsys)
+    found = artifacts_do_no_harm(20, sound, tmp_path, cache_dir, capsys)
     assert found[0]
     assert found[1]
 

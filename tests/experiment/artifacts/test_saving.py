@@ -24,11 +24,10 @@ VISION = (*TINY, "quant=rtn", "bits=3", "num_samples=64", "progress=false")
 LLAMA = ("model=tiny_llama", "quant=rtn", "bits=3", "num_samples=8", "progress=false")
 
 
-def saved(cli, results_dir, *args):
-    outcome = cli(*args, "save=true")
-    assert outcome.status == 0, outcome.err
-    (record,) = Store(results_dir).load()
-    return record, Store(results_dir).artifact(record.run_id)
+def saved(results_of, *args):
+    store = Store(results_of(*args, "save=true"))
+    (record,) = store.load()
+    return record, store.artifact(record.run_id)
 
 
 CASES = {
@@ -43,8 +42,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_eval_reaches_the_records_own_metric(cli, tool, results_dir, cache_dir, tmp_path, case):
-    record, folder = saved(cli, results_dir, *CASES[case])
+def test_eval_reaches_the_records_own_metric(tool, results_of, cache_dir, tmp_path, case):
+    record, folder = saved(results_of, *CASES[case])
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(folder, elsewhere)
     # Without the cache: all that there is to the network lies in the folder.
@@ -55,10 +54,8 @@ def test_eval_reaches_the_records_own_metric(cli, tool, results_dir, cache_dir, 
     assert not (tmp_path / "empty").exists()
 
 
-def test_what_an_artifact_is_made_of_is_refused_on_its_command_line(
-    cli, tool, results_dir, tmp_path
-):
-    _, folder = saved(cli, results_dir, *LLAMA)
+def test_what_an_artifact_is_made_of_is_refused_on_its_command_line(tool, results_of, tmp_path):
+    _, folder = saved(results_of, *LLAMA)
     commands = (["eval"], ["export", "--to", "gptq", "--out", tmp_path / "out"])
     for (name, *more), given in itertools.product(commands, ("bits=4", "quant=gptq")):
         status, out, err = tool(name, folder, given, *more)
@@ -67,9 +64,9 @@ def test_what_an_artifact_is_made_of_is_refused_on_its_command_line(
 
 
 @pytest.mark.slow
-def test_so_does_resnet18(cli, tool, results_dir):
+def test_so_does_resnet18(tool, results_of):
     record, folder = saved(
-        cli, results_dir, "task=digits", "quant=rtn", "bits=2", "num_samples=64",
+        results_of, "task=digits", "quant=rtn", "bits=2", "num_samples=64",
         "activation=static_per_tensor", "act_bits=4",
     )  # fmt: skip
     assert record.model == "resnet18"
@@ -78,18 +75,18 @@ def test_so_does_resnet18(cli, tool, results_dir):
 
 
 @pytest.mark.slow
-def test_an_equalised_network_comes_back_with_its_biases(cli, tool, results_dir):
+def test_an_equalised_network_comes_back_with_its_biases(tool, results_of):
     record, folder = saved(
-        cli, results_dir, "model=mobilenet_v2", *VISION[2:], "model.equalize=true",
+        results_of, "model=mobilenet_v2", *VISION[2:], "model.equalize=true",
         "model.absorb_biases=true",
     )  # fmt: skip
     status, out, err = tool("eval", folder)
     assert (status, f"top1 {record.value}" in out) == (0, True), err
 
 
-def test_export_writes_what_onnxruntime_runs(cli, tool, results_dir, tmp_path):
+def test_export_writes_what_onnxruntime_runs(tool, results_of, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra export is not installed")
-    _, folder = saved(cli, results_dir, *VISION)
+    _, folder = saved(results_of, *VISION)
     out = tmp_path / "onnx"
     status, printed, err = tool("export", folder, "--to", "onnx", "--out", out)
     assert (status, printed.strip()) == (0, str(out)), err
@@ -103,8 +100,8 @@ def test_export_writes_what_onnxruntime_runs(cli, tool, results_dir, tmp_path):
     assert (status, "exists" in err) == (1, True)
 
 
-def test_another_number_is_an_error(cli, tool, results_dir):
-    record, folder = saved(cli, results_dir, *VISION)
+def test_another_number_is_an_error(tool, results_of):
+    record, folder = saved(results_of, *VISION)
     held = load_file(folder / FILE)
     with open(folder / FILE, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -119,8 +116,8 @@ def test_another_number_is_an_error(cli, tool, results_dir):
     assert len(err.splitlines()) == 1
 
 
-def test_inspect_lists_layers_bits_and_bytes(cli, tool, results_dir):
-    record, folder = saved(cli, results_dir, *VISION, "granularity=per_channel")
+def test_inspect_lists_layers_bits_and_bytes(tool, results_of):
+    record, folder = saved(results_of, *VISION, "granularity=per_channel")
     status, out, _ = tool("inspect", folder)
     assert status == 0
     held = load_file(folder / FILE)
@@ -137,8 +134,8 @@ def test_inspect_lists_layers_bits_and_bytes(cli, tool, results_dir):
     assert all(f"| {bits[name]} " in rows[name] for name in names)
 
 
-def test_the_card_says_what_how_and_again(cli, results_dir):
-    record, folder = saved(cli, results_dir, *VISION)
+def test_the_card_says_what_how_and_again(cli, results_of):
+    record, folder = saved(results_of, *VISION)
     text = (folder / "README.md").read_text()
     assert f"{record.value:.4f}" in text
     assert f"{record.fp_value:.4f}" in text
@@ -169,7 +166,7 @@ def test_the_card_sets_the_papers_number_beside_ours():
     assert "71.00" in cells[5]
 
 
-def test_a_run_recorded_without_its_artifact_says_how_to_get_one(cli, results_dir):
+def test_a_run_recorded_without_its_artifact_says_how_to_get_one(cli, results_dir, results_of):
     assert cli(*VISION).status == 0
     (path,) = results_dir.glob("*.json")
     before = path.read_bytes()
@@ -178,15 +175,15 @@ def test_a_run_recorded_without_its_artifact_says_how_to_get_one(cli, results_di
     assert "it has no artifact of its own; rerun=true makes one" in asked.err
     assert path.read_bytes() == before
     assert cli(*VISION, "save=true", "rerun=true").status == 0
-    record, folder = saved(cli, results_dir, *VISION)
+    record, folder = saved(results_of, *VISION)
     assert provenance_of(folder).started == record.started
     # A later attempt's record is not that of the artifact that lies there.
     assert cli(*VISION, "rerun=true").status == 0
     assert "it has no artifact" in cli(*VISION, "save=true").err
 
 
-def test_what_is_not_ours_is_not_overwritten(cli, results_dir):
-    _, folder = saved(cli, results_dir, *VISION)
+def test_what_is_not_ours_is_not_overwritten(cli, results_of):
+    _, folder = saved(results_of, *VISION)
     assert cli(*VISION, "seed=1", "save=true").status == 0
     (other,) = {*folder.parent.iterdir()} - {folder}
     shutil.rmtree(folder)
@@ -222,7 +219,9 @@ def test_an_artifact_that_can_not_be_written_leaves_no_half(cli, results_dir, mo
     assert Store(results_dir).load() == []  # a full disk is no failure of the run
     assert list((results_dir / "artifacts").iterdir()) == []
     monkeypatch.undo()
-    record, folder = saved(cli, results_dir, *VISION)
+    assert cli(*VISION, "save=true").status == 0
+    (record,) = Store(results_dir).load()
+    folder = Store(results_dir).artifact(record.run_id)
     assert record.status == "ok"
     assert (folder / FILE).is_file()
 
@@ -236,8 +235,9 @@ def test_the_artifact_is_there_before_its_record(cli, results_dir, monkeypatch):
     monkeypatch.undo()
     (folder,) = (results_dir / "artifacts").iterdir()
     assert Store(results_dir).load() == []
-    record, again = saved(cli, results_dir, *VISION)
-    assert again == folder
+    assert cli(*VISION, "save=true").status == 0
+    (record,) = Store(results_dir).load()
+    assert Store(results_dir).artifact(record.run_id) == folder
     assert provenance_of(folder).started == record.started
 
 
@@ -274,11 +274,11 @@ def test_bad_paths_are_one_line(tool, tmp_path, command):
         assert len(err.splitlines()) == 1
 
 
-def test_wandb_takes_the_artifact_along(cli, results_dir, tmp_path, monkeypatch):
+def test_wandb_takes_the_artifact_along(results_of, tmp_path, monkeypatch):
     import wandb
 
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staging"))
-    record, folder = saved(cli, results_dir, *VISION, "logger=wandb", f"logger.dir={tmp_path}")
+    record, folder = saved(results_of, *VISION, "logger=wandb", f"logger.dir={tmp_path}")
     wandb.teardown()
     (log,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     content = log.read_bytes()

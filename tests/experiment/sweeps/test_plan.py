@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from experiment.__main__ import main
 from experiment.sweeps.plan import EXPERIMENTS, jobs, needs, planned, report
-from tests.conftest import TINY
+from tests.conftest import TINY, some_slow
 
 ABLATIONS = sorted(path.stem for path in EXPERIMENTS.glob("ablation_*.yaml"))
 PAPER = sorted(path.stem for path in (EXPERIMENTS / "paper").glob("*.yaml"))
@@ -41,7 +41,7 @@ def test_an_experiment_has_as_many_runs_as_its_table(name):
     assert len(jobs([f"experiment=paper/{name}"])) == RUNS[name]
 
 
-@pytest.mark.parametrize("scale", ["full", "smoke"])
+@pytest.mark.parametrize("scale", some_slow(["full", "smoke"], ["full"]))  # test_paper_protocols.py
 @pytest.mark.parametrize("name", PAPER)
 def test_runs_of_an_experiment_compose_under_both_scales(name, scale):
     given = [f"experiment=paper/{name}", "seed=0", f"scale={scale}"]
@@ -130,6 +130,7 @@ def test_the_refused_runs_of_a_sweep_stand_beside_the_others(capsys):
     assert out[2] == "     3 of efficientnet_lite0 on digits"
 
 
+@pytest.mark.slow  # composes them all
 def test_without_a_sweep_all_experiments_are_listed(capsys):
     lines = said(capsys)[1].splitlines()
     assert len(lines) == len(list(EXPERIMENTS.rglob("*.yaml")))

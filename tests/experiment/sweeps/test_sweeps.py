@@ -385,6 +385,7 @@ def test_a_folder_that_can_not_be_made_is_one_line(cli, tmp_path, option):
     assert f"{option}=" in outcome.err
 
 
+@pytest.mark.slow  # no network is kept either
 def test_a_cache_that_can_not_be_made_costs_time_alone(cli, tmp_path, results_dir):
     (tmp_path / "file").write_text("")
     outcome = cli(*QUICK, f"cache_dir={tmp_path}/file/in")

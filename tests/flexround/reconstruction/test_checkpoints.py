@@ -15,6 +15,7 @@ from flexround.grid import Grid, PerChannel
 from flexround.ranges import LpSearch
 from flexround.reconstruction.checkpoints import FileCheckpoints
 from flexround.reconstruction.layerwise import Solve
+from tests.conftest import some_slow
 from tests.flexround.quantizers.methods import METHODS
 from tests.flexround.reconstruction.test_reconstruction import SETTING, adapter, calibration
 from tests.flexround.solvers.test_drift import GPTAQ_
@@ -85,7 +86,11 @@ def same(one, other):
     assert one[3] == other[3]
 
 
-@pytest.mark.parametrize("case", CASES)
+# What each of these has stands in another case as well.
+LIKE_OTHERS = ("qdrop_quant", "brecq_quant", "held_out", "gptaq")
+
+
+@pytest.mark.parametrize("case", some_slow(CASES, LIKE_OTHERS))
 def test_killed_after_any_unit_the_result_is_the_undisturbed_one(case, tmp_path):
     expected = quantize(case)
     units = len(expected[3])

@@ -82,7 +82,10 @@ def test_a_language_model_is_fine_tuned_on_its_corpus(tune, cli, tmp_path, resul
     assert facts(folder)["recipe"]["max_steps"] == 40
 
 
-@pytest.mark.parametrize(("family", "targets"), [("gpt2", "c_attn"), ("llama", "q_proj,v_proj")])
+LORA = [("gpt2", "c_attn"), pytest.param("llama", "q_proj,v_proj", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("family", "targets"), LORA)
 def test_lora_is_merged_into_a_plain_checkpoint(tune, cli, tmp_path, family, targets):
     here = [f"model=tiny_{family}", "task=python_docs", "protocol.window=64", "task.seq_len=64"]
     lora = ["recipe=lora", f"recipe.lora.targets=[{targets}]", "recipe.lr=1e-2"]

@@ -259,7 +259,8 @@ def with_a_gap():
 @pytest.mark.parametrize(
     ("kind", "family", "side"),
     [("SequenceClassification", "gpt_neo", "right"), ("SequenceClassification", "opt", "left"),
-     ("QuestionAnswering", "bert", "left"), ("QuestionAnswering", "bert", "right")],
+     pytest.param("QuestionAnswering", "bert", "left", marks=pytest.mark.slow),
+     ("QuestionAnswering", "bert", "right")],
 )  # fmt: skip
 def test_tokens_have_the_positions_that_they_have_in_torch(kind, family, side, tmp_path):
     """Whichever side a batch is padded on, and whichever the one was that the graph is made of."""
