@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,14 @@ from flexround.activations.quantizers import ActivationQuantizer
 from flexround.activations.schemes import Activation
 from flexround.ranges import Ranges
 from flexround.structure import Block, Site, counted
+
+
+class _Hook(partial[Any]):
+    """A hook that a copy of its module shares, as it would a plain function; it can be pickled."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        """Return this one: a copy of a block must not take a copy of all quantizers along."""
+        return self
 
 
 class Activations:
@@ -58,8 +67,7 @@ class Activations:
             for site, quantizer in zip(used, made, strict=True):
                 for module in site.modules:
                     by_module.setdefault(module, []).append((block.name, site, quantizer))
-            # Not the bound method: a copy of the block would take a copy of this object along.
-            block.module.register_forward_pre_hook(lambda *_, name=block.name: self._begin(name))
+            block.module.register_forward_pre_hook(_Hook(self._begin, block.name))
         for module, places in by_module.items():
             self._hook(module, places)
 
@@ -142,7 +150,7 @@ class Activations:
             self._on, self._quant_prob = before
             self._cache.clear()
 
-    def _begin(self, block: str) -> None:
+    def _begin(self, block: str, *_: Any) -> None:
         # Calls are counted within a block: a module may serve several, and a pass that was cut
         # short must not shift the counts of the next.
         self._block = block
@@ -158,41 +166,44 @@ class Activations:
                 if site.side == side:
                     here.setdefault(block, {})[site.use] = quantizer
             if here and side == "input":
-                module.register_forward_pre_hook(self._before(module, here))
+                module.register_forward_pre_hook(_Hook(self._before, module, here))
             elif here:
-                module.register_forward_hook(self._after(module, here))
+                module.register_forward_hook(_Hook(self._after, module, here))
 
     def _before(
-        self, module: nn.Module, here: dict[str, dict[int, ActivationQuantizer]]
-    ) -> Callable[..., Any]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> Any:
-            if not self._working or self._block not in here:
-                return None
-            own, use = here[self._block], self._count("input", module)
-            if use not in own:
-                first = next(iter(own.values()))
-                raise ValueError(
-                    f"activation {first.name}: its layer is called more than the {len(own)} times "
-                    "in a pass that it was while the network was looked at; give activation=none"
-                )
-            return (self._quantize(own[use], args[0], module), *args[1:])
-
-        return hook
+        self,
+        module: nn.Module,
+        here: dict[str, dict[int, ActivationQuantizer]],
+        _: nn.Module,
+        args: tuple[Any, ...],
+    ) -> Any:
+        if not self._working or self._block not in here:
+            return None
+        own, use = here[self._block], self._count("input", module)
+        if use not in own:
+            first = next(iter(own.values()))
+            raise ValueError(
+                f"activation {first.name}: its layer is called more than the {len(own)} times in a "
+                "pass that it was while the network was looked at; give activation=none"
+            )
+        return (self._quantize(own[use], args[0], module), *args[1:])
 
     def _after(
-        self, module: nn.Module, here: dict[str, dict[int, ActivationQuantizer]]
-    ) -> Callable[..., Any]:
-        def hook(_: nn.Module, args: Any, output: Any) -> Any:
-            if not self._working or self._block not in here:
-                return None
-            own = here[self._block]
-            # Modulo: outside of its block a function is called once more on the block's output.
-            quantizer = own[self._count("output", module) % len(own)]
-            whole = isinstance(output, tuple)
-            quantized = self._quantize(quantizer, output[0] if whole else output, module)
-            return (quantized, *output[1:]) if whole else quantized
-
-        return hook
+        self,
+        module: nn.Module,
+        here: dict[str, dict[int, ActivationQuantizer]],
+        _: nn.Module,
+        args: Any,
+        output: Any,
+    ) -> Any:
+        if not self._working or self._block not in here:
+            return None
+        own = here[self._block]
+        # Modulo: outside of its block a function is called once more on the block's output.
+        quantizer = own[self._count("output", module) % len(own)]
+        whole = isinstance(output, tuple)
+        quantized = self._quantize(quantizer, output[0] if whole else output, module)
+        return (quantized, *output[1:]) if whole else quantized
 
     @property
     def _working(self) -> bool:

@@ -132,6 +132,8 @@ class TensorQuantizer(ActivationQuantizer):
             self.observe(x, 1.0, generator)
             self.set_range()
         assert self.grid is not None, "set_range sets it"
+        if self.scale.device != x.device:
+            self.to(x.device)  # the network was moved, of which quantizers are no part
         exporting = torch.compiler.is_exporting()
         if exporting and _AS_NODES.get():
             return self._node(x)

@@ -158,6 +158,17 @@ def test_activations_in_every_setting(device, activation, recon):
         check_same(language, device, *own, *kv, *LANGUAGE)
 
 
+def test_ranges_go_along_with_a_network_that_is_moved(device):
+    own = ("activation=static_per_tensor", "quant=rtn", "ranges=min_max")
+    adapter, batches = convolutions(device)
+    (expected, _) = quantized(adapter, batches, *own)[1]
+    adapter.model.to(CPU)
+    with torch.no_grad():
+        found = adapter.model(batches[0])
+    assert found.device == CPU
+    torch.testing.assert_close(found, expected.cpu(), atol=1e-5, rtol=1e-4)
+
+
 def test_scales_end_to_end(device):
     made = partial(language, padded=True)
     check_same(made, device, "recon.e2e_iters=2", "recon.e2e_lr=1e-4", *LANGUAGE)

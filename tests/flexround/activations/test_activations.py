@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 from dataclasses import replace
 
 import pytest
@@ -238,6 +240,24 @@ def test_one_relu_of_several_blocks_has_a_quantizer_in_each():
     (stem,), (head,) = activations.of("0"), activations.of("2")
     assert (stem.bits, head.bits) == (8, 2)
     assert seen[0] > 4 >= seen[1], "each in its own place"
+
+
+def saved_and_read(network):
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("other", [copy.deepcopy, saved_and_read])
+def test_a_copy_of_the_network_has_its_activations_quantized(other):
+    target, images = adapter(), calibration(8)[0]
+    plain = target.model(images)
+    activations = Activations(target.blocks(), STATIC, RANGES, draws())
+    activations.leave_on()
+    expected = target.model(images)
+    assert not torch.equal(expected, plain)
+    assert torch.equal(other(target.model)(images), expected)
 
 
 @pytest.mark.parametrize("setting", [SETTING, BRECQ, QDROP], ids=["block", "brecq", "qdrop"])
