@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from experiment import ROOT
 from experiment.build import check_names, has_idle_loop
 from experiment.config import parsed
-from experiment.identity import FINETUNED, FULL_STREAMS
+from experiment.finetuned import FINETUNED
+from experiment.identity import FULL_STREAMS
 from experiment.values import check_every_value
 from flexround.api.rules import (
     check_imatrix,

@@ -20,7 +20,8 @@ from experiment.content import Contents
 from experiment.device import device_of, processor
 from experiment.environment import check_environment
 from experiment.errors import PLACES
-from experiment.identity import network_digest, pin
+from experiment.finetuned import network_digest
+from experiment.identity import pin
 from experiment.options import OF_FINETUNING
 from experiment.sweeps.jobs import as_typed
 from flexround.utils.atomic_files import check_writable

@@ -22,12 +22,18 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiment.content import Contents
+from experiment.finetuned import (
+    FINETUNED,
+    check_origin,
+    finetuned_folder,
+    network_digest,
+    uses_finetuned,
+)
 from experiment.resolvers import _source_name
 from experiment.versions import with_versions
 from results.records.given import SURROUNDINGS
 from results.records.off import GROUPS, OPTIONS, is_off
 from tasks.language.hub import pinned
-from tasks.package_files import path_of
 
 # Settings that say where and how a run works, not what it computes (the folders of data stand again
 # where the task takes them, by their content), and those of which what takes them has the values.
@@ -37,7 +43,6 @@ NOT_IDENTITY = (
 )  # fmt: skip
 # Keys of paths of data, wherever in the settings, and beside them which of the files are read.
 IMAGES, DATA, FILES = "root", ("local", "include_path"), ("files", "folder")
-FINETUNED = "finetuned"
 FULL_STREAMS = OPTIONS["stream_dtype"]
 # Said by nothing: ranges that stay as they were set, where nothing of them is learned.
 UNSAID = {"recon.act_steps": "start"}
@@ -138,50 +143,6 @@ def _holder(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
 def run_id(settings: dict[str, Any]) -> str:
     """Return the name of a run: a hash of its settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def network_digest(source: str, contents: Contents) -> str:
-    """Return the digest of the file or folder that source names; source where it names none."""
-    try:
-        path = path_of(source)
-    except ValueError:  # a package that is not installed
-        return source
-    return contents.network(path) or source
-
-
-def uses_finetuned(settings: dict[str, Any]) -> bool:
-    """Return whether the network is what fine-tuning has left for the task and model."""
-    checkpoint = settings["checkpoint"]
-    return checkpoint == FINETUNED or (bool(settings["finetuned"]) and checkpoint is None)
-
-
-def finetuned_folder(settings: dict[str, Any]) -> Path:
-    """Return where the fine-tuned network lies."""
-    return Path(settings["checkpoints_dir"], settings["task"]["name"], settings["model"]["name"])
-
-
-def check_origin(settings: dict[str, Any], contents: Contents) -> None:
-    """Check that the fine-tuned network was made for the model.source of settings.
-
-    Raises:
-        ValueError: names both sources and the ways out.
-    """
-    file = finetuned_folder(settings) / "finetune.json"
-    if not file.is_file():
-        return
-    facts, asked = json.loads(file.read_text()), settings["model"]["source"]
-    if "model_source" in facts:
-        made_from, same = facts["model_source"], network_digest(asked, contents)
-        known = facts["model_source_digest"] == same
-    else:  # of before digests were kept: there are only words
-        made_from = facts["source"]
-        known = asked.partition("@")[0] == made_from
-    if not known:
-        raise ValueError(
-            f"model.source={asked} is another network than {made_from}, from which {file.parent} "
-            "was fine-tuned; leave model.source out, give another checkpoints_dir, or fine-tune "
-            "again (finetune.py with rerun=true)"
-        )
 
 
 def places(cfg: DictConfig) -> dict[str, str]:

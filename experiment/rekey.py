@@ -20,7 +20,8 @@ from typing import Any
 from experiment import ROOT
 from experiment.config import RENAMED
 from experiment.content import Contents
-from experiment.identity import FULL_STREAMS, data_paths, finetuned_folder, reduced, run_id
+from experiment.finetuned import finetuned_folder
+from experiment.identity import FULL_STREAMS, data_paths, reduced, run_id
 from flexround.utils.atomic_files import write_whole
 from results.records.record import OLD, SCHEMA, Record
 from results.records.store import MARK, Store

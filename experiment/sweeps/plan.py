@@ -18,7 +18,8 @@ from experiment.checks import check_choices
 from experiment.composer import Choices, Composer, parsed_once
 from experiment.conditions import changes, conditions
 from experiment.config import composed
-from experiment.identity import identity_of, pin, plain, run_id, uses_finetuned
+from experiment.finetuned import uses_finetuned
+from experiment.identity import identity_of, pin, plain, run_id
 from experiment.sweeps.jobs import jobs_of, names_of, search_path, sweep_overrides
 from experiment.sweeps.search_space import trials_of
 from results.records.record import Record
