@@ -5,7 +5,6 @@ The network is written to checkpoints_dir/TASK/MODEL, where `run.py` looks for i
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from experiment.content import Contents
 from experiment.device import device_of, processor
 from experiment.environment import check_environment
 from experiment.errors import PLACES
-from experiment.finetuned import network_digest
+from experiment.finetuned import finetuning_facts, network_digest
 from experiment.identity import pin
 from experiment.options import OF_FINETUNING
 from experiment.sweeps.jobs import as_typed
@@ -56,8 +55,7 @@ def check_same(folder: Path, made_of: dict[str, Any]) -> None:
     Raises:
         ValueError: names what differs.
     """
-    file = folder / "finetune.json"
-    there = flatten(json.loads(file.read_text())) if file.is_file() else {}
+    there = flatten(finetuning_facts(folder))
     asked = flatten(made_of)
     # The same network elsewhere is the same; of before digests were kept there are only words.
     source = "source_digest" if "source_digest" in there else "source"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from experiment.content import Contents
+from flexround.utils.file_errors import read_bytes
 from tasks.package_files import path_of
 
 FINETUNED = "finetuned"
@@ -32,25 +34,49 @@ def finetuned_folder(settings: dict[str, Any]) -> Path:
     return Path(settings["checkpoints_dir"], settings["task"]["name"], settings["model"]["name"])
 
 
+def finetuning_facts(folder: Path) -> dict[str, Any]:
+    """Return what fine-tuning has noted of the network in folder, nothing where there is none.
+
+    Raises:
+        ValueError: names the file where it is damaged.
+    """
+    file = folder / "finetune.json"
+    if not file.is_file():
+        return {}
+    try:
+        facts = from_json(read_bytes(file))
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise ValueError(f"{file} is damaged; fine-tune again (finetune.py with rerun=true)")
+    return facts
+
+
 def check_origin(settings: dict[str, Any], contents: Contents) -> None:
     """Check that the fine-tuned network was made for the model.source of settings.
 
     Raises:
         ValueError: names both sources and the ways out.
     """
-    file = finetuned_folder(settings) / "finetune.json"
-    if not file.is_file():
+    folder = finetuned_folder(settings)
+    facts, asked = finetuning_facts(folder), settings["model"]["source"]
+    if not facts:
         return
-    facts, asked = json.loads(file.read_text()), settings["model"]["source"]
     if "model_source" in facts:
         made_from, same = facts["model_source"], network_digest(asked, contents)
-        known = facts["model_source_digest"] == same
+        known = facts.get("model_source_digest") == same
     else:  # of before digests were kept: there are only words
-        made_from = facts["source"]
+        made_from = facts.get("source")
         known = asked.partition("@")[0] == made_from
+    if made_from == asked and not known:
+        raise ValueError(
+            f"model.source={asked} does not hold, or not here, what {folder} was fine-tuned from; "
+            "bring it back, give another checkpoints_dir, or fine-tune again (finetune.py with "
+            "rerun=true)"
+        )
     if not known:
         raise ValueError(
-            f"model.source={asked} is another network than {made_from}, from which {file.parent} "
-            "was fine-tuned; leave model.source out, give another checkpoints_dir, or fine-tune "
-            "again (finetune.py with rerun=true)"
+            f"model.source={asked} is another network than {made_from}, from which {folder} was "
+            "fine-tuned; leave model.source out, give another checkpoints_dir, or fine-tune again "
+            "(finetune.py with rerun=true)"
         )

@@ -15,7 +15,7 @@ OPTIONS: dict[str, Any] = {
     "stream_dtype": "float32", "bits_per_layer": None, "model.leave": [],
     "recon.loss": "squared", "recon.start": "nearest", "recon.last_loss": "block",
     "recon.held_out": 0, "recon.patience": 0, "recon.e2e_iters": 0,
-    "task.corpus.joined_by": "blank_line",
+    "task.corpus.joined_by": "blank_line", "task.begin_with_bos": False,
 }  # fmt: skip
 # The member of each group that is no object.
 GROUPS = {"transform": "none", "allocation": "none", "grid": "integer"}

@@ -22,7 +22,7 @@ TOLD_APART = (
     "recon.act_steps", "act_stem_bits", "kv_bits", "granularity._target_", "group_size",
     "grid._target_", "average_bits",
     "symmetric", "recon.unit", "recon.loss", "recon.last_loss", "recon.start", "transform._target_",
-    "recon.e2e_iters", "checkpoint", "task_version", "metric",
+    "recon.e2e_iters", "task.begin_with_bos", "checkpoint", "task_version", "metric",
 )  # fmt: skip
 OF_LAYERS = ("bits_per_layer", "allocation")  # whose runs are told apart by average_bits
 FORMATS = ("markdown", "csv", "latex", "html")

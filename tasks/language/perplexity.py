@@ -48,10 +48,12 @@ class LanguageModeling(TransformerTask):
         tolerance: NotNegative,
         cache_dir: str,
         checkpoints_dir: str,
+        begin_with_bos: bool = False,
     ) -> None:
         """Name the text and the protocol; seq_len is the length of a calibration sample.
 
-        calibration None is the corpus's own train split, cut as the protocol cuts.
+        calibration None is the corpus's own train split, cut as the protocol cuts. With
+        begin_with_bos the first token of each window and sample is <bos> in its place.
         """
         if seq_len < 2:
             raise ValueError(f"task.seq_len={seq_len}: give at least 2 tokens")
@@ -59,7 +61,7 @@ class LanguageModeling(TransformerTask):
         self._corpus, self._protocol = corpus, protocol
         self._calibration = calibration or Stream(corpus, protocol.name)
         self._seq_len, self._eval_batch_size = seq_len, eval_batch_size
-        self._divergence = divergence
+        self._divergence, self._begin_with_bos = divergence, begin_with_bos
         self._windows: Tensor | None = None
 
     def check_network(self, network: nn.Module, source: str) -> None:
@@ -86,14 +88,28 @@ class LanguageModeling(TransformerTask):
     def calibration(self, num_samples: int, seed: int) -> Sequence[Tokens]:
         """Return num_samples sequences of seq_len tokens of train, drawn by seed."""
         found = self._calibration.sequences(self._tokenizer, self._seq_len, num_samples, seed)
-        return [{"input_ids": part} for part in found.split(self._eval_batch_size)]
+        return [{"input_ids": part} for part in self._begun(found).split(self._eval_batch_size)]
 
     def texts(self) -> Sequence[Tensor]:
         """Return the protocol's windows of the evaluation split, [windows, tokens]."""
         if self._windows is None:
-            self._windows = self._protocol.windows(self._corpus, self._tokenizer)
+            self._windows = self._begun(self._protocol.windows(self._corpus, self._tokenizer))
             log.info("%s, %d windows of %d tokens", self._protocol.name, *self._windows.shape)
         return [self._windows]
+
+    def _begun(self, windows: Tensor) -> Tensor:
+        """Return windows as they begin; the tokens that are predicted, all but the first, stay.
+
+        Raises:
+            ValueError: when the tokenizer has no <bos>.
+        """
+        if not self._begin_with_bos:
+            return windows
+        if self._tokenizer.bos_token_id is None:
+            raise ValueError("task.begin_with_bos=true: this tokenizer has no <bos>; leave it out")
+        windows = windows.clone()
+        windows[:, 0] = self._tokenizer.bos_token_id
+        return windows
 
     def compared(self, adapter: ModelAdapter) -> Iterator[Tensor] | None:
         """Return what the last layer gives on each batch of windows, of which follow the logits."""

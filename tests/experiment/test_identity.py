@@ -328,6 +328,12 @@ def test_another_source_under_a_fine_tuned_network_is_refused(cli, results_dir, 
     outcome = cli(*args)
     assert outcome.status == 1
     assert outcome.err.startswith("error: model.source=tiny:llama is another network than tiny:opt")
+    file = folder / "finetune.json"
+    file.write_text(json.dumps(facts | {"model_source": "tiny:llama"}))
+    assert "tiny:llama does not hold, or not here, what" in cli(*args).err
+    for damaged in ("{", "[]"):
+        file.write_text(damaged)
+        assert cli(*args).err.startswith(f"error: {file} is damaged; fine-tune again")
     assert not list(results_dir.glob("*.json"))
 
 

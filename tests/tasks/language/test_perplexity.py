@@ -157,6 +157,19 @@ def test_calibration_is_train_by_seed(cache_dir):
         task.calibration(1_000_000, 0)
 
 
+def test_windows_and_samples_begin_with_bos_and_predict_the_same_tokens(cache_dir):
+    plain, begun = modeling(cache_dir), modeling(cache_dir, begin_with_bos=True)
+    for task in (plain, begun):
+        task.load(tiny_model(), None)
+    for of in (lambda task: task.texts(), lambda task: [task.calibration(3, 0)[0]["input_ids"]]):
+        (before,), (after,) = of(plain), of(begun)
+        assert (after[:, 0] == begun._tokenizer.bos_token_id).all()
+        assert torch.equal(after[:, 1:], before[:, 1:])
+    begun._windows, begun._tokenizer.bos_token = None, None
+    with pytest.raises(ValueError, match="begin_with_bos=true: this tokenizer has no <bos>"):
+        begun.texts()
+
+
 def test_windows_longer_than_the_positions_are_refused(cache_dir):
     with pytest.raises(ValueError, match=r"256 positions; lower .* \(512\)"):
         modeling(cache_dir, window=512).load(tiny_model(), None)
