@@ -17,7 +17,7 @@ from tasks.language.base import TransformerTask, check_positions
 from tasks.language.calibration_data import Calibration, Stream
 from tasks.language.corpora import Corpus, HubCorpus
 from tasks.language.divergence import Divergence
-from tasks.language.protocols import Protocol
+from tasks.language.protocols import Protocol, begun
 
 log = logging.getLogger(__name__)
 
@@ -98,18 +98,7 @@ class LanguageModeling(TransformerTask):
         return [self._windows]
 
     def _begun(self, windows: Tensor) -> Tensor:
-        """Return windows as they begin; the tokens that are predicted, all but the first, stay.
-
-        Raises:
-            ValueError: when the tokenizer has no <bos>.
-        """
-        if not self._begin_with_bos:
-            return windows
-        if self._tokenizer.bos_token_id is None:
-            raise ValueError("task.begin_with_bos=true: this tokenizer has no <bos>; leave it out")
-        windows = windows.clone()
-        windows[:, 0] = self._tokenizer.bos_token_id
-        return windows
+        return begun(windows, self._tokenizer) if self._begin_with_bos else windows
 
     def compared(self, adapter: ModelAdapter) -> Iterator[Tensor] | None:
         """Return what the last layer gives on each batch of windows, of which follow the logits."""

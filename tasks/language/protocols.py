@@ -95,6 +95,19 @@ def windows_of(corpus: Corpus, split: str, name: str, window: int, tokenizer: An
     return found
 
 
+def begun(windows: Tensor, tokenizer: Any) -> Tensor:
+    """Return windows with <bos> for their first token; the others, which are predicted, stay.
+
+    Raises:
+        ValueError: when the tokenizer has no <bos>.
+    """
+    if tokenizer.bos_token_id is None:
+        raise ValueError("task.begin_with_bos=true: this tokenizer has no <bos>; leave it out")
+    windows = windows.clone()
+    windows[:, 0] = tokenizer.bos_token_id
+    return windows
+
+
 def _key(tokenizer: Any, batches: Sequence[Sequence[str]], name: str, window: int) -> str | None:
     """Return what windows depend on, as a digest; None of a tokenizer that does not tell its own.
 

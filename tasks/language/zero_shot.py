@@ -22,6 +22,7 @@ from tasks.language.calibration_data import Calibration
 from tasks.language.harness_metrics import AVERAGES, is_group, metrics_of
 from tasks.language.harness_scores import likelihoods, outcomes, scores
 from tasks.language.harness_tasks import HarnessTasks, isolated
+from tasks.language.protocols import begun
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class ZeroShot(TransformerTask):
         tolerance: NotNegative,
         cache_dir: str,
         checkpoints_dir: str,
+        begin_with_bos: bool = False,
     ) -> None:
         """Name the tasks: the harness's own, or with include_path those of that folder's YAMLs.
 
@@ -62,7 +64,7 @@ class ZeroShot(TransformerTask):
         lm-eval does.
 
         limit is the number of items of each task (None is all of them); seq_len is the length of a
-        calibration sample.
+        calibration sample, whose first token is <bos> with begin_with_bos.
         """
         if not tasks:
             raise ValueError("task.tasks=[]: name at least one task of lm-eval")
@@ -80,6 +82,7 @@ class ZeroShot(TransformerTask):
         self._average_of, self._add_bos_token = average_of, add_bos_token
         self._include_path = include_path
         self._calibration_corpus, self._seq_len = calibration_corpus, seq_len
+        self._begin_with_bos = begin_with_bos
         self._eval_batch_size = eval_batch_size
         self._found: HarnessTasks | None = None
 
@@ -119,6 +122,8 @@ class ZeroShot(TransformerTask):
         chosen = self._calibration_corpus.sequences(
             self._tokenizer, self._seq_len, num_samples, seed
         )
+        if self._begin_with_bos:
+            chosen = begun(chosen, self._tokenizer)
         return [{"input_ids": part} for part in chosen.split(self._eval_batch_size)]
 
     def texts(self) -> Iterable[Any]:

@@ -344,6 +344,10 @@ def test_calibration_is_the_corpus_by_seed(folder, cache_dir):
     assert [tuple(batch["input_ids"].shape) for batch in batches] == [(4, 32), (4, 32), (2, 32)]
     expected = Stream(PythonDocs(), "file").sequences(task.tokenizer, 32, 10, 3)
     assert torch.equal(torch.cat([batch["input_ids"] for batch in batches]), expected)
+    task, _ = loaded(folder, cache_dir, begin_with_bos=True)
+    found = torch.cat([batch["input_ids"] for batch in task.calibration(10, 3)])
+    assert (found[:, 0] == task.tokenizer.bos_token_id).all()
+    assert torch.equal(found[:, 1:], expected[:, 1:])
 
 
 def test_an_average_that_is_not_the_expected_is_refused(folder, cache_dir):
