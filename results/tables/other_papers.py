@@ -29,6 +29,8 @@ METHODS: dict[str, tuple[str, str | None]] = {
 }  # fmt: skip
 # How they measure perplexity: GPTQ's windows.
 PROTOCOL = {"name": "gptq", "split": "test", "window": 2048, "max_windows": None}
+# The version of a task from which on its text is GPTQ's: before, rows were joined otherwise.
+SINCE = {"c4": 3}
 TRAINED = ("imagenet", "squad")  # whose networks are of the task; others are as they are published
 # On ResNets GPTQ's paper has AdaRound and AdaQuant layer by layer, BRECQ block by block.
 UNITS = {"adaround": "layer", "adaquant": "layer", "brecq": "block"}
@@ -113,7 +115,9 @@ def compare_with_others(cells: Sequence[Cell], records: Sequence[Record]) -> lis
 
 
 def _values(cell: Cell, records: Sequence[Record]) -> list[float]:
+    since = SINCE.get(cell.task, 0)
     named = [r for r in records if (r.model, r.task) == (cell.model, cell.task)]
+    named = [r for r in named if (r.task_version or 0) >= since]
     if cell.task not in TRAINED:
         named = [r for r in named if r.settings.get("checkpoint") is None]
     found, metric = [r for r in named if in_whole(r, PROTOCOL)], cell.metric

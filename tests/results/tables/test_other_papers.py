@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from experiment.sweeps.plan import EXPERIMENTS
@@ -24,7 +26,7 @@ def run(
         "task": {"limit": None} if task == "eleven" else WINDOWS, "model": {"name": model},
     }  # fmt: skip
     return Record(
-        f"{method}{value}{seed}{bits}{model}", "ok", model, task, 1, method, bits, seed, metric,
+        f"{method}{value}{seed}{bits}{model}", "ok", model, task, 3, method, bits, seed, metric,
         metric != "perplexity", value, fp, own | settings, {metric: value}, {metric: fp},
     )  # fmt: skip
 
@@ -147,6 +149,12 @@ def test_a_perplexity_by_another_protocol_or_on_some_windows_is_no_cell():
         assert hits("gptq/opt", record)
         record.settings["task"] = {"protocol": WINDOWS["protocol"] | change}
         assert not hits("gptq/opt", record)
+
+
+def test_a_perplexity_of_rows_joined_in_another_way_is_no_cell():
+    name, record, _ = CELLS["c4"]
+    assert hits(name, record)
+    assert not hits(name, replace(record, task_version=2))
 
 
 def test_full_precision_is_beside_its_own_number():
