@@ -156,8 +156,8 @@ class _Block:
             if len(output_first(layer.module, weight_of(layer.module))) != width:
                 raise ValueError(
                     f"layer {layer.name}: it neither reads the residual stream by way of a norm "
-                    "that serves linear layers alone nor writes to it; transform=hadamard is not "
-                    "exact there, give transform=none"
+                    "that serves linear layers alone, none in model.leave, nor writes "
+                    "to it; transform=hadamard is not exact there, give transform=none"
                 )
         for norm in self._block.module.modules():
             if is_norm(norm) and weight_of(norm).numel() == width and norm not in absorbed:

@@ -100,8 +100,9 @@ def check_covered(block: Block, places: Sequence[Place], width: int, name: str) 
         if read and layer.name not in found:
             raise ValueError(
                 f"layer {layer.name}: transform={name} finds no norm or layer in front of it that "
-                "scales fold into exactly (a norm that feeds the residual stream or a router as "
-                "well, experts, or a norm behind the layers); give transform=none"
+                "scales fold into exactly (a norm that feeds the residual stream, a router or what "
+                "model.leave names as well, experts, or a norm behind the layers); give "
+                "transform=none"
             )
 
 
