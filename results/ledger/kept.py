@@ -18,14 +18,19 @@ DIGITS = 6  # of a unit's errors
 def slim(record: Record, units: bool) -> Record:
     """Return record without a place of a machine, and of its units their errors, if those.
 
-    Of the packages' versions there is torch's, which decides last bits.
+    Of the packages' versions there is torch's, which decides last bits, and of a transform what it
+    says of the whole network.
     """
     blocks = [
         {"name": unit["name"], "error_after": float(f"{unit['error_after']:.{DIGITS}g}")}
         for unit in (record.blocks if units else ())
     ]
     versions = {name: v for name, v in record.versions.items() if name == "torch"}
-    return replace(record, blocks=blocks, versions=versions, places={}, overrides=_given(record))
+    transform = {name: v for name, v in record.transform.items() if not isinstance(v, dict | list)}
+    return replace(
+        record, blocks=blocks, versions=versions, transform=transform, places={},
+        overrides=_given(record),
+    )  # fmt: skip
 
 
 def _given(record: Record) -> list[str]:
