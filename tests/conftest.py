@@ -117,7 +117,7 @@ def cli(
 
 @pytest.fixture(scope="module")
 def kept_results() -> dict[tuple[str, ...], Path]:
-    """Return copies of what a module's commands leave."""
+    """Return copies of the results of a module's commands."""
     return {}
 
 
@@ -125,20 +125,19 @@ def kept_results() -> dict[tuple[str, ...], Path]:
 def results_of(
     cli: Cli,
     results_dir: Path,
-    tmp_path: Path,
     kept_results: dict[tuple[str, ...], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Path]:
-    """Return a function that fills tmp_path with what a command leaves; equal ones run once."""
+    """Return a function that fills results_dir with what a command leaves; equal ones run once."""
 
     def call(*args: str) -> Path:
         if args not in kept_results:
             outcome = cli(*args)
             assert outcome.status == 0, outcome.err
-            kept_results[args] = tmp_path_factory.mktemp("kept") / "all"
-            shutil.copytree(tmp_path, kept_results[args])
+            kept_results[args] = tmp_path_factory.mktemp("kept") / "results"
+            shutil.copytree(results_dir, kept_results[args])
         else:
-            shutil.copytree(kept_results[args], tmp_path, dirs_exist_ok=True)
+            shutil.copytree(kept_results[args], results_dir)
         return results_dir
 
     return call

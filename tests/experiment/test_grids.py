@@ -6,7 +6,7 @@ import pytest
 
 import artifact
 from results.records.store import Store
-from tests.conftest import TINY
+from tests.conftest import TINY, some_slow
 
 SHORT = ("num_samples=8", "progress=false", "task.seq_len=16", "protocol.max_windows=8")
 LLAMA = ("model=tiny_llama", *SHORT)
@@ -22,7 +22,7 @@ def record_of(cli, results_dir, *args):
 
 
 @pytest.mark.parametrize("method", ["rtn", "flexround", "gptq"])
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", some_slow(GRIDS, ["mxfp4"]))
 def test_an_artifact_carries_the_codes(cli, results_dir, capsys, name, method):
     learned = ("recon.iters=3", "recon.batch_size=2") if method == "flexround" else ()
     args = (*LLAMA, f"quant={method}", f"grid={name}", *GRIDS[name], *learned, "save=true")

@@ -10,6 +10,7 @@ import pytest
 from experiment.build import validate
 from experiment.composer import Composer
 from experiment.sweeps.plan import EXPERIMENTS, jobs
+from tests.conftest import some_slow
 
 COMPOSER = Composer()
 PRESETS = sorted(
@@ -64,7 +65,7 @@ def test_every_preset_is_looked_at():
     assert set(PRESETS) == set(SWEPT)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", some_slow(PRESETS, ["gptq/opt"]))  # all its sizes
 def test_a_preset_is_its_table_and_every_job_fits_its_targets(preset):
     found = all_jobs(preset)
     models, tasks, methods, bits = SWEPT[preset]

@@ -20,6 +20,7 @@ from results.tables.leaderboard import leaderboard, render
 from tests.conftest import TINY
 
 RTN = (*TINY, "quant=rtn", "num_samples=32")
+SWEEP = ("-m", *RTN, "bits=8,7,6")
 MODULES = {
     "VisionModel": "flexround.models.vision.VisionModel", "Digits": "tasks.digits.Digits",
     "RTN": "flexround.quantizers.rtn.RTN", "PerTensor": "flexround.grid.PerTensor",
@@ -50,14 +51,18 @@ def aged(path: Path, **changes) -> str:
     return former
 
 
+def all_aged(root: Path) -> None:
+    for path in list(root.glob("*.json")):
+        aged(path)
+
+
 @pytest.fixture
 def old(results_of):
     """Return a folder of three old records, and the table that they make."""
-    results_dir = results_of("-m", *RTN, "bits=8,7,6")
-    table = render(leaderboard(Store(results_dir).load()), "markdown")
-    for path in list(results_dir.glob("*.json")):
-        aged(path)
-    return results_dir, table
+    root = results_of(*SWEEP)
+    table = render(leaderboard(Store(root).load()), "markdown")
+    all_aged(root)
+    return root, table
 
 
 def test_before_it_one_line_says_so_and_nothing_is_computed(cli, old):
@@ -84,12 +89,13 @@ def test_the_table_is_the_same_and_every_run_is_found_again(cli, old, capsys):
     assert len(list((root / "history").glob("*.renamed.json"))) == 3, "nothing is lost"
 
 
-def test_a_sweep_of_before_knows_its_runs(old, tmp_path):
-    root, _ = old
+def test_a_sweep_of_before_knows_its_runs(cli, results_dir, tmp_path):
+    assert cli(*SWEEP).status == 0
+    all_aged(results_dir)
     for number, bits in enumerate((8, 7, 6)):
         path = tmp_path / "sweep" / str(number) / "outcome.json"
         path.write_text(json.dumps({"run_id": f"{bits:016x}"}))
-    rekey(root)
+    rekey(results_dir)
     assert {job.state for job in Sweep(tmp_path / "sweep").states()} == {"done"}
 
 

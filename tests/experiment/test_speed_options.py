@@ -12,6 +12,7 @@ from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
 from flexround.kernels.chunking import check_compiler, compiling
 from flexround.reconstruction.callbacks import ReportLog
 from flexround.reconstruction.precision import check_precision, products
+from tests.conftest import some_slow
 from tests.flexround.quantizers.methods import LAYERS, METHODS, shaken, weight_of
 from tests.flexround.quantizers.test_reference import RANGES, passes
 from tests.flexround.reconstruction.test_reconstruction import SETTING, quantize
@@ -87,7 +88,7 @@ def test_no_compiler_is_told(monkeypatch):
         check_compiler(CPU)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", some_slow(["bfloat16", "float16"], ["float16"]))
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_bert"])
 def test_streams_in_half_precision_are_no_other_architecture(cli, model, dtype):
     pytest.importorskip("transformers", reason="the extra language is not installed")

@@ -24,10 +24,15 @@ VISION = (*TINY, "quant=rtn", "bits=3", "num_samples=64", "progress=false")
 LLAMA = ("model=tiny_llama", "quant=rtn", "bits=3", "num_samples=8", "progress=false")
 
 
-def saved(results_of, *args):
-    store = Store(results_of(*args, "save=true"))
+def artifact_in(results_dir):
+    """Return the only record, and where its artifact lies."""
+    store = Store(results_dir)
     (record,) = store.load()
     return record, store.artifact(record.run_id)
+
+
+def saved(results_of, *args):
+    return artifact_in(results_of(*args, "save=true"))
 
 
 CASES = {
@@ -166,7 +171,7 @@ def test_the_card_sets_the_papers_number_beside_ours():
     assert "71.00" in cells[5]
 
 
-def test_a_run_recorded_without_its_artifact_says_how_to_get_one(cli, results_dir, results_of):
+def test_a_run_recorded_without_its_artifact_says_how_to_get_one(cli, results_dir):
     assert cli(*VISION).status == 0
     (path,) = results_dir.glob("*.json")
     before = path.read_bytes()
@@ -175,7 +180,7 @@ def test_a_run_recorded_without_its_artifact_says_how_to_get_one(cli, results_di
     assert "it has no artifact of its own; rerun=true makes one" in asked.err
     assert path.read_bytes() == before
     assert cli(*VISION, "save=true", "rerun=true").status == 0
-    record, folder = saved(results_of, *VISION)
+    record, folder = artifact_in(results_dir)
     assert provenance_of(folder).started == record.started
     # A later attempt's record is not that of the artifact that lies there.
     assert cli(*VISION, "rerun=true").status == 0
@@ -220,8 +225,7 @@ def test_an_artifact_that_can_not_be_written_leaves_no_half(cli, results_dir, mo
     assert list((results_dir / "artifacts").iterdir()) == []
     monkeypatch.undo()
     assert cli(*VISION, "save=true").status == 0
-    (record,) = Store(results_dir).load()
-    folder = Store(results_dir).artifact(record.run_id)
+    record, folder = artifact_in(results_dir)
     assert record.status == "ok"
     assert (folder / FILE).is_file()
 
@@ -236,8 +240,8 @@ def test_the_artifact_is_there_before_its_record(cli, results_dir, monkeypatch):
     (folder,) = (results_dir / "artifacts").iterdir()
     assert Store(results_dir).load() == []
     assert cli(*VISION, "save=true").status == 0
-    (record,) = Store(results_dir).load()
-    assert Store(results_dir).artifact(record.run_id) == folder
+    record, again = artifact_in(results_dir)
+    assert again == folder
     assert provenance_of(folder).started == record.started
 
 

@@ -12,6 +12,7 @@ from flexround.calibration.activation_cache import ActivationCache
 from flexround.models.language_adapter import LanguageAdapter
 from results.records.store import Store
 from tasks.language.divergence import POSITIONS, Divergence, kl_and_agreement
+from tests.conftest import some_slow
 from tests.tasks.language.test_perplexity import modeling, tiny_model
 
 transformers = pytest.importorskip("transformers", reason="the extra language is not installed")
@@ -103,7 +104,7 @@ def test_full_precision_is_measured_by_its_reference_without_another_pass(cache_
     assert torch.equal(kept["perplexity"], task.outcomes["perplexity"])
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neo", "opt"])
+@pytest.mark.parametrize("family", some_slow(["llama", "gpt2", "gpt_neo", "opt"], ["gpt_neo"]))
 def test_a_network_agrees_with_itself(cache_dir, family):
     task, adapter = compared(cache_dir, family, eval_batch_size=1)
     found = task.evaluate(adapter)
