@@ -114,6 +114,7 @@ def held_for(claim, seconds):
 
 
 @pytest.mark.usefixtures("_optuna")
+@pytest.mark.slow
 def test_what_another_search_is_at_work_on_is_waited_for(cli, results_dir, tmp_path):
     alone = tmp_path / "alone"
     assert cli(*SEARCH, "quant=flexround", f"results_dir={alone}").status == 0

@@ -193,9 +193,8 @@ def wrong(path, given, images, wanted, clear, limits, **entries):
     return [(s, d) for s, d, limit in zip(given, found, limits, strict=True) if not d <= limit]
 
 
-@pytest.mark.parametrize(
-    "turn", [0, *(pytest.param(t, marks=pytest.mark.slow) for t in range(1, len(WAYS)))]
-)
+@pytest.mark.slow  # test_onnx.py runs some
+@pytest.mark.parametrize("turn", range(len(WAYS)))
 def test_onnxruntime_loads_every_width_and_answers_as_torch_does(tmp_path, turn):
     path, given = tmp_path / "it.onnx", settings(turn)
     images, wanted, clear = exported(path, given)
