@@ -135,10 +135,11 @@ def check_same(made, device, *overrides):
 LANGUAGE = ("model=tiny_llama", "granularity=per_group", "group_size=16", "ranges=min_max")
 
 
-PARTS = ("adaquant_flexround", "flexround_fixed_s1", "flexround_no_s3_s4", "flexround_lwc")
+# Methods whose parts stand in others as well.
+COMPOSED = ("adaquant_flexround", "flexround_fixed_s1", "flexround_no_s3_s4", "flexround_lwc")
 
 
-@pytest.mark.parametrize("quant", some_slow(members("quant"), PARTS))  # of others'
+@pytest.mark.parametrize("quant", some_slow(members("quant"), COMPOSED))
 def test_methods(device, quant):
     if quant != "lrq":
         check_same(convolutions, device, f"quant={quant}", "ranges=min_max")
