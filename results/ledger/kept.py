@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from results.records.given import SURROUNDINGS, below
-from results.records.lines import from_line, lines_of, to_lines
+from results.records.lines import entries_of, to_lines
 from results.records.outcomes import Outcomes
 from results.records.record import Record
 
@@ -54,9 +54,8 @@ def read(path: Path = LEDGER) -> list[tuple[Record, Outcomes]]:
         ValueError: names the line that holds none.
     """
     found = []
-    for number, line in lines_of(path) if path.exists() else ():
-        try:
-            found.append(from_line(line))
-        except ValueError as error:
-            raise ValueError(f"{path.name}:{number}: {error}") from error
+    for number, entry in entries_of(path) if path.exists() else ():
+        if isinstance(entry, ValueError):
+            raise ValueError(f"{path.name}:{number}: {entry}") from entry
+        found.append(entry)
     return found

@@ -1,11 +1,17 @@
-"""Records in one file, a line each: a record alone, or one with the outcomes of its samples."""
+"""Records in one file, a line each: a record alone, or one with the outcomes of its samples.
+
+Settings of one task, model or method are the same in many records: such a part is a line of its
+own, before the records, which name it by its digest.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,33 +28,93 @@ STORED = b"PK"  # how outcomes begin that are not deflated, as they were before
 MOST = 1 << 26  # bytes of a run's outcomes; those of 50,000 images are some thousand
 
 
-def to_line(record: Record, outcomes: Outcomes) -> str:
-    """Return record, with outcomes where there are any, as `from_line` reads them."""
-    entry: dict[str, Any] = {"record": record.to_json()}
+Entry = tuple[Record, "Outcomes"]
+Parts = dict[str, dict[str, Any]]  # of settings, by their digests
+
+
+def to_line(record: Record, outcomes: Outcomes, parts: Parts | None = None) -> str:
+    """Return record, with outcomes where there are any, as `from_line` reads them.
+
+    Its settings of several values are put into parts and named, where parts are given.
+    """
+    data = record.to_json()
+    for field in fields(record):
+        empty = field.default if field.default_factory is MISSING else field.default_factory()
+        if field.name != "schema" and data[field.name] == empty:
+            del data[field.name]
+    entry: dict[str, Any] = {"record": data}
+    if parts is not None:
+        settings, entry["parts"] = {}, {}
+        for name, value in data["settings"].items():
+            if isinstance(value, dict):
+                digest = hashlib.sha256(_json(value).encode()).hexdigest()[:16]
+                parts[digest] = value
+                entry["parts"][name] = digest
+            else:
+                settings[name] = value
+        data["settings"] = settings
     if outcomes:
         from results.records.outcomes import pack
 
         deflated = zlib.compress(pack(outcomes, record.started), level=9)
         entry["outcomes"] = base64.b64encode(deflated).decode()
-    return json.dumps(entry, sort_keys=True, separators=(",", ":"))
+    return _json(entry)
 
 
-def to_lines(entries: Iterable[tuple[Record, Outcomes]]) -> bytes:
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def to_lines(entries: Iterable[Entry]) -> bytes:
     """Return records with their outcomes as the bytes of a file, a line each, ordered by run."""
     ordered = sorted(entries, key=lambda entry: entry[0].run_id)
-    return "".join(f"{to_line(record, outcomes)}\n" for record, outcomes in ordered).encode()
+    parts: Parts = {}
+    lines = [to_line(record, outcomes, parts) for record, outcomes in ordered]
+    named = [_json({"part": digest, "settings": parts[digest]}) for digest in sorted(parts)]
+    return "".join(f"{line}\n" for line in [*named, *lines]).encode()
 
 
-def from_line(line: bytes) -> tuple[Record, Outcomes]:
+def entries_of(path: Path) -> Iterator[tuple[int, Entry | ValueError]]:
+    """Yield the records of a file with their outcomes, each with its line's number from 1.
+
+    For a line that holds none there is what is wrong with it.
+
+    Raises:
+        ValueError: when it is no such file, or can't be read.
+    """
+    parts: Parts = {}
+    for number, line in _lines_of(path):
+        try:
+            held = from_json(line)
+            if isinstance(held, dict) and "part" in held:
+                parts |= _part(held)
+            else:
+                yield number, _entry(held, line, parts)
+        except ValueError as error:
+            yield number, error
+
+
+def from_line(line: bytes, parts: Parts | None = None) -> Entry:
     """Return the record of a line and its outcomes, none where it has none.
 
     Raises:
         ValueError: when it holds no record, or outcomes of another one.
     """
-    held = from_json(line)
+    return _entry(from_json(line), line, parts or {})
+
+
+def _part(held: dict[str, Any]) -> Parts:
+    digest, settings = held["part"], held.get("settings")
+    if not isinstance(digest, str) or not isinstance(settings, dict):
+        raise ValueError("a part of settings without its name or its settings")
+    return {digest: settings}
+
+
+def _entry(held: Any, line: bytes, parts: Parts) -> Entry:
     if not isinstance(held, dict) or "record" not in held:
         return checked(held, line), {}
-    record, packed = checked(held["record"], line), held.get("outcomes", "")
+    record = checked(_whole(held["record"], held.get("parts", {}), parts), line)
+    packed = held.get("outcomes", "")
     if not isinstance(packed, str):
         raise ValueError("outcomes that are no text")
     if not packed:
@@ -56,6 +122,22 @@ def from_line(line: bytes) -> tuple[Record, Outcomes]:
     from results.records.outcomes import unpack
 
     return record, unpack(_inflated(base64.b64decode(packed)), record.started)
+
+
+def _whole(record: Any, named: Any, parts: Parts) -> Any:
+    """Return record with the settings that it only names.
+
+    Raises:
+        ValueError: when no line before has them.
+    """
+    settings = record.get("settings") if isinstance(record, dict) else None
+    if not isinstance(settings, dict) or not named:
+        return record
+    if not isinstance(named, dict):
+        raise ValueError("parts of settings that have no names")
+    if lost := [name for name, digest in named.items() if str(digest) not in parts]:
+        raise ValueError(f"settings.{lost[0]} is {named[lost[0]]!a}, which no line before holds")
+    return record | {"settings": settings | {name: parts[str(d)] for name, d in named.items()}}
 
 
 def _inflated(data: bytes) -> bytes:
@@ -76,7 +158,7 @@ def _inflated(data: bytes) -> bytes:
     return found
 
 
-def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
+def _lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a file that hold something, each with its number from 1.
 
     Raises:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.records.dropped import Dropped, tell, told
-from results.records.lines import from_line, lines_of
+from results.records.lines import entries_of
 from results.records.record import Record
 from results.records.selection import select, why_none
 from results.records.store import Store
@@ -122,9 +122,9 @@ def _lines(path: Path, dropped: Dropped | None = None) -> list[tuple[Record, Out
         ValueError: when it is no such file, or can't be read.
     """
     found = []
-    for number, line in lines_of(path):
-        try:
-            found.append(from_line(line))
-        except ValueError as error:
-            tell(dropped, f"line {number} of {path}", str(error))
+    for number, entry in entries_of(path):
+        if isinstance(entry, ValueError):
+            tell(dropped, f"line {number} of {path}", str(entry))
+        else:
+            found.append(entry)
     return sorted(found, key=lambda entry: entry[0].started)

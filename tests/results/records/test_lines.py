@@ -11,7 +11,7 @@ import pytest
 
 from results.__main__ import main
 from results.ledger import kept
-from results.records.lines import MOST, from_line, to_line
+from results.records.lines import MOST, from_line, to_line, to_lines
 from results.records.outcomes import pack
 from results.records.reading import outcomes_in, read
 from results.records.store import Store
@@ -39,6 +39,49 @@ def test_a_record_comes_back_with_its_outcomes_and_alone():
     assert outcomes["top1"].tolist() == RIGHT.tolist()
     assert from_line(to_line(made, {}).encode()) == (made, {})
     assert from_line(json.dumps(made.to_json()).encode()) == (made, {})
+
+
+def test_settings_that_records_share_are_one_line(tmp_path):
+    """The names of parts are digests, so that a file of the same records has the same bytes."""
+    made = [
+        record(name, started="1", settings={"bits": 3, "task": task, "quant": {"lr": lr}})
+        for name, task, lr in (("a", {"images": 5}, 0.1), ("b", {"images": 5}, 0.2))
+    ]
+    data = to_lines((one, {}) for one in reversed(made))
+    lines = [json.loads(line) for line in data.splitlines()]
+    parts = [line for line in lines if "part" in line]
+    assert lines[: len(parts)] == sorted(parts, key=lambda line: line["part"])
+    held = sorted(json.dumps(line["settings"]) for line in parts)
+    assert held == ['{"images": 5}', '{"lr": 0.1}', '{"lr": 0.2}']
+    assert [line["record"]["settings"] for line in lines[len(parts) :]] == [{"bits": 3}] * 2
+    path = tmp_path / "kept.jsonl"
+    path.write_bytes(data)
+    assert kept.read(path) == [(one, {}) for one in made]
+    assert to_lines(reversed(kept.read(path))) == data
+
+
+def test_what_a_record_has_no_value_for_is_not_written():
+    made = record("a", started="1")
+    written = json.loads(to_line(made, {}))["record"]
+    assert {"sensitivity", "conditions", "error", "threads"}.isdisjoint(written)
+    assert "sensitivity" in made.to_json()
+
+
+def test_a_part_that_is_lost_costs_the_records_that_name_it(tmp_path):
+    made = [
+        record(name, started=name, settings={"quant": {"lr": lr}})
+        for name, lr in (("a", 0.1), ("b", 0.2))
+    ]
+    path = tmp_path / "kept.jsonl"
+    lines = to_lines((one, {}) for one in made).splitlines(keepends=True)
+    (lost,) = (n for n, line in enumerate(lines) if b'"settings":{"lr":0.1}' in line)
+    for change in (b"", b'{"part":3,"settings":{}}\n', b'{"part":"x","settings":[]}\n', b"{\n"):
+        path.write_bytes(b"".join([*lines[:lost], change, *lines[lost + 1 :]]))
+        dropped = []
+        assert [r.run_id for r in read(path, dropped=dropped)] == ["b"]
+        assert "settings.quant is" in dropped[-1][1]
+        assert "which no line before holds" in dropped[-1][1]
+        assert len(dropped) == (2 if change else 1)
 
 
 def test_outcomes_of_before_they_were_deflated_are_read():
@@ -89,6 +132,11 @@ def test_units_errors_are_kept_of_the_runs_that_are_compared_by_them(tmp_path):
         (lambda held: held | {"outcomes": held["outcomes"][:-8]}, "outcomes that are damaged"),
         (lambda held: held | {"outcomes": "eJz//////w=="}, "outcomes that are damaged"),
         (lambda held: held | {"record": [1]}, "a record is a JSON object"),
+        (lambda held: held | {"parts": [1]}, "parts of settings that have no names"),
+        (
+            lambda held: held | {"parts": {"task": 1}},
+            "settings.task is 1, which no line before holds",
+        ),
         (lambda held: held | {"record": held["record"] | {"task": "a\u001bb"}}, "control"),
     ],
 )
