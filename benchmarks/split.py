@@ -45,7 +45,7 @@ PARTS = {
         "tasks.language.perplexity:LanguageModeling.evaluate",
         "tasks.vision.base:VisionTask.evaluate",
     ),
-    "outputs kept for other runs": ("experiment.full_precision:SharedOutputs.get",),
+    "outputs kept for other runs": ("experiment.shared_tensors:SharedOutputs.get",),
     "recording of the first block's inputs": (
         "flexround.models.language_adapter:LanguageAdapter.record_calls",
         "flexround.models.base:ModelAdapter.record_calls",

@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_flatten
 
 from experiment.content import Stamps, bytes_of
 from experiment.device import kind_of
-from experiment.shared_cache import Cache
+from experiment.shared_cache import Cache, key_of
+from experiment.shared_tensors import SharedOutputs
 from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
 from flexround.models.base import ModelAdapter
 from tasks.base import Task
@@ -90,7 +91,7 @@ class FullPrecision:
             assert again is not None, "it was there a moment ago"
             return digest_of(again).encode()
 
-        key = _key("evaluation data", found)
+        key = key_of("evaluation data", found)
         return (self._cache.get(key, make, _is_digest) if files.settled else make()).decode()
 
     def metrics(self, settings: dict[str, Any]) -> dict[str, float]:
@@ -132,45 +133,13 @@ class FullPrecision:
         """Return the key of what the network gives on the evaluation data under settings."""
         parts = {name: settings.get(name) for name in EVALUATION}
         data = self.evaluation_data
-        return _key(kind, self.network, parts, self._task.version, data, self._machine)
+        return key_of(kind, self.network, parts, self._task.version, data, self._machine)
 
     def outputs(self) -> FullPrecisionOutputs:
         """Return the blocks' full-precision outputs on the calibration samples."""
         blocks = len(self._adapter.blocks())
-        key = _key("targets", self.network, self.samples, self._sums, self._machine, blocks)
+        key = key_of("targets", self.network, self.samples, self._sums, self._machine, blocks)
         return SharedOutputs(self._cache, key, blocks)
-
-
-class SharedOutputs(FullPrecisionOutputs):
-    """Keeps outputs in the cache as long as those of all blocks take half of it at most."""
-
-    def __init__(self, cache: Cache, key: str, blocks: int) -> None:
-        self._cache, self._key = cache, key
-        self._most = cache.limit // (2 * blocks)
-        self._too_large = False
-
-    def get(self, block: int, compute: Callable[[], Tensor]) -> Tensor:
-        """Return the outputs [samples, ...] of the block at that place, on the CPU when found."""
-        from safetensors.torch import load, save
-
-        if self._too_large:
-            return compute()
-        made: list[Tensor] = []
-
-        def make() -> bytes:
-            made.append(compute())
-            if made[0].nbytes > self._most:
-                self._too_large = True
-                return b""  # an empty entry says the same to the others
-            return save({"outputs": made[0].contiguous().cpu()})
-
-        held = self._cache.get(_key(self._key, block), make, _is_outputs)
-        if made:
-            return made[0]
-        if not held:
-            self._too_large = True
-            return compute()
-        return load(held)["outputs"]
 
 
 def digest_of_model(model: nn.Module, state: Iterable[tuple[str, Tensor]]) -> str:
@@ -216,17 +185,6 @@ def _is_metrics(data: bytes) -> bool:
     return isinstance(found, dict) and all(isinstance(v, int | float) for v in found.values())
 
 
-def _is_outputs(data: bytes) -> bool:
-    """Return whether data is what `SharedOutputs` keeps."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        return not data or load(data).keys() == {"outputs"}
-    except SafetensorError:
-        return False
-
-
 def _config(model: nn.Module) -> dict[str, Any]:
     """Return what the configuration of a transformers model says besides where it came from.
 
@@ -242,7 +200,3 @@ def _config(model: nn.Module) -> dict[str, Any]:
 def _bytes(tensor: Tensor) -> memoryview:
     flat: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return memoryview(flat)
-
-
-def _key(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

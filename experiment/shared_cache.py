@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from flexround.utils.atomic_files import sweep, write_whole
 from flexround.utils.exclusive_files import set_aside
@@ -144,3 +146,8 @@ class Cache:
             with suppress(OSError):  # of another user, in a folder where only he may remove it
                 path.unlink(missing_ok=True)
                 total -= size
+
+
+def key_of(*parts: Any) -> str:
+    """Return the key of an entry that depends on parts, values of JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

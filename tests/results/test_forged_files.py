@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from experiment.content import Contents
-from experiment.full_precision import _is_metrics, _is_outputs
+from experiment.full_precision import _is_metrics
 from experiment.shared_cache import Cache
+from experiment.shared_tensors import _is_outputs
 from experiment.sweeps.jobs import facts_in
 from flexround.reconstruction.checkpoints import FileCheckpoints
 from flexround.reconstruction.report import BlockReport
