@@ -18,6 +18,7 @@ from experiment.job import Job
 from experiment.progress import ProgressBar
 from experiment.rehearsal import Checks, rehearse
 from experiment.resources import Resources, checkpoints_of
+from experiment.source_code import code_of
 from experiment.threads import number_for, running_on
 from flexround.allocation import check_kind as check_allocated
 from flexround.attach import check_weights
@@ -27,6 +28,9 @@ from flexround.reconstruction.samples import first_samples
 from flexround.transforms.base import Calibration, apply
 from flexround.transforms.base import check_kind as check_transformed
 from results.records.record import Record
+
+# The settings that decide what a transform finds of a network, on the samples that it sees.
+SEARCHED = ("transform", "grid", "bits", "symmetric", "granularity", "seed")
 
 
 def execute(job: Job) -> Record:
@@ -80,13 +84,12 @@ def _execute(job: Job, threads: int) -> Record:
         seen = first_samples(adapter, calibration, cfg.num_samples - recon.held_out)
 
         if allocation is not None:
-            bits, draft.sensitivity = allocation(adapter, seen, recon.batch_size, grid, ranges)
-            adapter.assign_bits(bits)
+            chosen, draft.sensitivity = allocation(adapter, seen, recon.batch_size, grid, ranges)
+            adapter.assign_bits(chosen)
         draft.average_bits = adapter.average_bits(grid)
+        bits = {name: layer.grid(grid).bits for name, layer in adapter.layers().items()}
         if allocation is not None or cfg.bits_per_layer:
-            draft.bits_per_layer = {
-                name: layer.grid(grid).bits for name, layer in adapter.layers().items()
-            }
+            draft.bits_per_layer = bits
         network = partial(
             FullPrecision,
             own.shared,
@@ -106,8 +109,12 @@ def _execute(job: Job, threads: int) -> Record:
         start = full_precision  # what quantization starts from
         if transform is not None:
             draws = torch.Generator().manual_seed(cfg.seed)
-            sees = Calibration(seen, recon.batch_size, grid, own.activations, draws)
+            asked = {name: job.settings.get(name) for name in SEARCHED}
+            searches = full_precision.searches(seen, asked, bits, code_of(cfg))
+            sees = Calibration(seen, recon.batch_size, grid, own.activations, draws, searches)
             draft.transform = apply(transform, adapter, sees)
+            if searches.reused:
+                draft.transform["blocks_reused"] = searches.reused
             # What the blocks and the last norm give has moved with the weights.
             start = network()
             task.reference = start.reference(job.settings, own.activations)

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten
 from experiment.content import Stamps, bytes_of
 from experiment.device import kind_of
 from experiment.shared_cache import Cache, key_of
-from experiment.shared_tensors import SharedOutputs
+from experiment.shared_tensors import SharedOutputs, SharedSearches
 from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
 from flexround.models.base import ModelAdapter
 from tasks.base import Task
@@ -128,6 +128,14 @@ class FullPrecision:
         exact = replace(held, dtype=None)
         key = self._key_of("reference", settings)
         return SharedOutputs(self._cache, key, 2).get(0, lambda: exact.store(parts))
+
+    def searches(self, seen: Sequence[Any], *of: Any) -> SharedSearches:
+        """Return what finds a transform's searches on the samples that it sees.
+
+        of is what else decides what they find, values of JSON.
+        """
+        own = self.network, digest_of(seen), self._sums, self._machine
+        return SharedSearches(self._cache, key_of("searches", *own, *of))
 
     def _key_of(self, kind: str, settings: dict[str, Any]) -> str:
         """Return the key of what the network gives on the evaluation data under settings."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from torch import Tensor
 
 from experiment.shared_cache import Cache, key_of
 from flexround.calibration.activation_cache import FullPrecisionOutputs
+from flexround.transforms.base import Searches
 
 
 class SharedOutputs(FullPrecisionOutputs):
@@ -42,12 +43,46 @@ class SharedOutputs(FullPrecisionOutputs):
         return load(held)["outputs"]
 
 
+class SharedSearches(Searches):
+    """Keeps in the cache what a transform's search finds of each block.
+
+    Attributes:
+        reused: blocks of which another run's search was found.
+    """
+
+    def __init__(self, cache: Cache, key: str) -> None:
+        self._cache, self._key = cache, key
+        self.reused = 0
+
+    def get(self, block: str, search: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return what search finds of the block, on the CPU where it was found before."""
+        from safetensors.torch import load, save
+
+        made: list[dict[str, Tensor]] = []
+
+        def make() -> bytes:
+            made.append(search())
+            return save({name: held.contiguous().cpu() for name, held in made[0].items()})
+
+        held = self._cache.get(key_of(self._key, block), make, _is_tensors)
+        if made:
+            return made[0]
+        self.reused += 1
+        return load(held)
+
+
 def _is_outputs(data: bytes) -> bool:
     """Return whether data is what `SharedOutputs` keeps."""
+    return not data or _is_tensors(data, {"outputs"})
+
+
+def _is_tensors(data: bytes, names: Set[str] | None = None) -> bool:
+    """Return whether data holds tensors, those of names where they are given."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        return not data or load(data).keys() == {"outputs"}
+        found = load(data).keys()
     except SafetensorError:
         return False
+    return names is None or found == names

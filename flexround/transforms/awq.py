@@ -9,12 +9,14 @@ at the output of the attention or the feed-forward behind the layers, on some of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flexround.grid import Grid
 from flexround.models.language_adapter import LanguageAdapter
@@ -73,21 +75,42 @@ class AWQ:
         limits: dict[str, tuple[Tensor, Tensor]] = {}
         for work in places_walk(adapter, calibration, self.name):
             with work as at_work:
-                grams, means = _statistics(at_work)
+                block = at_work.work.block
+                search = partial(self._search_block, at_work, calibration.grid)
+                found = calibration.searches.get(block.name, search)
                 for place in at_work.places:
-                    scales, found = self._search(place, grams, means[place.name], calibration.grid)
-                    exponents[place.name] = found[0]
-                    errors[place.name] = list(found[1:])
-                    fold(place, scales)
-                    inputs = scales[place.index].to(torch.float64)
-                    for layer in place.layers:
-                        grams[layer.name] = grams[layer.name] / inputs / inputs[:, None]
-                if self.clip:
-                    for layer in at_work.work.block.layers:
-                        if not layer.name.endswith(UNCLIPPED):
-                            limits[layer.name] = self._limits(layer, grams, calibration.grid)
+                    fold(place, found[f"{place.name} scales"].to(adapter.device))
+                    exponents[place.name], *errors[place.name] = found[place.name].tolist()
+                for layer in block.layers:
+                    if f"{layer.name} low" in found:
+                        limits[layer.name] = found[f"{layer.name} low"], found[f"{layer.name} high"]
         adapter.limit(limits)
         return {"exponents": exponents, "errors": errors, "clipped": len(limits)}
+
+    def _search_block(self, at_work: PlacesAtWork, grid: Grid) -> dict[str, Tensor]:
+        """Return what the block at work has to know, and leave it as it was.
+
+        By the name of each place (exponent, error before, error after), and with " scales" its
+        scales [channels]; by that of each layer that is clipped with " low" and " high" its limits
+        [groups, 1].
+        """
+        found: dict[str, Tensor] = {}
+        block = at_work.work.block
+        with _as_it_was(block.module):
+            grams, means = _statistics(at_work)
+            for place in at_work.places:
+                scales, told = self._search(place, grams, means[place.name], grid)
+                found[place.name] = torch.tensor(told, dtype=torch.float64)
+                found[f"{place.name} scales"] = scales
+                fold(place, scales)  # the next place may scale what this one has
+                inputs = scales[place.index].to(torch.float64)
+                for layer in place.layers:
+                    grams[layer.name] = grams[layer.name] / inputs / inputs[:, None]
+            for layer in block.layers if self.clip else ():
+                if not layer.name.endswith(UNCLIPPED):
+                    low, high = self._limits(layer, grams, grid)
+                    found[f"{layer.name} low"], found[f"{layer.name} high"] = low, high
+        return found
 
     def _search(
         self, place: Place, grams: Mapping[str, Tensor], mean: Tensor, grid: Grid
@@ -141,6 +164,17 @@ def error_of(place: Place, scales: Tensor, grams: Mapping[str, Tensor], grid: Gr
         change = rounded - weight
         total += ((change @ grams[layer.name][0].float()) * change).sum().item() / 2
     return total
+
+
+@contextmanager
+def _as_it_was(module: nn.Module) -> Iterator[None]:
+    """Give module's parameters the values again that they had."""
+    kept = [(parameter, parameter.detach().clone()) for parameter in module.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, values in kept:
+            parameter.data.copy_(values)
 
 
 def _statistics(at_work: PlacesAtWork) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

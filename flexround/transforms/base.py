@@ -5,8 +5,8 @@ The transformed network is an ordinary one: what a transform finds is folded int
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +23,17 @@ from flexround.models.offloaded_adapter import OffloadedAdapter
 TOLERANCE, HALF_TOLERANCE = 1e-3, 1e-1
 
 
+class Searches:
+    """Has each block searched; a subclass may find what another run's search has found."""
+
+    def get(self, block: str, search: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return what search, which leaves the block called so as it was, finds of it.
+
+        It depends on the network, the transform and what `Calibration` has, and on nothing else.
+        """
+        return search()
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What a transform may look at.
@@ -33,6 +44,7 @@ class Calibration:
         grid: the grid that weights will be on.
         cache: how the activations of the calibration set are held.
         generator: of what is drawn.
+        searches: where what takes long to find of a block may be kept.
     """
 
     batches: Sequence[Any]
@@ -40,6 +52,7 @@ class Calibration:
     grid: Grid
     cache: ActivationCache
     generator: torch.Generator
+    searches: Searches = field(default_factory=Searches)
 
 
 class Transform(Protocol):

@@ -35,6 +35,45 @@ def test_an_artifact_carries_the_transformed_network(cli, results_dir, capsys, n
     assert f"perplexity {record.value}" in told.out
 
 
+AWQ = ("model=tiny_llama", *SHORT, "transform=awq")
+
+
+def newest(cli, results_dir, *args):
+    outcome = cli(*args)
+    assert outcome.status == 0, outcome.err
+    return max(Store(results_dir).load(), key=lambda record: record.started)
+
+
+def test_a_search_serves_every_method_and_changes_nothing(cli, results_dir, tmp_path):
+    own, other = (f"cache_dir={tmp_path / name}" for name in ("own", "other"))
+    learned = (*AWQ, "bits=3", "recon.iters=2", "recon.batch_size=4")
+    first = newest(cli, results_dir, *learned, "quant=signround", own)
+    again = newest(cli, results_dir, *learned, "quant=flexround", "save=true", own)
+    assert "blocks_reused" not in first.transform
+    assert again.transform == first.transform | {"blocks_reused": 2}
+    assert artifact.main(["eval", str(Store(results_dir).artifact(again.run_id))]) == 0
+    alone = newest(cli, results_dir, *learned, "quant=flexround", "rerun=true", other)
+    assert alone.metrics == again.metrics
+    assert alone.transform == first.transform
+
+
+def test_a_search_serves_no_other_grid_samples_or_transform(cli, results_dir, tmp_path):
+    args = [*AWQ, "quant=rtn", "bits=3", f"cache_dir={tmp_path / 'own'}"]
+    newest(cli, results_dir, *args)
+    changes = (
+        "bits=4",
+        "symmetric=true",
+        "granularity=per_tensor",
+        "seed=1",
+        "num_samples=7",
+        "transform.candidates=19",
+        "bits_per_layer={model.layers.1.mlp.up_proj: 4}",
+    )
+    for change in changes:
+        kept = [arg for arg in args if arg.partition("=")[0] != change.partition("=")[0]]
+        assert "blocks_reused" not in newest(cli, results_dir, *kept, change).transform, change
+
+
 def test_without_a_transform_a_run_is_called_as_it_always_was(cli, results_dir):
     record = record_of(cli, results_dir, *LLAMA)
     assert "transform" not in record.settings
