@@ -4,7 +4,8 @@ THE file that answers "what decides a run's id". A run is named by a hash of its
 
 - settings that say where and how it works are left out (`NOT_IDENTITY`), and those that do nothing
   under what was chosen (`idle`);
-- a class is called by its name, not by its module, so that a file may move;
+- a class is called by its name, one of a plugin with its package before it, and not by its module,
+  so that a file may move;
 - a file or folder is called by the digest of what it holds (`content.py`), a network of the hub by
   its id and revision.
 
@@ -21,6 +22,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from experiment.build import OURS
 from experiment.content import Contents
 from experiment.finetuned import (
     FINETUNED,
@@ -183,10 +185,16 @@ def _with_digests(node: dict[str, Any], contents: Contents) -> dict[str, Any]:
     return found
 
 
+def _class_name(target: str) -> str:
+    """Return the name of a class without its module; one of a plugin has its package before it."""
+    package, name = target.partition(".")[0], target.rpartition(".")[2]
+    return name if package in (*OURS, name) else f"{package}.{name}"
+
+
 def _canonical(value: Any) -> Any:
-    """Return value with 20.0 written as 20 and classes by their names alone."""
+    """Return value with 20.0 written as 20 and classes by their names."""
     if isinstance(value, dict):
-        named = {k: v.rpartition(".")[2] if k == "_target_" else v for k, v in value.items()}
+        named = {k: _class_name(v) if k == "_target_" else v for k, v in value.items()}
         return {key: _canonical(entry) for key, entry in named.items()}
     if isinstance(value, list):
         return [_canonical(entry) for entry in value]

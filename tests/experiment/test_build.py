@@ -107,6 +107,21 @@ def test_a_class_of_a_plugin_with_a_name_of_ours_is_refused(cli, results_dir):
     assert "refused: quant._target_=my_package.RTN" in report(args)
 
 
+def test_two_packages_may_have_a_class_of_one_name():
+    """A class may move within its package, and is no other's."""
+    found = {}
+    for target in ("one.Nearest", "one.moved.Nearest", "two.Nearest"):
+        cfg = composed(["quant=rtn", f"quant._target_={target}", "plugins=[one,two]"])
+        OmegaConf.set_struct(cfg, False)
+        del cfg["hydra"]
+        found[target] = identity(cfg)["quant"]["_target_"]
+    assert found == {
+        "one.Nearest": "one.Nearest",
+        "one.moved.Nearest": "one.Nearest",
+        "two.Nearest": "two.Nearest",
+    }
+
+
 def test_plugins_are_no_part_of_a_runs_name():
     plain, allowed = composed([]), composed(["plugins=[my_package]"])
     for cfg in (plain, allowed):

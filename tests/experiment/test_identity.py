@@ -18,6 +18,7 @@ from experiment.content import Contents
 from experiment.identity import identity, run_id
 from experiment.job import portable_overrides
 from flexround.models.vision import VisionModel
+from results.ledger import kept
 from results.records.off import OFF, left_out
 from results.records.selection import flatten
 from results.records.store import Store
@@ -252,9 +253,9 @@ def test_a_class_may_move_to_another_file(tmp_path):
     with initialize_config_module("conf", version_base="1.3"):
         cfg = compose("config", [f"cache_dir={tmp_path}"])
     first = run_id(identity(cfg))
-    cfg.quant._target_ = "somewhere.new.FlexRound"
+    cfg.quant._target_ = "flexround.somewhere.new.FlexRound"
     assert run_id(identity(cfg)) == first
-    cfg.quant._target_ = "somewhere.new.FlexRound2"
+    cfg.quant._target_ = "flexround.somewhere.new.FlexRound2"
     assert run_id(identity(cfg)) != first
 
 
@@ -392,11 +393,11 @@ def without_versions(node):
 @pytest.mark.parametrize("name", ["ledger", "methods", "readme"])
 def test_the_records_that_are_kept_are_of_todays_versions(name):
     """A number of before a fault was mended decides no claim and stands in no table."""
-    for line in (ROOT / "results" / f"{name}.jsonl").read_text().splitlines():
-        held = json.loads(line)
-        record = held.get("record", held)
-        today = versions.with_versions(without_versions(record["settings"]))
-        assert record["settings"] == today, " ".join(record["overrides"])
+    held = kept.read(ROOT / "results" / f"{name}.jsonl")
+    assert held
+    for record, _ in held:
+        today = versions.with_versions(without_versions(record.settings))
+        assert record.settings == today, record.command()
 
 
 def test_static_ranges_have_a_version_where_samples_are_padded():
