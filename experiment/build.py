@@ -7,7 +7,6 @@ user has allowed by plugins= on the command line. Nothing else is imported, and 
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib
 import inspect
 import re
@@ -21,8 +20,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
-from experiment import ROOT
-
 if TYPE_CHECKING:
     from flexround.grid import Grid
 
@@ -35,7 +32,6 @@ TARGET, PARTIAL = "_target_", "_partial_"
 # What would act of a loop's options where none of them is the method's; it is off there.
 ACTING = ("iters", "act_iters", "e2e_iters", "held_out", "patience")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
 
 
 def build(node: DictConfig | None, plugins: Sequence[str] = ()) -> Any:
@@ -121,32 +117,6 @@ def check_plugins(plugins: Sequence[str], given: Sequence[str]) -> None:
     for name in plugins:
         if not DOTTED.fullmatch(name):
             raise ValueError(f"plugins={name}: give packages by name, plugins=[my_package]")
-
-
-def check_names(cfg: DictConfig) -> None:
-    """Check that no class of cfg's plugins has the name of one of ours.
-
-    A run is named by the names of its classes, not by their modules, so that those may move.
-
-    Raises:
-        ValueError: names the class.
-    """
-    for group, node in cfg.items() if cfg.plugins else ():
-        for path, part in _described(str(group), node) if group != "hydra" else ():
-            name = str(part[TARGET])
-            last = name.rpartition(".")[2]
-            if _is_within(name, cfg.plugins) and not _is_within(name, OURS) and last in _ours():
-                raise ValueError(
-                    f"{path}.{TARGET}={name}: a run is named by the names of its classes, and "
-                    f"{last} is one of ours; give yours another name"
-                )
-
-
-@functools.cache
-def _ours() -> frozenset[str]:
-    """Return the names of all classes of ours, which are not imported for it."""
-    files = [path for package in OURS for path in (ROOT / package).rglob("*.py")]
-    return frozenset(name for path in files for name in CLASS.findall(path.read_text()))
 
 
 def target_of(path: str, node: DictConfig, plugins: Sequence[str]) -> Callable[..., Any]:

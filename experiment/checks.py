@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiment import ROOT
-from experiment.build import check_names, has_idle_loop
+from experiment.build import has_idle_loop
 from experiment.config import parsed
 from experiment.finetuned import FINETUNED
 from experiment.identity import FULL_STREAMS
@@ -39,7 +39,6 @@ def check_choices(
         ValueError: for settings that do not go together.
     """
     check_values(cfg)
-    check_names(cfg)
     check_idle(cfg, own, sweep)
     check_loop(cfg)
     if not has_idle_loop(cfg):  # round-to-nearest is the same in every setting

@@ -30,7 +30,7 @@ from flexround.transforms.base import check_kind as check_transformed
 from results.records.record import Record
 
 # The settings that decide what a transform finds of a network, on the samples that it sees.
-SEARCHED = ("transform", "grid", "bits", "symmetric", "granularity", "seed")
+SEARCHED = ("transform", "grid", "bits", "symmetric", "granularity")
 
 
 def execute(job: Job) -> Record:

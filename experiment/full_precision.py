@@ -2,7 +2,8 @@
 
 Entries are found by the content of what they depend on: every weight, every calibration tensor, all
 that is measured on, and what decides the last bits of a sum (kind of device, threads, batch size,
-torch). No path is among it: what changes under its path never lends its old value.
+torch and the packages that networks come from). No path is among it: what changes under its path
+never lends its old value.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ class FullPrecision:
             "device": kind_of(adapter.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            "networks": _versions(),
             "config": _config(adapter.model),
         }
 
@@ -135,7 +138,8 @@ class FullPrecision:
         of is what else decides what they find, values of JSON.
         """
         own = self.network, digest_of(seen), self._sums, self._machine
-        return SharedSearches(self._cache, key_of("searches", *own, *of))
+        key = key_of("searches", *own, *of)
+        return SharedSearches(self._cache, key, len(self._adapter.blocks()))
 
     def _key_of(self, kind: str, settings: dict[str, Any]) -> str:
         """Return the key of what the network gives on the evaluation data under settings."""
@@ -203,6 +207,12 @@ def _config(model: nn.Module) -> dict[str, Any]:
     text = config.to_json_string(use_diff=False) if hasattr(config, "to_json_string") else "{}"
     found: dict[str, Any] = json.loads(text)
     return {k: v for k, v in found.items() if k not in ("_name_or_path", "transformers_version")}
+
+
+@cache
+def _versions() -> list[str]:
+    """Return which versions of the packages that networks come from are installed."""
+    return [f"{name} {version(name)}" for name in ("torchvision", "timm", "transformers")]
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -4,8 +4,8 @@ THE file that answers "what decides a run's id". A run is named by a hash of its
 
 - settings that say where and how it works are left out (`NOT_IDENTITY`), and those that do nothing
   under what was chosen (`idle`);
-- a class is called by its name, one of a plugin with its package before it, and not by its module,
-  so that a file may move;
+- a class of ours is called by its name, not by its module, so that a file may move; one of a plugin
+  by its whole path, since two packages may have classes of one name;
 - a file or folder is called by the digest of what it holds (`content.py`), a network of the hub by
   its id and revision.
 
@@ -186,9 +186,8 @@ def _with_digests(node: dict[str, Any], contents: Contents) -> dict[str, Any]:
 
 
 def _class_name(target: str) -> str:
-    """Return the name of a class without its module; one of a plugin has its package before it."""
-    package, name = target.partition(".")[0], target.rpartition(".")[2]
-    return name if package in (*OURS, name) else f"{package}.{name}"
+    """Return the name of a class of ours without its module, and the whole path of another."""
+    return target.rpartition(".")[2] if target.partition(".")[0] in OURS else target
 
 
 def _canonical(value: Any) -> Any:

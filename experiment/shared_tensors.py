@@ -44,17 +44,20 @@ class SharedOutputs(FullPrecisionOutputs):
 
 
 class SharedSearches(Searches):
-    """Keeps in the cache what a transform's search finds of each block.
+    """Keeps what a transform's search finds of each block, while that of all takes half the cache.
 
     Attributes:
         reused: blocks of which another run's search was found.
     """
 
-    def __init__(self, cache: Cache, key: str) -> None:
+    def __init__(self, cache: Cache, key: str, blocks: int) -> None:
         self._cache, self._key = cache, key
+        self._most = cache.limit // (2 * blocks)
         self.reused = 0
 
-    def get(self, block: str, search: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def get(
+        self, block: str, names: Set[str], search: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         """Return what search finds of the block, on the CPU where it was found before."""
         from safetensors.torch import load, save
 
@@ -62,11 +65,16 @@ class SharedSearches(Searches):
 
         def make() -> bytes:
             made.append(search())
+            if sum(tensor.nbytes for tensor in made[0].values()) > self._most:
+                return b""  # so that the next run searches, without waiting for another
             return save({name: held.contiguous().cpu() for name, held in made[0].items()})
 
-        held = self._cache.get(key_of(self._key, block), make, _is_tensors)
+        key = key_of(self._key, block)
+        held = self._cache.get(key, make, lambda data: not data or _is_tensors(data, names))
         if made:
             return made[0]
+        if not held:
+            return search()
         self.reused += 1
         return load(held)
 
@@ -76,13 +84,12 @@ def _is_outputs(data: bytes) -> bool:
     return not data or _is_tensors(data, {"outputs"})
 
 
-def _is_tensors(data: bytes, names: Set[str] | None = None) -> bool:
-    """Return whether data holds tensors, those of names where they are given."""
+def _is_tensors(data: bytes, names: Set[str]) -> bool:
+    """Return whether data holds tensors of these names."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        found = load(data).keys()
+        return load(data).keys() == names
     except SafetensorError:
         return False
-    return names is None or found == names

@@ -66,21 +66,22 @@ def _git(*words: str) -> bytes:
 
 def _files(package: str) -> Iterator[tuple[str, Path]]:
     """Yield (name, path) of the Python files of a package or module, in order of their names."""
-    root = ROOT / package
-    if not root.is_dir():
+    roots = [ROOT / package]
+    if not roots[0].is_dir():
         try:
             spec = importlib.util.find_spec(package)
         except (ImportError, ValueError):
             return
-        if spec is None or spec.origin is None:
+        if spec is None:
             return
-        root = Path(spec.origin)
-        if root.name != "__init__.py":
-            yield root.name, root
+        if spec.submodule_search_locations is None:  # a module of one file
+            if spec.origin is not None:
+                yield Path(spec.origin).name, Path(spec.origin)
             return
-        root = root.parent
-    for path in sorted(root.rglob("*.py")):
-        yield path.relative_to(root).as_posix(), path
+        roots = [Path(folder) for folder in spec.submodule_search_locations]
+    for root in roots:
+        for path in sorted(root.rglob("*.py")):
+            yield path.relative_to(root).as_posix(), path
 
 
 def _packages(node: Any) -> Iterator[str]:

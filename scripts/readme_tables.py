@@ -1,13 +1,12 @@
 """`make leaderboard`: README's tables, made again from records by the commands beside them.
 
 A table lies between `<!-- leaderboard: ARGUMENTS OF run.py -m -->` and `<!-- end -->`. Its records
-are kept in readme.jsonl, one a line and without their blocks, so that a clone can tell whether
-README is stale: where a default has changed, the runs of the command have other names.
+are kept in readme.jsonl, without their blocks, so that a clone can tell whether README is stale:
+where a default has changed, the runs of the command have other names.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import subprocess
@@ -19,6 +18,8 @@ from pathlib import Path
 from experiment import ROOT
 from experiment.sweeps.plan import plan
 from flexround.utils.atomic_files import write_whole
+from results.ledger import kept
+from results.records.lines import to_lines
 from results.records.record import Record
 from results.tables.leaderboard import leaderboard, render
 
@@ -63,9 +64,7 @@ def records_of(command: str, kept: dict[str, Record]) -> list[Record]:
 
 def read(path: Path) -> dict[str, Record]:
     """Return the records of a file by their run's name; none where there is no file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    records = (Record.from_json(json.loads(line)) for line in lines)
-    return {record.run_id: record for record in records}
+    return {record.run_id: record for record, _ in kept.read(path)}
 
 
 def slim(record: Record) -> Record:
@@ -74,9 +73,8 @@ def slim(record: Record) -> Record:
 
 
 def written(records: Iterable[Record]) -> bytes:
-    """Return records as the bytes of a file, a line each."""
-    lines = (json.dumps(record.to_json(), sort_keys=True) for record in records)
-    return "".join(f"{line}\n" for line in lines).encode()
+    """Return records as the bytes of a file."""
+    return to_lines((record, {}) for record in records)
 
 
 def update(argv: Sequence[str] = ()) -> None:

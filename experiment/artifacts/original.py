@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from experiment.artifacts.provenance import is_of
 from experiment.artifacts.stated_overrides import check_given, composable
-from experiment.build import build, build_grid, check_plugins, validate
+from experiment.build import build, build_grid, build_loop, check_plugins, validate
 from experiment.config import composed
 from experiment.device import device_of
 from experiment.full_precision import digest_of_model
@@ -27,6 +27,7 @@ from experiment.threads import running_on
 from flexround.artifact.artifact import Artifact
 from flexround.artifact.file_format import read
 from flexround.models.base import ModelAdapter
+from flexround.reconstruction.samples import first_samples
 from flexround.structure import output_first
 from flexround.transforms.base import Calibration, apply
 from results.records.record import Record
@@ -116,9 +117,11 @@ def _network(cfg: DictConfig, record: Record) -> ModelAdapter:
     transform = build(cfg.transform, cfg.plugins)
     if transform is not None:  # it may look at the calibration set, the grid and each layer's bits
         adapter.assign_bits(record.bits_per_layer)
+        loop = build_loop(cfg)
+        calibration = task.calibration(cfg.num_samples, cfg.seed)
         seen = Calibration(
-            task.calibration(cfg.num_samples, cfg.seed),
-            build(cfg.recon, cfg.plugins).batch_size,
+            first_samples(adapter, calibration, cfg.num_samples - loop.held_out),
+            loop.batch_size,
             build_grid(cfg),
             activations_of(cfg),
             torch.Generator().manual_seed(cfg.seed),

@@ -34,6 +34,9 @@ STEP = 0.05  # of a range, that each candidate of clipping gives up
 # the authors' code.
 UNCLIPPED = ("q_proj", "k_proj", "query", "key", "qkv", "c_attn")
 
+# What is found of a place, and of a layer, behind its name.
+PLACE, ENDS = (" scales", " errors"), (" low", " high")
+
 
 @dataclass(frozen=True)
 class AWQ:
@@ -76,40 +79,46 @@ class AWQ:
         for work in places_walk(adapter, calibration, self.name):
             with work as at_work:
                 block = at_work.work.block
-                search = partial(self._search_block, at_work, calibration.grid)
-                found = calibration.searches.get(block.name, search)
+                clipped = [layer for layer in block.layers if self._clips(layer)]
+                names = {f"{place.name}{part}" for place in at_work.places for part in PLACE}
+                names |= {f"{layer.name}{end}" for layer in clipped for end in ENDS}
+                search = partial(self._search_block, at_work, clipped, calibration.grid)
+                found = calibration.searches.get(block.name, names, search)
                 for place in at_work.places:
-                    fold(place, found[f"{place.name} scales"].to(adapter.device))
-                    exponents[place.name], *errors[place.name] = found[place.name].tolist()
-                for layer in block.layers:
-                    if f"{layer.name} low" in found:
-                        limits[layer.name] = found[f"{layer.name} low"], found[f"{layer.name} high"]
+                    scales, told = (found[f"{place.name}{part}"] for part in PLACE)
+                    fold(place, scales.to(adapter.device))
+                    exponents[place.name], *errors[place.name] = told.tolist()
+                for layer in clipped:
+                    low, high = (found[f"{layer.name}{end}"] for end in ENDS)
+                    limits[layer.name] = low, high
         adapter.limit(limits)
         return {"exponents": exponents, "errors": errors, "clipped": len(limits)}
 
-    def _search_block(self, at_work: PlacesAtWork, grid: Grid) -> dict[str, Tensor]:
+    def _clips(self, layer: Layer) -> bool:
+        return self.clip and not layer.name.endswith(UNCLIPPED)
+
+    def _search_block(
+        self, at_work: PlacesAtWork, clipped: Sequence[Layer], grid: Grid
+    ) -> dict[str, Tensor]:
         """Return what the block at work has to know, and leave it as it was.
 
-        By the name of each place (exponent, error before, error after), and with " scales" its
-        scales [channels]; by that of each layer that is clipped with " low" and " high" its limits
-        [groups, 1].
+        That is of each place its scales [channels], and (exponent, error before, error after); of
+        each layer that is clipped the ends of its groups, [groups, 1].
         """
         found: dict[str, Tensor] = {}
-        block = at_work.work.block
-        with _as_it_was(block.module):
+        with _as_it_was(at_work.work.block.module):
             grams, means = _statistics(at_work)
             for place in at_work.places:
                 scales, told = self._search(place, grams, means[place.name], grid)
-                found[place.name] = torch.tensor(told, dtype=torch.float64)
-                found[f"{place.name} scales"] = scales
+                values = scales, torch.tensor(told, dtype=torch.float64)
+                found |= {f"{place.name}{part}": v for part, v in zip(PLACE, values, strict=True)}
                 fold(place, scales)  # the next place may scale what this one has
                 inputs = scales[place.index].to(torch.float64)
                 for layer in place.layers:
                     grams[layer.name] = grams[layer.name] / inputs / inputs[:, None]
-            for layer in block.layers if self.clip else ():
-                if not layer.name.endswith(UNCLIPPED):
-                    low, high = self._limits(layer, grams, grid)
-                    found[f"{layer.name} low"], found[f"{layer.name} high"] = low, high
+            for layer in clipped:
+                ends = self._limits(layer, grams, grid)
+                found |= {f"{layer.name}{end}": v for end, v in zip(ENDS, ends, strict=True)}
         return found
 
     def _search(

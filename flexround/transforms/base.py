@@ -5,7 +5,7 @@ The transformed network is an ordinary one: what a transform finds is folded int
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,10 +26,13 @@ TOLERANCE, HALF_TOLERANCE = 1e-3, 1e-1
 class Searches:
     """Has each block searched; a subclass may find what another run's search has found."""
 
-    def get(self, block: str, search: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return what search, which leaves the block called so as it was, finds of it.
+    def get(
+        self, block: str, names: Set[str], search: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return what search finds of the block called so: tensors of these names.
 
-        It depends on the network, the transform and what `Calibration` has, and on nothing else.
+        It depends on the network, the transform and the samples and grid of `Calibration` alone,
+        draws nothing, and leaves the block as it was.
         """
         return search()
 

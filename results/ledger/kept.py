@@ -19,14 +19,17 @@ def slim(record: Record, units: bool) -> Record:
     """Return record without a place of a machine, and of its units their errors, if those.
 
     Of the packages' versions there is torch's, which decides last bits, and of a transform what it
-    says of the whole network.
+    says of the whole network, whoever has searched.
     """
     blocks = [
         {"name": unit["name"], "error_after": float(f"{unit['error_after']:.{DIGITS}g}")}
         for unit in (record.blocks if units else ())
     ]
     versions = {name: v for name, v in record.versions.items() if name == "torch"}
-    transform = {name: v for name, v in record.transform.items() if not isinstance(v, dict | list)}
+    transform = {
+        name: value for name, value in record.transform.items()
+        if not isinstance(value, dict | list) and name != "blocks_reused"
+    }  # fmt: skip
     return replace(
         record, blocks=blocks, versions=versions, transform=transform, places={},
         overrides=_given(record),

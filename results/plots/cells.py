@@ -118,7 +118,7 @@ def _telling(keys: list[Key], names: Sequence[str], by: Sequence[str]) -> list[i
 
 def _word(name: str, value: str, bits: int) -> str:
     if name.endswith("._target_"):
-        return value.rpartition(".")[2]
+        return value
     short = name.rpartition(".")[2]
     return (
         f"{short} = bits" if value == str(bits) and short.endswith("bits") else f"{short} {value}"

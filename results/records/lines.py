@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json
 
 from flexround.utils.file_errors import read_bytes, unreadable
-from results.records.record import Record, checked
+from results.records.record import Record, check_texts, checked
 
 if TYPE_CHECKING:
     from results.records.outcomes import Outcomes
@@ -32,33 +32,31 @@ Entry = tuple[Record, "Outcomes"]
 Parts = dict[str, dict[str, Any]]  # of settings, by their digests
 
 
-def to_line(record: Record, outcomes: Outcomes, parts: Parts | None = None) -> str:
-    """Return record, with outcomes where there are any, as `from_line` reads them.
-
-    Its settings of several values are put into parts and named, where parts are given.
-    """
+def _line(record: Record, outcomes: Outcomes, parts: Parts) -> str:
+    """Return record with its outcomes; put its settings of several values into parts."""
     data = record.to_json()
     for field in fields(record):
         empty = field.default if field.default_factory is MISSING else field.default_factory()
         if field.name != "schema" and data[field.name] == empty:
             del data[field.name]
-    entry: dict[str, Any] = {"record": data}
-    if parts is not None:
-        settings, entry["parts"] = {}, {}
-        for name, value in data["settings"].items():
-            if isinstance(value, dict):
-                digest = hashlib.sha256(_json(value).encode()).hexdigest()[:16]
-                parts[digest] = value
-                entry["parts"][name] = digest
-            else:
-                settings[name] = value
-        data["settings"] = settings
+    settings, named = {}, {}
+    for name, value in data["settings"].items():
+        if isinstance(value, dict):
+            named[name] = _digest(value)
+            parts[named[name]] = value
+        else:
+            settings[name] = value
+    entry: dict[str, Any] = {"record": data | {"settings": settings}, "parts": named}
     if outcomes:
         from results.records.outcomes import pack
 
         deflated = zlib.compress(pack(outcomes, record.started), level=9)
         entry["outcomes"] = base64.b64encode(deflated).decode()
     return _json(entry)
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(_json(settings).encode()).hexdigest()[:16]
 
 
 def _json(value: Any) -> str:
@@ -69,7 +67,7 @@ def to_lines(entries: Iterable[Entry]) -> bytes:
     """Return records with their outcomes as the bytes of a file, a line each, ordered by run."""
     ordered = sorted(entries, key=lambda entry: entry[0].run_id)
     parts: Parts = {}
-    lines = [to_line(record, outcomes, parts) for record, outcomes in ordered]
+    lines = [_line(record, outcomes, parts) for record, outcomes in ordered]
     named = [_json({"part": digest, "settings": parts[digest]}) for digest in sorted(parts)]
     return "".join(f"{line}\n" for line in [*named, *lines]).encode()
 
@@ -87,26 +85,23 @@ def entries_of(path: Path) -> Iterator[tuple[int, Entry | ValueError]]:
         try:
             held = from_json(line)
             if isinstance(held, dict) and "part" in held:
-                parts |= _part(held)
+                parts |= _part(held, line)
             else:
                 yield number, _entry(held, line, parts)
         except ValueError as error:
             yield number, error
 
 
-def from_line(line: bytes, parts: Parts | None = None) -> Entry:
-    """Return the record of a line and its outcomes, none where it has none.
+def _part(held: dict[str, Any], line: bytes) -> Parts:
+    """Return the part of settings that a line holds, by its digest.
 
     Raises:
-        ValueError: when it holds no record, or outcomes of another one.
+        ValueError: when the digest is another one, or a text is no plain one.
     """
-    return _entry(from_json(line), line, parts or {})
-
-
-def _part(held: dict[str, Any]) -> Parts:
     digest, settings = held["part"], held.get("settings")
-    if not isinstance(digest, str) or not isinstance(settings, dict):
-        raise ValueError("a part of settings without its name or its settings")
+    if not isinstance(settings, dict) or digest != _digest(settings):
+        raise ValueError("a part of settings that is not what its name says")
+    check_texts(settings, line)
     return {digest: settings}
 
 
@@ -136,7 +131,7 @@ def _whole(record: Any, named: Any, parts: Parts) -> Any:
     if not isinstance(named, dict):
         raise ValueError("parts of settings that have no names")
     if lost := [name for name, digest in named.items() if str(digest) not in parts]:
-        raise ValueError(f"settings.{lost[0]} is {named[lost[0]]!a}, which no line before holds")
+        raise ValueError(f"settings {lost[0]!a}: {named[lost[0]]!a}, which no line before holds")
     return record | {"settings": settings | {name: parts[str(d)] for name, d in named.items()}}
 
 

@@ -162,4 +162,4 @@ def value_of(record: Record, setting: str) -> Any:
     if value is not ABSENT:
         return spelled(value) if isinstance(value, list) else value
     target = fact(record, f"{setting}._target_")
-    return ABSENT if target is None else target.rpartition(".")[2]
+    return ABSENT if target is None else target

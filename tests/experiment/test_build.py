@@ -96,30 +96,14 @@ def test_a_method_in_a_package_of_ones_own_runs_once_it_is_allowed(
     assert told.startswith("1 runs: 1 done\n")
 
 
-def test_a_class_of_a_plugin_with_a_name_of_ours_is_refused(cli, results_dir):
-    """Its runs would be found under the names of another method's."""
-    args = (*TINY, "quant=rtn", "quant._target_=my_package.RTN", "plugins=[my_package]")
-    refused = cli(*args)
-    assert refused.status == 1
-    assert refused.err.startswith("error: quant._target_=my_package.RTN: a run is named by the")
-    assert "RTN is one of ours; give yours another name" in refused.err
-    assert not Store(results_dir).load()
-    assert "refused: quant._target_=my_package.RTN" in report(args)
-
-
-def test_two_packages_may_have_a_class_of_one_name():
-    """A class may move within its package, and is no other's."""
-    found = {}
-    for target in ("one.Nearest", "one.moved.Nearest", "two.Nearest"):
-        cfg = composed(["quant=rtn", f"quant._target_={target}", "plugins=[one,two]"])
+def test_a_run_is_named_by_the_whole_path_of_a_plugins_class():
+    """Another class is another's, whatever its name: of another package, or one of ours."""
+    paths = ("one.Nearest", "one.moved.Nearest", "two.Nearest", "two.RTN")
+    for path in paths:
+        cfg = composed(["quant=rtn", f"quant._target_={path}", "plugins=[one,two]"])
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
-        found[target] = identity(cfg)["quant"]["_target_"]
-    assert found == {
-        "one.Nearest": "one.Nearest",
-        "one.moved.Nearest": "one.Nearest",
-        "two.Nearest": "two.Nearest",
-    }
+        assert identity(cfg)["quant"]["_target_"] == path
 
 
 def test_plugins_are_no_part_of_a_runs_name():

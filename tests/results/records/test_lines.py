@@ -11,7 +11,7 @@ import pytest
 
 from results.__main__ import main
 from results.ledger import kept
-from results.records.lines import MOST, from_line, to_line, to_lines
+from results.records.lines import MOST, to_lines
 from results.records.outcomes import pack
 from results.records.reading import outcomes_in, read
 from results.records.store import Store
@@ -32,13 +32,31 @@ def both(tmp_path):
     return tmp_path / "folder", path
 
 
-def test_a_record_comes_back_with_its_outcomes_and_alone():
+def line_of(made, outcomes=None):
+    """Return the line of a record whose settings are no parts, as JSON."""
+    (line,) = to_lines([(made, outcomes or {})]).splitlines()
+    return json.loads(line)
+
+
+@pytest.fixture
+def back(tmp_path):
+    """Return a function that reads lines of JSON as a file of records."""
+
+    def read_back(*lines):
+        path = tmp_path / "some.jsonl"
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        return kept.read(path)
+
+    return read_back
+
+
+def test_a_record_comes_back_with_its_outcomes_and_alone(back):
     made = record("a", started="1")
-    found, outcomes = from_line(to_line(made, {"top1": RIGHT}).encode())
+    ((found, outcomes),) = back(line_of(made, {"top1": RIGHT}))
     assert found == made
     assert outcomes["top1"].tolist() == RIGHT.tolist()
-    assert from_line(to_line(made, {}).encode()) == (made, {})
-    assert from_line(json.dumps(made.to_json()).encode()) == (made, {})
+    assert back(line_of(made)) == [(made, {})]
+    assert back(made.to_json()) == [(made, {})]
 
 
 def test_settings_that_records_share_are_one_line(tmp_path):
@@ -62,44 +80,62 @@ def test_settings_that_records_share_are_one_line(tmp_path):
 
 def test_what_a_record_has_no_value_for_is_not_written():
     made = record("a", started="1")
-    written = json.loads(to_line(made, {}))["record"]
-    assert {"sensitivity", "conditions", "error", "threads"}.isdisjoint(written)
+    assert {"sensitivity", "conditions", "error", "threads"}.isdisjoint(line_of(made)["record"])
     assert "sensitivity" in made.to_json()
 
 
-def test_a_part_that_is_lost_costs_the_records_that_name_it(tmp_path):
+OTHER = {"lr": 0.3}  # than the part's
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: None,
+        lambda line: line | {"part": 3},
+        lambda line: line | {"settings": []},
+        lambda line: line | {"settings": OTHER},
+        lambda line: {"part": line["part"]},
+    ],
+)
+def test_a_part_that_is_lost_or_changed_costs_the_records_that_name_it(tmp_path, change):
     made = [
         record(name, started=name, settings={"quant": {"lr": lr}})
         for name, lr in (("a", 0.1), ("b", 0.2))
     ]
+    lines = list(map(json.loads, to_lines((one, {}) for one in made).splitlines()))
+    found = [change(line) if line.get("settings") == {"lr": 0.1} else line for line in lines]
     path = tmp_path / "kept.jsonl"
-    lines = to_lines((one, {}) for one in made).splitlines(keepends=True)
-    (lost,) = (n for n, line in enumerate(lines) if b'"settings":{"lr":0.1}' in line)
-    for change in (b"", b'{"part":3,"settings":{}}\n', b'{"part":"x","settings":[]}\n', b"{\n"):
-        path.write_bytes(b"".join([*lines[:lost], change, *lines[lost + 1 :]]))
-        dropped = []
-        assert [r.run_id for r in read(path, dropped=dropped)] == ["b"]
-        assert "settings.quant is" in dropped[-1][1]
-        assert "which no line before holds" in dropped[-1][1]
-        assert len(dropped) == (2 if change else 1)
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in found if line is not None))
+    dropped = []
+    assert [r.run_id for r in read(path, dropped=dropped)] == ["b"]
+    assert "which no line before holds" in dropped[-1][1]
+    assert len(dropped) == (1 if None in found else 2)
 
 
-def test_outcomes_of_before_they_were_deflated_are_read():
-    made = record("a", started="1")
-    held = json.loads(to_line(made, {"top1": RIGHT}))
+def test_a_part_moves_no_cursor(back):
+    made = record("a", started="1", settings={"quant": {"name": "\x1b[2J"}})
+    lines = map(json.loads, to_lines([(made, {})]).splitlines())
+    with pytest.raises(ValueError, match=r"some\.jsonl:1: record with control characters"):
+        back(*lines)
+    with pytest.raises(ValueError, match=r"settings '\\x1b\[2J': 'x', which no line before holds"):
+        back(line_of(record("a", started="1")) | {"parts": {"\x1b[2J": "x"}})
+
+
+def test_outcomes_of_before_they_were_deflated_are_read(back):
+    held = line_of(record("a", started="1"), {"top1": RIGHT})
     held["outcomes"] = base64.b64encode(pack({"top1": RIGHT}, "1")).decode()
-    _, outcomes = from_line(json.dumps(held).encode())
+    ((_, outcomes),) = back(held)
     assert outcomes["top1"].tolist() == RIGHT.tolist()
 
 
-def test_a_line_takes_no_more_memory_than_a_runs_outcomes_do():
+def test_a_line_takes_no_more_memory_than_a_runs_outcomes_do(back):
     """A few kilobytes may say gigabytes."""
-    held = json.loads(to_line(record("a", started="1"), {"top1": RIGHT}))
+    held = line_of(record("a", started="1"), {"top1": RIGHT})
     bomb = zlib.compress(bytes(MOST + 1), level=9)
     held["outcomes"] = base64.b64encode(bomb).decode()
     assert len(bomb) < 1 << 18
     with pytest.raises(ValueError, match="outcomes that are damaged, or of no run"):
-        from_line(json.dumps(held).encode())
+        back(held)
 
 
 def test_the_ledgers_file_is_read_as_its_folder_is(both, capsys):
@@ -135,7 +171,7 @@ def test_units_errors_are_kept_of_the_runs_that_are_compared_by_them(tmp_path):
         (lambda held: held | {"parts": [1]}, "parts of settings that have no names"),
         (
             lambda held: held | {"parts": {"task": 1}},
-            "settings.task is 1, which no line before holds",
+            "settings 'task': 1, which no line before holds",
         ),
         (lambda held: held | {"record": held["record"] | {"task": "a\u001bb"}}, "control"),
     ],

@@ -79,16 +79,18 @@ def test_what_stands_in_a_table_is_a_value_that_chooses():
 
 
 def test_a_group_is_chosen_by_its_member_and_an_option_by_what_it_is_when_off():
-    awq = {"transform": {"_target_": "flexround.transforms.awq.AWQ"}}
-    search = {"ranges": {"_target_": "flexround.ranges.MinMax"}}
+    awq = {"transform": {"_target_": "AWQ"}}
+    search = {"ranges": {"_target_": "MinMax"}}
+    own, other = ({"transform": {"_target_": f"{package}.Scale"}} for package in ("one", "two"))
     learned = {"recon": {"unit": "block"}}
-    records = [record("a", 1.0, settings=s) for s in (awq, search, learned)]
+    records = [record("a", 1.0, settings=s) for s in (awq, search, learned, own, other)]
     for name, value, wanted in (
         ("transform", "awq", [0]),
         ("transform", "none", [1, 2]),
         ("ranges", "min_max", [1]),
         ("recon.loss", "squared", [2]),
+        ("transform", "two.Scale", [4]),
     ):
         assert select(records, {name: value}) == [records[i] for i in wanted]
-    told = "none of the 3 records has ranges=lp; there are MinMax"
+    told = "none of the 5 records has ranges=lp; there are MinMax"
     assert why_none(records, {"ranges": "lp"}) == told
