@@ -50,6 +50,15 @@ def test_round_to_nearest_has_moved_no_weight(cli, results_dir, cache_dir, case)
         assert not shift.moved.any()
 
 
+def test_samples_that_a_run_holds_out_have_no_part_in_its_transform(cli, results_dir, cache_dir):
+    learned = ("quant=flexround", "recon.iters=1", "recon.lr=1e-9", "recon.batch_size=4")
+    outcome = cli(*CASES["searched"], *learned, "recon.held_out=4")
+    assert outcome.status == 0, outcome.err
+    (run,) = Store(results_dir).load()
+    found = shifts(results_dir, [run.run_id], ["*.up_proj"], [f"cache_dir={cache_dir}"])
+    assert not any(shift.moved.any() for shift in found.values())
+
+
 def test_methods_stand_beside_each_other(cli, results_dir, cache_dir, tmp_path, capsys):
     for method in ("quant=rtn", "quant=adaround recon.iters=8 recon.lr=0.1"):
         assert cli(*VISION, *method.split()).status == 0
