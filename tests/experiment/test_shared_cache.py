@@ -14,6 +14,7 @@ from torch import nn
 from experiment import content, full_precision
 from experiment.full_precision import FullPrecision, digest_of, digest_of_model
 from experiment.shared_cache import Cache
+from experiment.shared_tensors import SharedSearches
 from flexround.calibration.activation_cache import ActivationCache
 from tests.flexround.reconstruction.test_reconstruction import adapter, calibration
 from tests.full_disk import FullDisk
@@ -287,3 +288,36 @@ def test_an_entry_that_is_not_sound_is_made_again(tmp_path):
     cache = Cache(tmp_path, 1)
     assert cache.get("a", lambda: b"{}", lambda data: data == b"{}") == b"{}"
     assert (tmp_path / "a.damaged").exists()
+
+
+FOUND = {"a scales": torch.ones(3), "a errors": torch.tensor([0.5, 2.0, 1.0]).double()}
+
+
+def searched(cache, names=frozenset(FOUND), key="k"):
+    """Return what is found of a block, and whether it was searched for."""
+    searches, calls = SharedSearches(cache, key, 2), []
+    found = searches.get("block", names, lambda: calls.append(1) or FOUND)
+    assert found.keys() == FOUND.keys()
+    assert all(torch.equal(found[name], FOUND[name]) for name in FOUND)
+    assert searches.reused == 1 - len(calls)
+    return bool(calls)
+
+
+def test_a_search_is_done_once(tmp_path):
+    cache = Cache(tmp_path, 1)
+    assert [searched(cache), searched(cache), searched(cache, key="other")] == [True, False, True]
+
+
+def test_what_a_search_found_of_other_places_is_searched_again(tmp_path, caplog):
+    cache = Cache(tmp_path, 1)
+    SharedSearches(cache, "k", 2).get("block", {"b"}, lambda: {"b": torch.ones(1)})
+    assert searched(cache)
+    assert "damaged" in caplog.text
+    assert not searched(cache)
+
+
+def test_searches_that_would_fill_the_cache_are_not_kept(tmp_path):
+    size = sum(tensor.nbytes for tensor in FOUND.values())
+    small, large = Cache(tmp_path / "a", (4 * size - 1) / 2**30), Cache(tmp_path / "b", 1)
+    assert [searched(small), searched(small)] == [True, True]
+    assert [searched(large), searched(large)] == [True, False]

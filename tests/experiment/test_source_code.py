@@ -116,3 +116,17 @@ def test_a_package_of_ones_own_counts(tmp_path, monkeypatch):
     forget()
     absent = OmegaConf.create({"quant": {"_target_": "no.such.package"}})
     assert source_code.code_of(absent) == source_code.code_of(OmegaConf.create({}))
+
+
+def test_a_package_without_init_is_code_as_well(tmp_path, monkeypatch):
+    """Python imports such a folder, and what it computes changes with its files."""
+    file = tmp_path / "plain_folder" / "rows.py"
+    file.parent.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = OmegaConf.create({"granularity": {"_target_": "plain_folder.rows.PerRows"}})
+    found = set()
+    for text in ("one\n", "two\n"):
+        file.write_text(text)
+        forget()
+        found.add(source_code.code_of(cfg))
+    assert len(found) == 2
