@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.metadata
 from collections.abc import Mapping
+from contextlib import suppress
 
 from omegaconf import DictConfig
 
@@ -38,6 +39,15 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """Return what differs, by name; nothing where the conditions before are not known."""
     names = [name for name in now if before and before.get(name) != now[name]]
     return ", ".join(sorted(names))
+
+
+def versions() -> dict[str, str]:
+    """Return which versions are installed of the packages that compute."""
+    found = {}
+    for name in ("torch", "torchvision", "timm", "transformers", "hydra-core"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 @functools.cache

@@ -2,8 +2,7 @@
 
 Entries are found by the content of what they depend on: every weight, every calibration tensor, all
 that is measured on, and what decides the last bits of a sum (kind of device, threads, batch size,
-torch and the packages that networks come from). No path is among it: what changes under its path
-never lends its old value.
+versions). No path is among it: what changes under its path never lends its old value.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from pydantic_core import from_json
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from experiment.conditions import versions
 from experiment.content import Stamps, bytes_of
 from experiment.device import kind_of
 from experiment.shared_cache import Cache, key_of
@@ -60,7 +59,7 @@ class FullPrecision:
             "device": kind_of(adapter.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "networks": _versions(),
+            "versions": versions(),
             "config": _config(adapter.model),
         }
 
@@ -207,12 +206,6 @@ def _config(model: nn.Module) -> dict[str, Any]:
     text = config.to_json_string(use_diff=False) if hasattr(config, "to_json_string") else "{}"
     found: dict[str, Any] = json.loads(text)
     return {k: v for k, v in found.items() if k not in ("_name_or_path", "transformers_version")}
-
-
-@cache
-def _versions() -> list[str]:
-    """Return which versions of the packages that networks come from are installed."""
-    return [f"{name} {version(name)}" for name in ("torchvision", "timm", "transformers")]
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import logging
 import math
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from experiment.conditions import versions
 from experiment.source_code import commit
 from flexround.utils.file_errors import number_of
 from flexround.utils.leaving import faults
@@ -128,7 +128,7 @@ def recording(
             average_bits=draft.average_bits,
             bits_per_layer=draft.bits_per_layer,
             sensitivity=draft.sensitivity,
-            versions=_versions(),
+            versions=versions(),
             commit=commit(),
             started=started,
             conditions=dict(conditions) if error else {},
@@ -174,14 +174,3 @@ def _close(store: Store, draft: Draft, record: Record, folder: Path | None = Non
         if folder is not None:
             draft.logger.keep(record, folder)
         draft.logger.finish(record)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "torchvision", "timm", "transformers", "hydra-core")
-    found = {}
-    for name in packages:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
