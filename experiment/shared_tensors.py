@@ -69,7 +69,8 @@ class SharedSearches(Searches):
                 return b""  # so that the next run searches, without waiting for another
             return save({name: held.contiguous().cpu() for name, held in made[0].items()})
 
-        key = key_of(self._key, block)
+        # What one cache has no room for another may have.
+        key = key_of(self._key, block, self._most)
         held = self._cache.get(key, make, lambda data: not data or _is_tensors(data, names))
         if made:
             return made[0]

@@ -28,7 +28,7 @@ def run(
     """Return a record; given is what its command line said, None where that was not kept."""
     settings = {
         "bits": bits, "seed": seed, "num_samples": 64,
-        "quant": {"_target_": f"flexround.quantizers.{quant}"},
+        "quant": {"_target_": quant},
     } | settings  # fmt: skip
     return record(
         f"{value}{settings}", value, status, quant=quant, bits=bits, model=network, seed=seed,
@@ -81,7 +81,7 @@ def test_an_option_that_records_leave_out_where_it_is_off_has_that_value(name, o
 
 @pytest.mark.parametrize(("group", "none"), GROUPS.items())
 def test_a_group_that_records_leave_out_where_nothing_is_chosen_has_that_member(group, none):
-    chosen = run(80.0, given=[f"{group}=it"], **{group: {"_target_": "flexround.of.It"}})
+    chosen = run(80.0, given=[f"{group}=it"], **{group: {"_target_": "It"}})
     found = ablation([run(90.0, given=[]), chosen], group)
     assert dict(zip(found.table[group], found.table["mean"], strict=True)) == {none: 90, "It": 80}
 
