@@ -18,7 +18,7 @@ from pathlib import Path
 from experiment import ROOT
 from experiment.sweeps.plan import plan
 from flexround.utils.atomic_files import write_whole
-from results.ledger import kept
+from results.ledger.kept import read as records_in
 from results.records.lines import to_lines
 from results.records.record import Record
 from results.tables.leaderboard import leaderboard, render
@@ -64,7 +64,7 @@ def records_of(command: str, kept: dict[str, Record]) -> list[Record]:
 
 def read(path: Path) -> dict[str, Record]:
     """Return the records of a file by their run's name; none where there is no file."""
-    return {record.run_id: record for record, _ in kept.read(path)}
+    return {record.run_id: record for record, _ in records_in(path)}
 
 
 def slim(record: Record) -> Record:

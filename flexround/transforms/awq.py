@@ -9,14 +9,13 @@ at the output of the attention or the feed-forward behind the layers, on some of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flexround.grid import Grid
 from flexround.models.language_adapter import LanguageAdapter
@@ -25,7 +24,7 @@ from flexround.solvers.hessian import Hessians
 from flexround.solvers.weight_clipping import best_scales
 from flexround.structure import Layer, output_first
 from flexround.transforms.base import Calibration
-from flexround.transforms.places import Place, fold, weight_of
+from flexround.transforms.places import Place, fold, restoring, weight_of
 from flexround.transforms.walk import PlacesAtWork, places_walk
 
 FLOOR = 1e-4  # of a scale, as in the authors' code
@@ -106,7 +105,7 @@ class AWQ:
         each layer that is clipped the ends of its groups, [groups, 1].
         """
         found: dict[str, Tensor] = {}
-        with _as_it_was(at_work.work.block.module):
+        with restoring(at_work.work.block.module.parameters()):
             grams, means = _statistics(at_work)
             for place in at_work.places:
                 scales, told = self._search(place, grams, means[place.name], grid)
@@ -173,17 +172,6 @@ def error_of(place: Place, scales: Tensor, grams: Mapping[str, Tensor], grid: Gr
         change = rounded - weight
         total += ((change @ grams[layer.name][0].float()) * change).sum().item() / 2
     return total
-
-
-@contextmanager
-def _as_it_was(module: nn.Module) -> Iterator[None]:
-    """Give module's parameters the values again that they had."""
-    kept = [(parameter, parameter.detach().clone()) for parameter in module.parameters()]
-    try:
-        yield
-    finally:
-        for parameter, values in kept:
-            parameter.data.copy_(values)
 
 
 def _statistics(at_work: PlacesAtWork) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flexround.structure import Block, Layer, output_first
-from flexround.transforms.places import Place, fold, is_norm, weight_of
+from flexround.transforms.places import Place, fold, is_norm, restoring, weight_of
 
 Run = Callable[[], Tensor]  # a block's output on a calibration sample, [1, tokens, hidden]
 
@@ -168,11 +168,9 @@ class _Trial:
         draws = torch.Generator().manual_seed(0)
         scales = torch.rand(len(place.rows), generator=draws).to(place.rows.device) + 0.5
         tensors = [*place.source.parameters(), *(weight_of(one.module) for one in place.layers)]
-        kept = [tensor.detach().clone() for tensor in tensors]
-        fold(place, scales)
-        found = self.run()
-        for tensor, own in zip(tensors, kept, strict=True):
-            tensor.data.copy_(own)
+        with restoring(tensors):
+            fold(place, scales)
+            found = self.run()
         return change(found, self.output, self.inputs) <= EXACT
 
 

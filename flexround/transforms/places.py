@@ -7,7 +7,8 @@ linear layer is given to the layers behind it (SmoothQuant, arXiv 2211.10438, eq
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -37,6 +38,17 @@ class Place:
     layers: Sequence[Layer]
     index: Tensor
     norm: bool
+
+
+@contextmanager
+def restoring(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Give tensors the values again that they had."""
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        for tensor, values in kept:
+            tensor.data.copy_(values)
 
 
 @torch.no_grad()

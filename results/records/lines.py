@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json
 
 from flexround.utils.file_errors import read_bytes, unreadable
-from results.records.record import Record, check_texts, checked
+from results.records.record import Record, checked
+from results.records.texts import check_texts
 
 if TYPE_CHECKING:
     from results.records.outcomes import Outcomes

@@ -161,5 +161,4 @@ def value_of(record: Record, setting: str) -> Any:
     value = fact(record, setting, ABSENT)
     if value is not ABSENT:
         return spelled(value) if isinstance(value, list) else value
-    target = fact(record, f"{setting}._target_")
-    return ABSENT if target is None else target
+    return fact(record, f"{setting}._target_", ABSENT)
