@@ -9,7 +9,6 @@ it was; --no-runs leaves the runs out.
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 import subprocess
@@ -18,12 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiment import ROOT
+from flexround.utils.arguments import ArgumentParser
 from flexround.utils.atomic_files import write_whole
 from results.ledger.claims import chosen, read
 from results.ledger.command import commands, keep
 from results.ledger.gathering import Evidence, verdicts_in
 from results.ledger.verdicts import DECIDED, Verdict, render
 from results.records.reading import DEFAULT
+from scripts.door import enter
 
 PAGE = ROOT / "docs" / "claims.md"
 TABLE = re.compile(r"(<!-- claims -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -43,12 +44,14 @@ def unexplained(text: str, told: Sequence[Verdict]) -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     """Do it; return the exit status, 1 where a run has failed."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.claims_page", description=__doc__)
+    parser = ArgumentParser(prog="python -m scripts.claims_page", description=__doc__)
     parser.add_argument("claims", nargs="*")
     parser.add_argument("--also", default="")
     parser.add_argument("--results-dir", type=Path, default=DEFAULT)
     parser.add_argument("--no-runs", action="store_true")
     args = parser.parse_args(argv)
+    if args.no_runs and args.claims:
+        parser.error("--no-runs leaves the runs of all claims out; name none")
     failed = 0
     if not args.no_runs:
         claims = chosen(read(), args.claims)
@@ -66,4 +69,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    enter(main)

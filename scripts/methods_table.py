@@ -9,7 +9,6 @@ out. What no run has measured yet is a dash.
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiment import ROOT
+from flexround.utils.arguments import ArgumentParser
 from flexround.utils.atomic_files import write_whole
 from results.ledger import kept
 from results.ledger.evidence import Found, cells_of
@@ -30,6 +30,7 @@ from results.records.reading import DEFAULT
 from results.records.record import Record
 from results.records.store import Store
 from results.tables.formats import markdown
+from scripts.door import enter
 
 PAGE, KEPT = ROOT / "docs" / "methods.md", ROOT / "results" / "methods.jsonl"
 TABLES = re.compile(r"(<!-- methods -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -141,7 +142,7 @@ def slim(record: Record) -> Record:
 
 def main(argv: Sequence[str]) -> int:
     """Do it; return the exit status, 1 where a run has failed."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.methods_table", description=__doc__)
+    parser = ArgumentParser(prog="python -m scripts.methods_table", description=__doc__)
     parser.add_argument("--also", default="")
     parser.add_argument("--results-dir", type=Path, default=DEFAULT)
     parser.add_argument("--no-runs", action="store_true")
@@ -162,4 +163,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    enter(main)

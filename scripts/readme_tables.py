@@ -3,6 +3,10 @@
 A table lies between `<!-- leaderboard: ARGUMENTS OF run.py -m -->` and `<!-- end -->`. Its records
 are kept in readme.jsonl, without their blocks, so that a clone can tell whether README is stale:
 where a default has changed, the runs of the command have other names.
+
+    python -m scripts.readme_tables [OPTION=VALUE ...]
+
+gives the options to the runs that have no record yet.
 """
 
 from __future__ import annotations
@@ -17,11 +21,13 @@ from pathlib import Path
 
 from experiment import ROOT
 from experiment.sweeps.plan import plan
+from flexround.utils.arguments import ArgumentParser
 from flexround.utils.atomic_files import write_whole
 from results.ledger.kept import read as records_in
 from results.records.lines import to_lines
 from results.records.record import Record
 from results.tables.leaderboard import leaderboard, render
+from scripts.door import enter
 
 README, KEPT = ROOT / "README.md", ROOT / "results" / "readme.jsonl"
 TABLE = re.compile(r"(<!-- leaderboard: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -77,18 +83,23 @@ def written(records: Iterable[Record]) -> bytes:
     return to_lines((record, {}) for record in records)
 
 
-def update(argv: Sequence[str] = ()) -> None:
-    """Write README's tables and the records behind them; compute the runs that have none.
+def main(argv: Sequence[str]) -> int:
+    """Write README's tables and the records behind them; return the exit status.
 
-    argv are further options of the runs, such as results_dir=PATH.
+    Runs that have no record are computed; where one fails, nothing is written.
     """
+    parser = ArgumentParser(prog="python -m scripts.readme_tables", description=__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="run.py's")
+    also = parser.parse_args(argv).overrides
     text = README.read_text()
     kept, used = read(KEPT), {}
     for command in commands(text):
-        overrides = [*shlex.split(command), *argv]
+        overrides = [*shlex.split(command), *also]
         runs = plan(overrides)
         if not all(run.run_id in kept or _done(run.record) for run in runs):
-            subprocess.run([sys.executable, str(ROOT / "run.py"), "-m", *overrides], check=True)
+            done = subprocess.run([sys.executable, str(ROOT / "run.py"), "-m", *overrides])
+            if done.returncode:
+                return done.returncode
             runs = plan(overrides)
         for run in runs:
             found = [r for r in (kept.get(run.run_id), run.record) if r is not None and _done(r)]
@@ -96,6 +107,7 @@ def update(argv: Sequence[str] = ()) -> None:
     text = with_tables(text, used)
     write_whole(KEPT, written(used.values()))
     write_whole(README, text.encode())
+    return 0
 
 
 def _done(record: Record | None) -> bool:
@@ -103,4 +115,4 @@ def _done(record: Record | None) -> bool:
 
 
 if __name__ == "__main__":
-    update(sys.argv[1:])
+    enter(main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -72,22 +73,33 @@ def test_only_what_has_no_record_is_computed(tmp_path, monkeypatch):
     store, asked = Store(tmp_path / "results"), []
     store.root.mkdir()
 
-    def compute(command, check):
+    def compute(command):
         asked.append(command[3:])
         for made in kept().values():
             store.write(made)
+        return CompletedProcess(command, 0)
 
     monkeypatch.setattr(readme.subprocess, "run", compute)
     where = f"results_dir={store.root}"
-    readme.update([where])
+    readme.main([where])
     assert asked == [[*shlex.split(COMMAND), where]]
     assert "94.00 (-4.00)" in (tmp_path / "README.md").read_text()
-    readme.update([f"results_dir={tmp_path}/empty"])
+    readme.main([f"results_dir={tmp_path}/empty"])
     assert len(asked) == 1, "the kept records are enough"
     newer = replace(next(iter(kept().values())), value=50.0, metrics={"top1": 50.0}, started="9")
     store.write(newer)
-    readme.update([where])
+    readme.main([where])
     assert "50.00 (-48.00)" in (tmp_path / "README.md").read_text(), "a newer record wins"
+
+
+def test_where_a_run_fails_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    monkeypatch.setattr(readme, "KEPT", tmp_path / "kept.jsonl")
+    (tmp_path / "README.md").write_text(PAGE)
+    monkeypatch.setattr(readme.subprocess, "run", lambda command: CompletedProcess(command, 3))
+    assert readme.main([f"results_dir={tmp_path}/results"]) == 3
+    assert (tmp_path / "README.md").read_text() == PAGE
+    assert not readme.KEPT.exists()
 
 
 def test_the_readme_is_short_and_its_lines_fit():
