@@ -13,6 +13,7 @@ from experiment.build import has_idle_loop
 from experiment.config import parsed
 from experiment.finetuned import FINETUNED
 from experiment.identity import FULL_STREAMS
+from experiment.options import filled
 from experiment.values import check_every_value
 from flexround.api.rules import (
     check_imatrix,
@@ -39,6 +40,7 @@ def check_choices(
         ValueError: for settings that do not go together.
     """
     check_values(cfg)
+    check_filled(cfg, choices)
     check_idle(cfg, own, sweep)
     check_loop(cfg)
     if not has_idle_loop(cfg):  # round-to-nearest is the same in every setting
@@ -78,11 +80,28 @@ def check_values(cfg: DictConfig) -> None:
         )
     if not DEVICE.fullmatch(cfg.device):
         raise ValueError(f"device={cfg.device}: give auto, cpu or cuda:N")
-    if cfg.checkpoint == FINETUNED and "checkpoints_dir" not in cfg.task:
+    if (cfg.checkpoint == FINETUNED or cfg.finetuned) and "checkpoints_dir" not in cfg.task:
+        asked = f"checkpoint={FINETUNED}" if cfg.checkpoint == FINETUNED else "finetuned=true"
         raise ValueError(
-            "checkpoint=finetuned: nothing is fine-tuned for this task; give a file, or leave that "
-            "out"
+            f"{asked}: nothing is fine-tuned for this task; give a file, or leave that out"
         )
+
+
+def check_filled(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
+    """Check that what another option fills is set by that one, which tables and names go by.
+
+    Raises:
+        ValueError: names both.
+    """
+    for group, member in choices.items():
+        for name, filler in filled(group, str(member)).items():
+            above, _, last = name.rpartition(".")
+            node = OmegaConf.select(cfg, above)
+            found = OmegaConf.to_container(node, resolve=False) if node is not None else {}
+            if isinstance(found, dict) and found.get(last, told := f"${{{filler}}}") != told:
+                raise ValueError(
+                    f"{name}={found[last]}: {name} is what {filler}= says; give {filler}= instead"
+                )
 
 
 def check_loop(cfg: DictConfig) -> None:

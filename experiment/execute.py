@@ -49,6 +49,11 @@ def _execute(job: Job, threads: int) -> Record:
     validate(cfg)
     made = partial(build, plugins=cfg.plugins)
     task, model, recon = made(cfg.task), made(cfg.model), build_loop(cfg)
+    if getattr(task, "always_finetuned", False) != cfg.finetuned:  # by which the run is named
+        raise ValueError(
+            f"finetuned={str(cfg.finetuned).lower()} in a file of conf/ is not what {task.name} "
+            "does; leave it to the task's own file"
+        )
     grid = build_grid(cfg)
     quantizer, ranges, activation = made(cfg.quant), made(cfg.ranges), made(cfg.activation)
     transform, allocation = made(cfg.transform), made(cfg.allocation)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from experiment import ROOT
@@ -18,6 +19,10 @@ CONF = ROOT / "conf"
 CONFIG = CONF / "config.yaml"
 ENTRY = re.compile(r"  - (?P<group>[\w/]+): (?P<default>\S+)(?:\s+# (?P<line>.*))?$")
 KEY = re.compile(r"(?P<indent> *)(?P<key>[\w.]+):(?: +(?P<value>[^#\s].*?))?(?: *# (?P<line>.*))?$")
+PARENT = re.compile(r"^  - ([\w/]+)$", re.MULTILINE)
+FILLED = re.compile(r"\$\{(\w+)\}")
+# Filled as well, but each may have a value of its own: every table reads it where it is.
+FREE = ("symmetric", "seed", "compile")
 END = re.compile(r"(?<=[\w)\]`'\"%])\.(?= +[A-Z`]|$)")  # of a sentence
 # Groups that are chosen in another way than by config.yaml's list of defaults.
 OTHERS = {
@@ -86,6 +91,35 @@ def of_members(key: str) -> list[str]:
             names = (o.name if whole else f"{each.name}.{o.name}" for o in options_in(text))
             found |= dict.fromkeys(name for name in names if name == f"{each.name}.{key}")
     return list(found)
+
+
+def parents(group: str, path: Path) -> list[Path]:
+    """Return the files of the group that a member's file at path is composed on."""
+    named = (CONF / group / f"{name}.yaml" for name in PARENT.findall(path.read_text()))
+    return [file for file in named if file.is_file()]
+
+
+@cache
+def filled(group: str, member: str) -> dict[str, str]:
+    """Return the options of a member that an option without a group fills, by dotted name.
+
+    `activation.bits` of static_per_tensor is `act_bits`. A user's own member has none.
+    """
+    path = CONF / group / f"{member}.yaml"
+    if not path.is_file():
+        return {}
+    found: dict[str, str] = {}
+    for file in (*parents(group, path), path):
+        text = file.read_text()
+        head = "" if text.startswith("# @package _global_") else f"{group}."
+        for option in options_in(text):
+            name, filler = f"{head}{option.name}", FILLED.fullmatch(option.default)
+            if "." not in name:
+                continue
+            found.pop(name, None)
+            if filler and filler[1] not in FREE:
+                found[name] = filler[1]
+    return found
 
 
 def options_in(text: str) -> Iterator[Option]:

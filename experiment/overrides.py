@@ -24,9 +24,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
     """Check what Hydra would take silently, or tell in words that help nobody.
 
     Raises:
-        ValueError: for an option that is given twice, added or taken away; for a member of a group
-            that lies outside of it; for a number that stands for true or false; for a sweep that is
-            too large.
+        ValueError: for an option that is given twice, added or taken away, or that a task says of
+            itself; for a member of a group that lies outside of it; for a number that stands for
+            true or false; for a sweep that is too large.
         HydraException: when Hydra can't read one of them.
     """
     for text in overrides:
@@ -43,6 +43,11 @@ def check_overrides(overrides: Sequence[str]) -> None:
             if not override.is_sweep_override():
                 check_value(key, override.value())
             continue
+        if key == "finetuned":
+            raise ValueError(
+                f"{text}: a task says that of itself; give checkpoint=finetuned for what "
+                "finetune.py has made, or checkpoint=PATH"
+            )
         _check_change(override, key, text)
         _check_member(override, key, text)
         _check_flag(override, key, text)

@@ -17,12 +17,20 @@ from typing import Any, get_args, get_type_hints
 
 from experiment import ROOT
 from experiment.config import RunConfig
-from experiment.options import CONF, Group, Option, first_sentence, groups, options_in, scalars
+from experiment.options import (
+    CONF,
+    Group,
+    Option,
+    first_sentence,
+    groups,
+    options_in,
+    parents,
+    scalars,
+)
 from flexround.utils.atomic_files import write_whole
 
 PAGE = ROOT / "docs" / "reference" / "options.md"
 UP = "../.."  # from the page to the repository
-PARENT = re.compile(r"^  - ([\w/]+)$", re.MULTILINE)
 ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {6,}.*)*)", re.MULTILINE)
 TARGET = "_target_"
 HEAD = """# Options
@@ -32,6 +40,8 @@ where that stands. `make reference` writes this page from the files of [`conf/`]
 classes that they name; `--help` prints the short of it. A group chooses a member, `quant=gptq`; the
 options of a member are set by dotted names, `quant.damp=0.05`. Later lines of
 [`config.yaml`]({up}/conf/config.yaml) win over earlier ones, and the command line over all of them.
+A default such as `${{act_bits}}` is filled by the option that it names, and set by that one alone;
+of `symmetric`, `seed` and `compile` a member may have its own.
 """
 COLUMNS = ("option", "type", "default", "what it is", "of this default")
 
@@ -124,15 +134,11 @@ def _member(group: Group, name: str, path: Path) -> Member:
     prefix = group.name.replace("/", ".")
     whole = "# @package _global_" in path.read_text()
     made = Member(name, path, {}, [])
-    above, _, _ = name.rpartition("/")
-    for parent in PARENT.findall(path.read_text()):
-        own = parent.rpartition("/")[2] if parent.startswith(f"{above}/") else parent
-        file = path.with_name(f"{own}.yaml")
-        if file.exists():
-            base = _member(group, own, file)
-            made.own |= base.own
-            made.parts |= base.parts
-            made.target = base.target
+    for file in parents(group.name, path):
+        base = _member(group, file.stem, file)
+        made.own |= base.own
+        made.parts |= base.parts
+        made.target = base.target
     for option in _read(path):
         full = option.name if whole else f"{prefix}.{option.name}"
         where, _, last = full.rpartition(".")
