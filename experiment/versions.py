@@ -18,7 +18,8 @@ MODULES_ALONE = (
     "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "vit_small_patch16_224.augreg_in1k",
     "deit_tiny_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k",
 )  # fmt: skip
-# Of the timm models whose resize is the same rounded and floored, as it is since version 2.
+# Of the timm models whose resize is the same rounded and floored, as it is since version 2. Those
+# of MODULES_ALONE crop the centre, as all did before version 3.
 SAME_RESIZE = ("tf_efficientnet_lite0",)
 
 
@@ -30,15 +31,17 @@ def with_versions(node: dict[str, Any]) -> dict[str, Any]:
         gated = model["_target_"] == "VisionModel" and model["name"] not in MODULES_ALONE
         if gated or task["_target_"] in PADDED:
             activation[VERSION] = 2
-    if _is_floored(task, model):
-        task[VERSION] = 2
-    version = VERSIONS.get(str(node.get("_target_")))
-    return found if version is None else {**found, VERSION: version}
+    if (version := _version_of_images(task, model)) > 1:
+        task[VERSION] = version
+    own = VERSIONS.get(str(node.get("_target_")))
+    return found if own is None else {**found, VERSION: own}
 
 
-def _is_floored(images: dict[str, Any], model: dict[str, Any]) -> bool:
-    """Return whether a run's images are resized as timm does it, but for SAME_RESIZE."""
+def _version_of_images(images: dict[str, Any], model: dict[str, Any]) -> int:
+    """Return the version of how a run's images are resized and cropped."""
     if images.get("_target_") != "ImageNet" or model.get("library") != "timm":
-        return False
+        return 1
+    if model.get("name") not in MODULES_ALONE:
+        return 3
     own = (images.get("preprocessing") or {}).get("resize") is None
-    return own and model.get("name") not in SAME_RESIZE
+    return 2 if own and model.get("name") not in SAME_RESIZE else 1

@@ -19,6 +19,9 @@ from tasks.bounds import Count, Positive
 Interpolation = Literal[
     "nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"
 ]
+# What a resize keeps: all but the edges of the long side, the whole squeezed to a square, or the
+# whole with borders.
+CropMode = Literal["center", "squash", "border"]
 T = TypeVar("T")
 Colors = Annotated[Sequence[T], Field(min_length=3, max_length=3)]
 
@@ -27,6 +30,7 @@ Colors = Annotated[Sequence[T], Field(min_length=3, max_length=3)]
 class Preprocessing:
     """Resize of the short side, crop of the centre [pixels], then (image - mean) / std.
 
+    Under another crop_mode both sides are resized, or the long one.
     Any field left at None is the architecture's own (torchvision's IMAGENET1K_V1, timm's config).
     """
 
@@ -35,14 +39,25 @@ class Preprocessing:
     interpolation: Interpolation | None = None
     mean: Colors[float] | None = None
     std: Colors[Positive] | None = None
+    crop_mode: CropMode | None = None
 
     def completed_by(self, other: Preprocessing) -> Preprocessing:
-        """Return this with its missing fields taken from other."""
+        """Return this with its missing fields taken from other.
+
+        Raises:
+            ValueError: when the crop is larger than what is left of an image.
+        """
         values = {}
         for field in fields(self):
             own = getattr(self, field.name)
             values[field.name] = getattr(other, field.name) if own is None else own
-        return Preprocessing(**values)
+        found = Preprocessing(**values)
+        if None not in (found.resize, found.crop) and found.crop > found.resize:
+            raise ValueError(
+                f"preprocessing.resize={found.resize} is smaller than the crop of {found.crop} "
+                "pixels, which would get black borders; give preprocessing.crop= as well"
+            )
+        return found
 
     def transform(self, augment: bool) -> Callable[[Image.Image], Tensor]:
         """Return PIL image -> [3, crop, crop]; augmented as in training where asked."""
@@ -52,8 +67,17 @@ class Preprocessing:
                 v2.RandomResizedCrop(self.crop, interpolation=mode),
                 v2.RandomHorizontalFlip(),
             ]
+        elif self.crop_mode == "border":
+            from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
+
+            fill: Any = [round(255 * level) for level in self.mean or ()]
+            spatial = [
+                ResizeKeepRatio(self.resize, longest=1.0, interpolation=self.interpolation),
+                CenterCropOrPad(self.crop, fill=fill),
+            ]
         else:
-            spatial = [v2.Resize(self.resize, interpolation=mode), v2.CenterCrop(self.crop)]
+            size = [self.resize] * 2 if self.crop_mode == "squash" else self.resize
+            spatial = [v2.Resize(size, interpolation=mode), v2.CenterCrop(self.crop)]
         to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
         found: Callable[[Image.Image], Tensor] = v2.Compose(
             [*spatial, *to_tensor, v2.Normalize(self.mean, self.std)]
@@ -78,7 +102,9 @@ def own_preprocessing(model: VisionModel, weights: Any = None) -> Preprocessing:
     config = resolve_data_config(model.build(1).pretrained_cfg)
     crop = config["input_size"][-1]
     resize = math.floor(crop / config["crop_pct"])  # as its create_transform does
-    return Preprocessing(resize, crop, config["interpolation"], config["mean"], config["std"])
+    return Preprocessing(
+        resize, crop, config["interpolation"], config["mean"], config["std"], config["crop_mode"]
+    )
 
 
 def torchvision_weights(model: VisionModel, source: str) -> Any:

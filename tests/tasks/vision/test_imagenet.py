@@ -123,6 +123,35 @@ def test_a_resize_is_timms_own(name):
     assert own.resize == theirs.transforms[0].size
 
 
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("size", [(90, 50), (50, 90), (64, 64)])
+def test_what_is_kept_of_an_image_is_what_timm_keeps(mode, size):
+    from timm.data import create_transform
+
+    colors = {"mean": (0.5, 0.4, 0.3), "std": (0.5, 0.25, 0.2)}
+    own = Preprocessing(40, 36, "bicubic", crop_mode=mode, **colors).transform(augment=False)
+    theirs = create_transform(36, interpolation="bicubic", crop_pct=0.9, crop_mode=mode, **colors)
+    pixels = torch.randint(0, 256, (*size, 3), generator=torch.Generator().manual_seed(0))
+    image = Image.fromarray(pixels.to(torch.uint8).numpy())
+    torch.testing.assert_close(own(image), theirs(image))
+
+
+def test_a_networks_own_crop_is_taken_over():
+    own = own_preprocessing(
+        VisionModel("timm", "convnext_tiny.fb_in22k_ft_in1k_384", None, 8, False, False, [])
+    )
+    assert (own.resize, own.crop, own.crop_mode) == (384, 384, "squash")
+    deit = VisionModel("timm", "deit_tiny_patch16_224.fb_in1k", None, 8, False, False, [])
+    assert own_preprocessing(deit).crop_mode == "center"
+
+
+def test_a_crop_that_an_image_cannot_fill_is_refused(root):
+    own = Preprocessing(256, 224, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(ValueError, match=r"resize=146 is smaller than the crop of 224 pixels"):
+        Preprocessing(resize=146).completed_by(own)
+    assert Preprocessing(resize=146, crop=128).completed_by(own).crop == 128
+
+
 @pytest.mark.parametrize("damage", ["missing", "no_val", "empty", "unknown"])
 def test_a_folder_that_can_not_be_used_is_refused(root, damage, tmp_path):
     if damage == "missing":
