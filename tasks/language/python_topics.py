@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 class TopicClassification(Classification):
     """A classification that makes its fine-tuned network by itself where there is none."""
 
+    always_finetuned = False  # by finetune.py
+
     def __init__(
         self,
         name: str,
@@ -56,6 +58,10 @@ class TopicClassification(Classification):
             return super().describe(model, checkpoint, folder)
         tiny_models.describe(model.source, folder, self.head())
         return True
+
+    def hollow(self, model: LanguageModel, checkpoint: str | None) -> nn.Module | None:
+        """Return the network that the hub describes; none of what is fine-tuned here."""
+        return None if checkpoint is None else super().hollow(model, checkpoint)
 
     def load(self, model: LanguageModel, checkpoint: str | None) -> nn.Module:
         """Return the network of checkpoint, or the one trained now or on an earlier first use."""
