@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from flexround.grid import Grid, QuantizedTensor
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import MinMax, Ranges
-from flexround.structure import TRANSPOSED, Layer, check_layer, output_first
+from flexround.structure import Layer, check_layer, is_transposed, output_first
 
 
 class Transposed(nn.Module):
@@ -72,7 +72,7 @@ def attach(
         weight = output_first(layer.module, cast(nn.Parameter, layer.module.weight))
         own = own_ranges.get(layer.name, ranges)
         made = quantizer(weight.contiguous(), grid=layer.grid(grid), ranges=own)
-        turned = type(layer.module).__name__ == TRANSPOSED
+        turned = is_transposed(layer.module)
         wrapped = Transposed(made) if turned else made
         parametrize.register_parametrization(layer.module, "weight", wrapped)
         quantizers.append(made)

@@ -50,7 +50,7 @@ QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 # Known by name, so that nothing is imported. transformers' Conv1D is a Linear that stores
 # [in, out]; timm's Linear is torch's but for TorchScript, its Conv2dSame pads as TensorFlow does.
-TRANSPOSED = "Conv1D"
+TRANSPOSED = "transformers.pytorch_utils.Conv1D.forward"
 SAME = "timm.layers.conv2d_same.Conv2dSame.forward"
 FORWARDS = (
     *(f"{kind.__module__}.{kind.__qualname__}.forward" for kind in QUANTIZABLE),
@@ -62,7 +62,12 @@ CONVOLVE = (None, nn.Conv1d._conv_forward, nn.Conv2d._conv_forward)
 
 def is_quantizable(module: nn.Module) -> bool:
     """Return whether module is a layer whose weight is to be quantized."""
-    return isinstance(module, QUANTIZABLE) or type(module).__name__ == TRANSPOSED
+    return isinstance(module, QUANTIZABLE) or is_transposed(module)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Return whether module is transformers' Conv1D, a linear layer that stores [in, out]."""
+    return _forward_of(module) == TRANSPOSED
 
 
 def check_layer(name: str, module: nn.Module) -> None:
@@ -77,9 +82,7 @@ def check_layer(name: str, module: nn.Module) -> None:
             "spectral_norm, pruning); make it a plain one first, as by "
             "torch.nn.utils.parametrize.remove_parametrizations or remove_weight_norm"
         )
-    if type(module).__name__ == TRANSPOSED:
-        return
-    own = "forward" in vars(module) or _forward_of(module) not in FORWARDS
+    own = "forward" in vars(module) or _forward_of(module) not in (*FORWARDS, TRANSPOSED)
     if own or getattr(type(module), "_conv_forward", None) not in CONVOLVE:
         raise ValueError(
             f"layer {name}: {type(module).__name__} has a forward pass of its own and may compute "
@@ -101,7 +104,7 @@ def _forward_of(module: nn.Module) -> str:
 
 def output_first(module: nn.Module, weight: Tensor) -> Tensor:
     """Return a weight of module's layout as [out, in, *kernel]."""
-    return weight.T if type(module).__name__ == TRANSPOSED else weight
+    return weight.T if is_transposed(module) else weight
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ refused in words, rather than left full precision in silence.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any
@@ -56,7 +56,7 @@ def check_network(model: nn.Module, example: Tensor, leave: Sequence[str] = ()) 
     for module in order.runs:
         if is_quantizable(module) and not is_left(names[module], leave):
             check_layer(names[module], module)
-    for held in _names_of_parameters(model, example).values():
+    for held, products in _used_matrices(model, example):
         owners = [model.get_submodule(name.rpartition(".")[0]) for name in held]
         if any(is_left(name, leave) for name in held):
             continue
@@ -71,6 +71,13 @@ def check_network(model: nn.Module, example: Tensor, leave: Sequence[str] = ()) 
             raise ValueError(
                 f"{type(owner).__name__} holds {name} {list(parameter.shape)}, which is no "
                 "weight of a Linear, Conv1d or Conv2d and can't be quantized; "
+                f"model.leave=[{name}] leaves it in full precision"
+            )
+        if products > (calls := sum(order.runs.get(owner, 0) for owner in {*owners})):
+            name = held[0].rpartition(".")[0]
+            raise ValueError(
+                f"layer {name}: its weight is in {products} products of a pass, and the layer is "
+                f"called for {calls} of them; what else it is multiplied with is not known; "
                 f"model.leave=[{name}] leaves it in full precision"
             )
 
@@ -108,11 +115,11 @@ def check_chain(adapter: ModelAdapter, example: Tensor, order: Trace) -> None:
             )
 
 
-def _names_of_parameters(model: nn.Module, example: Tensor) -> Mapping[int, list[str]]:
+def _used_matrices(model: nn.Module, example: Tensor) -> list[tuple[list[str], int]]:
     """Return the names of each matrix that decides model's output; tied ones have several.
 
-    One that is held as [1, ...] is a matrix where it is multiplied as one; what is added to every
-    sample alike, as a position embedding is, is none.
+    With them, in how many products it takes part. One that is held as [1, ...] is a matrix where it
+    is multiplied as one; what is added to every sample alike, as a position embedding is, is none.
     """
     with _requiring_gradients(model):
         used = _leaves(logits_of(model, example))
@@ -122,7 +129,7 @@ def _names_of_parameters(model: nn.Module, example: Tensor) -> Mapping[int, list
             continue
         if len(parameter) > 1 or used[id(parameter)]:
             found[id(parameter)].append(name)
-    return found
+    return [(names, len(used[parameter])) for parameter, names in found.items()]
 
 
 @contextmanager
@@ -138,24 +145,22 @@ def _requiring_gradients(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
-def _leaves(output: Tensor) -> dict[int, bool]:
+def _leaves(output: Tensor) -> dict[int, set[Any]]:
     """Return the tensors that output was computed from, by autograd's graph, by their ids.
 
-    With each whether a product of matrices or a convolution takes it, turned or reshaped at most.
+    With each the products of matrices and convolutions that take it, turned or reshaped at most.
     """
-    found: dict[int, bool] = {}
-    waiting: list[tuple[Any, bool]] = [
-        (output.grad_fn, False)
-    ]  # a node, and whether into a product
+    found: dict[int, set[Any]] = {}
+    waiting: list[tuple[Any, Any]] = [(output.grad_fn, None)]  # a node, and into which product
     seen = set()
     while waiting:
-        node, multiplied = waiting.pop()
-        if node is None or (node, multiplied) in seen:
+        node, product = waiting.pop()
+        if node is None or (node, product) in seen:
             continue
-        seen.add((node, multiplied))
+        seen.add((node, product))
         if hasattr(node, "variable"):
-            found[id(node.variable)] = multiplied or found.get(id(node.variable), False)
+            found.setdefault(id(node.variable), set()).update([product] if product else ())
         kind = node.name().rstrip("0123456789")
-        into = kind in PRODUCTS or (kind in RESHAPING and multiplied)
+        into = node if kind in PRODUCTS else product if kind in RESHAPING else None
         waiting += [(behind, into) for behind, _ in node.next_functions]
     return found

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flexround.models.tracing import Trace
 from flexround.models.vision_activation_sites import with_sites
-from flexround.structure import QUANTIZABLE, Block, Layer
+from flexround.structure import Block, Layer, is_quantizable
 
 ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.Mish, nn.ELU, nn.SELU,
@@ -36,7 +36,7 @@ def find_blocks(
         ValueError: when there is no layer, or a layer or unit is not called once with one tensor.
     """
     names = {module: name for name, module in model.named_modules()}
-    called = [module for module in order.runs if isinstance(module, QUANTIZABLE)]
+    called = [module for module in order.runs if is_quantizable(module)]
     if not called:
         raise ValueError("the model holds no convolution or linear layer to quantize")
     for module in called:
@@ -70,7 +70,7 @@ def _units(
 ) -> Iterator[nn.Module]:
     for child in module.children():
         known = type(child).__name__ in classes or child in single
-        if known or isinstance(child, QUANTIZABLE):
+        if known or is_quantizable(child):
             yield child
         else:
             yield from _units(child, classes, single)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -39,19 +39,42 @@ def check_model(adapter: ModelAdapter, grid: Grid, quantizer: QuantizerFactory) 
     Raises:
         ValueError: when a weight does not fit, or is two layers'; names the layer.
     """
-    learns, owners = False, dict[nn.Module | Tensor | None, str]()
+    learns = False
+    check_owners(adapter)
     for block in adapter.blocks():
-        for layer in block.layers:
-            owner = owners.setdefault(layer.module.weight, layer.name)
-            if owner != layer.name:
-                raise ValueError(
-                    f"layers {owner} and {layer.name} share one weight: to quantize one is to "
-                    "change the other, whose inputs are others; give each its own, or leave the "
-                    f"two: model.leave=[{owner},{layer.name}]"
-                )
         with adapter.onloaded(block):
             learns |= check_weights(block.layers, grid, quantizer)
     return Checked(learns)
+
+
+def check_owners(adapter: ModelAdapter) -> None:
+    """Check that no layer's weight is another module's too, nor a layer one of two blocks.
+
+    Raises:
+        ValueError: when one is; names both places.
+    """
+    holders: dict[nn.Parameter, dict[nn.Module, str]] = {}
+    for name, module in adapter.model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders.setdefault(parameter, {})[module] = name
+    homes: dict[nn.Module, str] = {}
+    for block in adapter.blocks():
+        for layer in block.layers:
+            home = homes.setdefault(layer.module, block.name)
+            if home != block.name:
+                raise ValueError(
+                    f"layer {layer.name} is one of {home} and of {block.name}: to quantize it for "
+                    "one is to change the other, whose inputs are others; give each its own"
+                )
+            held = holders.get(cast(nn.Parameter, layer.module.weight), {})
+            if len(held) > 1:
+                owner, other = list(held.values())[:2]
+                raise ValueError(
+                    f"layers {owner} and {other} share one weight: to quantize one is to change "
+                    "the other, whose inputs are others; give each its own, or leave the two: "
+                    f"model.leave=[{owner},{other}]"
+                )
 
 
 def check_samples(
@@ -60,9 +83,16 @@ def check_samples(
     """Check that the calibration set holds a mini-batch besides the samples held out of it.
 
     Raises:
-        ValueError: when it does not.
+        ValueError: when it does not, or a sample is padding alone; names it.
     """
     check_enough(sum(map(adapter.num_samples, calibration)), batch_size, held_out)
+    mask = adapter.loss_mask(calibration)
+    empty = [] if mask is None else (~mask.flatten(1).any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"calibration data: sample {empty[0]} is padding alone, from which nothing is learned; "
+            "take it out"
+        )
 
 
 def check_finite_samples(adapter: ModelAdapter, calibration: Sequence[Any]) -> None:

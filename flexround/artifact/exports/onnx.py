@@ -23,7 +23,7 @@ from flexround.artifact.exports.huggingface import check_integer
 from flexround.artifact.exports.onnx_graph import replace_activation, replace_weight
 from flexround.grid import QuantizedTensor
 from flexround.models.base import ModelAdapter
-from flexround.structure import TRANSPOSED, output_first
+from flexround.structure import is_transposed, output_first
 from flexround.utils.atomic_files import write_whole
 
 # Opset and file version; the newer one is asked for only where 2-bit weights are stored as such.
@@ -61,7 +61,7 @@ def export(
     model = trace(adapter, batch, opset)
     layers = adapter.layers()
     for name, quantized in integers.items():
-        turned = type(layers[name].module).__name__ == TRANSPOSED
+        turned = is_transposed(layers[name].module)
         replace_weight(model.graph, name, quantized, widths[name], turned)
     onnxscript.optimizer.optimize(model)
     for node in list(model.graph):  # now: it would make Clip of Max and Min again

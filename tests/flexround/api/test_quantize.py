@@ -330,6 +330,53 @@ def test_a_language_model_takes_token_ids_or_dicts():
         flexround.quantize(net, ids, options=options | {"model.first_last_bits": 8})
 
 
+def test_a_layer_of_two_blocks_is_refused():
+    transformers = pytest.importorskip("transformers")
+    net = transformers.AutoModelForCausalLM.from_config(config_of("llama"))
+    net.model.layers[1].mlp = net.model.layers[0].mlp
+    ids = torch.randint(0, 100, (8, 16), generator=torch.Generator().manual_seed(0))
+    told = r"layer model.layers.0.mlp.*is one of model.layers.0 and of model.layers.1"
+    with pytest.raises(ValueError, match=told):
+        flexround.quantize(net, ids, "rtn")
+
+
+def test_a_sample_of_padding_alone_is_refused():
+    transformers = pytest.importorskip("transformers")
+    net = transformers.AutoModelForCausalLM.from_config(config_of("llama"))
+    mask = torch.ones(8, 16, dtype=torch.long)
+    mask[5] = 0
+    batch = {"input_ids": torch.arange(128).view(8, 16) % 100, "attention_mask": mask}
+    with pytest.raises(ValueError, match=r"sample 5 is padding alone.*take it out"):
+        flexround.quantize(net, [batch], options={"recon.iters": 2, "recon.batch_size": 1})
+
+
+class Conv1D(nn.Conv1d):
+    """A convolution by the name of transformers' linear layer."""
+
+
+def test_a_layer_is_known_by_what_it_computes_and_not_by_its_name():
+    utils = pytest.importorskip("transformers").pytorch_utils
+    torch.manual_seed(0)
+    mixed = nn.Sequential(
+        nn.Linear(8, 16), nn.ReLU(), utils.Conv1D(12, 16), nn.ReLU(), nn.Linear(12, 4)
+    )
+    found = flexround.quantize(mixed, samples(), bits=4, options=SHORT)
+    assert [(n, tuple(layer.codes.shape)) for n, layer in found.layers.items()] == [
+        ("0", (16, 8)), ("2", (12, 16)), ("4", (4, 12)),
+    ]  # fmt: skip
+    assert torch.equal(found.network[2].weight, found.layers["2"].dequantize().T)
+    named, data = nn.Sequential(Conv1D(3, 6, 5), nn.Flatten(), nn.Linear(48, 4)), samples(32, 3, 12)
+    plain = nn.Sequential(nn.Conv1d(3, 6, 5), nn.Flatten(), nn.Linear(48, 4))
+    plain.load_state_dict(named.state_dict())
+    for method in ("flexround", "gptq"):
+        options = SHORT if method == "flexround" else {}
+        own, wanted = (
+            flexround.quantize(net, data, method, granularity="per_channel", options=options)
+            for net in (named, plain)
+        )
+        assert torch.equal(own.layers["0"].codes, wanted.layers["0"].codes)
+
+
 def test_blocks_of_an_unknown_class_are_found():
     net, data = OwnNet(), samples(16, 3, 12, 12)
     found = flexround.quantize(net, data, bits=4, options=SHORT)
@@ -383,6 +430,9 @@ def tied():
 
 BAD = {
     "tied": (tied, samples(), {"options": SHORT}, "layers 0 and 2 share one weight"),
+    "tied to what is left": (
+        tied, samples(), {"options": SHORT | {"model.leave": ["2"]}}, "layers 0 and 2 share one",
+    ),
     "skip": (lambda: Skipping(), samples(), {}, "block c needs more than the output of b"),
     "recurrent": (lambda: Recurrent(), samples(32, 5, 8), {}, "LSTM holds rnn.weight_ih_l0"),
     "no layer": (lambda: nn.Sequential(nn.BatchNorm1d(8)), samples(), {}, "no convolution or"),

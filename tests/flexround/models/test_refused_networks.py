@@ -65,6 +65,20 @@ class Borrowing(nn.Module):
         return self.head(x)
 
 
+class Autoencoder(nn.Module):
+    """A network that multiplies by the weight of a layer once more, turned."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 5, 1)
+
+    def forward(self, x):
+        """Return logits."""
+        weight = self.encoder.weight.transpose(0, 1)
+        back = nn.functional.conv2d(self.encoder(x).relu(), weight)
+        return self.head(back).mean((2, 3))
+
+
 class Branching(nn.Module):
     """Two layers that take one tensor side by side."""
 
@@ -134,6 +148,7 @@ NETWORKS = {
     "a matrix of its own": (Mixing, r"Mixing holds mix \[4, 4\], which is no weight of a"),
     "a matrix below an axis of one": (partial(Mixing, 1), r"Mixing holds mix \[1, 4, 4\], which"),
     "a borrowed weight": (Borrowing, "layer borrowed: its weight is used without the layer being"),
+    "a weight that is taken once more": (Autoencoder, "layer encoder: its weight is in 2 products"),
     "branches": (Branching, "block right needs more than the output of left"),
     "a skip to the logits": (Skipping, "the logits need more than the output of head"),
     "BatchNorm without statistics": (
