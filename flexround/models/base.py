@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import reduce
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -35,6 +37,13 @@ def check_kind(model: str | None, task: Sequence[str]) -> None:
             f"the model is {model or 'a language model'}, the task is for "
             f"{' and '.join(task)} models; choose another task= or model="
         )
+
+
+def _floating(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers of module that have a type of their own to keep."""
+    for name, values in chain(module.named_parameters(), module.named_buffers()):
+        if values.is_floating_point():
+            yield name, values
 
 
 class ModelAdapter(ABC):
@@ -169,21 +178,25 @@ class ModelAdapter(ABC):
 
     @contextmanager
     def on_device(self, block: Block) -> Iterator[None]:
-        """Have block on the device in float32 at least; then at home in its own type again.
+        """Have block on the device in float32 at least; then at home in its own types again.
 
         Raises:
             ValueError: when memory runs out meanwhile; names the block.
         """
         where = f"block {block.name}"
         with explained(where, self.device), self.onloaded(block):
-            dtype = block.dtype
+            own = {name: values.dtype for name, values in _floating(block.module)}
             # Half precision is too coarse to train.
-            block.module.to(self.device, torch.promote_types(dtype, torch.float32))
+            block.module.to(self.device, reduce(torch.promote_types, own.values(), torch.float32))
             try:
                 with explained(where, self.device):  # before anything is let go of
                     yield
             finally:
-                block.module.to(self.storage_device, dtype)
+                kinds = set(own.values())
+                block.module.to(self.storage_device, *(kinds if len(kinds) == 1 else ()))
+                for name, values in _floating(block.module):
+                    if values.dtype != own.get(name, values.dtype):
+                        values.data = values.to(own[name])
 
     def commit(
         self, block: Block, integers: dict[str, QuantizedTensor]

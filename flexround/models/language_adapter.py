@@ -58,9 +58,9 @@ class LanguageAdapter(ModelAdapter):
         self._chain = chain_of(self.model)
         self._returns: dict[nn.Module, Any] = {}  # what each layer gives, for its form
         self._replay_is_checked = False
-        self._blocks = without_left(self._find_blocks(example), leave)
-        self.coverage()
         with self._at_home():
+            self._blocks = without_left(self._find_blocks(example), leave)
+            self.coverage()
             check_order(self._modules, self._forms, self._logits, example)
 
     def limit(self, limits: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -240,7 +240,7 @@ class LanguageAdapter(ModelAdapter):
 
     def _try(self, example: Tokens) -> None:
         """Call every layer once."""
-        self.model(**example)
+        self.model(**{name: values.to(self.device) for name, values in example.items()})
 
     def _find_blocks(self, example: Tokens) -> list[Block]:
         handles = [module.register_forward_hook(self._see_output) for module in self._modules]

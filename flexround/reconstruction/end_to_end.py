@@ -27,9 +27,10 @@ from flexround.quantizers.adam import Adam
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.logit_loss import LogitLoss
 from flexround.reconstruction.optimize import UnitOptimizer, scheduled
+from flexround.reconstruction.precision import tensor_float32
 from flexround.reconstruction.report import Errors, Stopwatch
 from flexround.reconstruction.settings import Settings
-from flexround.structure import TRANSPOSED, Layer, output_first
+from flexround.structure import Layer, is_transposed, output_first
 
 NAME = "end_to_end"  # what is reported as if it were a unit
 LOOKED_AT = 16  # samples whose error is reported: a pass over all costs more than the iterations
@@ -135,9 +136,12 @@ def learn_end_to_end(
     samples = len(targets) - settings.held_out
     before = error()
     steps = Adam([{"params": [scaled.change for scaled in learned.values()]}], settings.e2e_lr)
-    iterations = UnitOptimizer(
+    optimizer = UnitOptimizer(
         NAME, settings.e2e_iters, settings.e2e_batch_size, job.generator, job.callbacks
-    ).run(samples, losses, [scheduled(steps, "linear", settings.e2e_iters)], lambda: None)
+    )
+    schedules = [scheduled(steps, "linear", settings.e2e_iters)]
+    with tensor_float32(job.precision == "tf32"):
+        iterations = optimizer.run(samples, losses, schedules, lambda: None)
     found = {}
     for layer in layers:
         scale = learned[layer.name].scale().detach().to(integers[layer.name].scale.device)
@@ -155,7 +159,7 @@ def _scaled(layer: Layer, integers: QuantizedTensor) -> Scaled:
     plain = replace(integers, scale=torch.ones_like(integers.scale))
     output_first(layer.module, weight).copy_(plain.dequantize())
     made = Scaled(integers, weight.device)
-    turned = type(layer.module).__name__ == TRANSPOSED
+    turned = is_transposed(layer.module)
     parametrize.register_parametrization(
         layer.module, "weight", Transposed(made) if turned else made
     )

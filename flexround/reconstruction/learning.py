@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -70,6 +70,7 @@ def _calls_inside(
     """Return the calls that layer receives while block is replayed on calls."""
     indices = torch.arange(len(calls)).split(job.settings.batch_size)
     device, home = job.adapter.device, calls.inputs.device
+    _check_called_once(layer, lambda: calls.replay(block, indices[0], device))
     inside = record_calls(
         layer, lambda p: calls.replay(block, p, device), indices, calls.cache, home
     )
@@ -79,6 +80,31 @@ def _calls_inside(
             f"({len(calls)} samples are {len(inside)} there); give recon.unit=block"
         )
     return inside
+
+
+@torch.no_grad()
+def _check_called_once(layer: nn.Module, run: Callable[[], object]) -> None:
+    """Check that one pass of the block, run, calls layer once at most, with all that it is for.
+
+    Raises:
+        ValueError: when it calls it more often.
+    """
+    called = 0
+
+    def count(*_: object) -> None:
+        nonlocal called
+        called += 1
+
+    handle = layer.register_forward_hook(count)
+    try:
+        run()
+    finally:
+        handle.remove()
+    if called > 1:
+        raise ValueError(
+            f"recon.unit=layer: a {type(layer).__name__} of this model is called {called} times in "
+            "one pass of its block, and would be learned for the first alone; give recon.unit=block"
+        )
 
 
 def _reconstruct(job: UnitJob, unit: Unit, work: BlockAtWork) -> dict[str, QuantizedTensor]:

@@ -51,7 +51,9 @@ class LogitLoss:
         A next token is to be learned from where there is one.
         """
         shape = self.tokens["input_ids"][samples].shape
-        counted = torch.ones(shape, dtype=torch.bool) if self.mask is None else self.mask[samples]
+        counted = (
+            torch.ones(shape, dtype=torch.bool) if self.mask is None else self.mask[samples].cpu()
+        )
         if self.kind != "next_token":
             return counted
         following = torch.zeros_like(counted)
@@ -98,8 +100,8 @@ class LogitLoss:
         batch = {name: values[samples][piece] for name, values in self.tokens.items()}
         logits = self._head(batch, outputs)
         if self.kind == "next_token":
-            labels = self._labels(samples)[piece].masked_fill(~counted, IGNORED)
-            flat = labels.flatten().to(logits.device)
+            labels = self._labels(samples)[piece].to(logits.device)
+            flat = labels.masked_fill(~counted.to(logits.device), IGNORED).flatten()
             return F.cross_entropy(
                 logits.flatten(0, 1), flat, ignore_index=IGNORED, reduction="sum"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,9 +129,10 @@ def _same(tensor: Tensor, other: Tensor) -> bool:
 
 
 def _takes_mean(norm: nn.Module) -> bool:
-    """Return whether what is added to all channels alike is lost in norm."""
+    """Return whether what is added to all channels alike is lost in norm, but for rounding."""
+    norm = copy.deepcopy(norm).float()  # half precision rounds by more than is looked for
     weight = weight_of(norm)
-    probe = torch.linspace(-1, 1, weight.numel(), device=weight.device, dtype=weight.dtype)
+    probe = torch.linspace(-1, 1, weight.numel(), device=weight.device)
     with torch.no_grad():
         change = (norm(probe + 3) - norm(probe)).abs().max()
     return bool(change < 1e-2 * weight.abs().max())

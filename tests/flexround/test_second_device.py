@@ -23,6 +23,7 @@ from torch import nn
 from experiment import ROOT
 from experiment.build import build
 from experiment.composer import Composer
+from flexround import quantize
 from flexround.calibration.activation_cache import ActivationCache
 from flexround.calibration.arguments import PerSample
 from flexround.calibration.calls import RecordedCalls
@@ -168,6 +169,29 @@ def test_ranges_go_along_with_a_network_that_is_moved(device):
         found = adapter.model(batches[0])
     assert found.device == CPU
     torch.testing.assert_close(found, expected.cpu(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("where", ["the network", "samples", "both"])
+def test_a_network_and_its_samples_may_lie_on_the_device(device, where):
+    """As `flexround.quantize(network.cuda(), tokens, ...)` has them."""
+
+    def made(on):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = transformers.AutoModelForCausalLM.from_config(_small("llama")).eval()
+            ids = torch.randint(5, 120, (4, 20))
+        return network.to(on[0]), [{"input_ids": ids.to(on[1])}]
+
+    def codes(*on):
+        network, batches = made(on)
+        options = {"recon.iters": 2, "recon.batch_size": 2, "recon.last_loss": "next_token"}
+        found = quantize(network, batches, device=device, options=options | {"ranges": "min_max"})
+        return {name: layer.codes.cpu() for name, layer in found.layers.items()}
+
+    own = [device if where in (name, "both") else CPU for name in ("the network", "samples")]
+    found, expected = codes(*own), codes(CPU, CPU)
+    for name, wanted in expected.items():
+        assert (found[name] != wanted).float().mean() <= 2e-3
 
 
 def test_scales_end_to_end(device):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +18,7 @@ from flexround.reconstruction.unit import reconstruction_loss
 from flexround.structure import Layer
 from tasks.language.tiny_families import config_of
 from tests.flexround.quantizers.methods import METHODS, granularities, symmetries, weight_of
+from tests.flexround.reconstruction.test_reconstruction import SETTING
 
 transformers = pytest.importorskip("transformers", reason="the extra language is not installed")
 
@@ -48,6 +51,35 @@ def tokens(padding=None, n=6, length=12):
 
 def halves(batch):
     return [{k: v[i : i + 3] for k, v in batch.items()} for i in (0, 3)]
+
+
+def test_tensors_of_a_block_keep_each_their_own_type():
+    model = network("llama", torch.bfloat16)
+    for layer in model.model.layers:  # as a router's correction of its scores is
+        layer.mlp.register_buffer("correction", torch.tensor([1 + 1e-5]))  # bfloat16 has less
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    adapter = LanguageAdapter(model, EXAMPLE, CPU)
+    for block in adapter.blocks():
+        with adapter.on_device(block):
+            assert {t.dtype for t in block.module.state_dict().values()} == {torch.float32}
+    after = adapter.model.state_dict()
+    for name, values in before.items():
+        assert after[name].dtype == values.dtype, name
+        assert torch.equal(after[name], values), name
+
+
+def test_a_layer_that_is_called_twice_is_not_learned_by_itself():
+    """It would be for its first call alone."""
+    model = network("llama")
+    attention = model.model.layers[1].self_attn
+    attention.v_proj = attention.k_proj
+    adapter = LanguageAdapter(model, EXAMPLE, CPU)
+    loop = replace(SETTING, iters=2, batch_size=3, unit="layer")
+    with pytest.raises(ValueError, match=r"recon.unit=layer: a Linear .* is called 2 times in"):
+        loop(
+            adapter, halves(tokens()), quantizer=METHODS["flexround"], ranges=MinMax(),
+            grid=Grid(4, False, PerChannel()), generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -15,6 +15,7 @@ from flexround.transforms.hadamard_matrices import (
     keeping_mean,
     random_hadamard,
 )
+from flexround.transforms.stream_ends import _takes_mean
 from tests.flexround.models.test_families import adapter_of, network, tokens
 from tests.flexround.transforms.test_transforms import calibration
 
@@ -53,6 +54,18 @@ def test_layer_norm_commutes_with_a_rotation_that_keeps_the_mean():
     norm = nn.LayerNorm(64, dtype=torch.float64)
     x = torch.randn(5, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 2
     torch.testing.assert_close(norm(x @ rotation), norm(x) @ rotation, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_norm_is_told_from_one_that_keeps_the_mean_in_any_type(dtype, plain):
+    layer, root = (kind(256).to(dtype) for kind in (nn.LayerNorm, nn.RMSNorm))
+    if not plain:
+        for norm in (layer, root):
+            nn.init.uniform_(norm.weight, 0.5, 2)
+    assert _takes_mean(layer)
+    assert not _takes_mean(root)
+    assert layer.weight.dtype == dtype
 
 
 def incoherence(rows):
