@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import gcd
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from flexround.grid import MAX_BITS, MIN_BITS, Grid
 from flexround.models.base import ModelAdapter
 from flexround.ranges import Ranges
+from flexround.reconstruction.logit_loss import IGNORED
 from flexround.structure import Layer, output_first
 
 FINEST = 1 << 16  # steps of what the budget allows beyond the fewest bits
@@ -116,11 +118,20 @@ def delta_loss(
 
 
 def next_token_loss(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the mean cross-entropy of each token after the first, padding left out."""
+    """Return the mean cross-entropy of each token behind another, 0 where there is none.
+
+    Padding is left out, as a token and as what one is predicted from.
+    """
     labels = batch["input_ids"][:, 1:].to(logits.device)
     if "attention_mask" in batch:
-        labels = labels.masked_fill(batch["attention_mask"][:, 1:].to(logits.device) == 0, -100)
-    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten())
+        held = batch["attention_mask"].to(logits.device) != 0
+        labels = labels.masked_fill(~(held[:, :-1] & held[:, 1:]), IGNORED)
+    count = (labels != IGNORED).sum().clamp(min=1)
+    flat = logits[:, :-1].flatten(0, 1).float()
+    total = nn.functional.cross_entropy(
+        flat, labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total / count
 
 
 @contextmanager
@@ -170,7 +181,10 @@ def cheapest(scores: Scores, sizes: Mapping[str, int], average_bits: float) -> d
         name: {bits: sizes[name] * (bits - fewest[name]) for bits in sorted(scores[name])}
         for name in names
     }
-    room = int(average_bits * sum(sizes.values())) - sum(sizes[n] * fewest[n] for n in names)
+    # As it is written: 4.35 times 100 is less than 435 in floating point.
+    room = int(Fraction(str(average_bits)) * sum(sizes.values())) - sum(
+        sizes[n] * fewest[n] for n in names
+    )
     assert room >= 0, "the fewest bits are within the budget"
     step = max(1, gcd(*(cost for own in extra.values() for cost in own.values())), room // FINEST)
     best = torch.zeros(room // step + 1, dtype=torch.float64)

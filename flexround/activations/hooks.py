@@ -225,7 +225,8 @@ class Activations:
             quantizer.observe(seen, self._share or 1.0, self._generator)
             if self._share is None:
                 quantizer.set_range()
-        if self._share is not None:
+        unseen = self._counts is not None and not quantizer.initialized
+        if self._share is not None or unseen:  # an expert of padding alone has no range from that
             quantized = x
         else:
             quantized = quantizer(x, self._quant_prob, self._generator)

@@ -64,8 +64,11 @@ class AdaRound(WeightQuantizer):
         if reg_weight < 0:
             raise ValueError(f"quant.reg_weight={reg_weight}: give 0 or more")
         for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
-            if not beta > 0:
-                raise ValueError(f"quant.{name}={beta}: give a number above 0")
+            if not beta > 1:
+                raise ValueError(
+                    f"quant.{name}={beta}: give a number above 1; up to 1 the penalty has no "
+                    "slope where a weight lies midway"
+                )
         self.reg_weight = reg_weight
         self.beta_start, self.beta_end = beta_start, beta_end
         self.warmup = warmup

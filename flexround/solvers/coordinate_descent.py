@@ -100,6 +100,8 @@ def move_pair(rows: Rows, order: Tensor) -> bool:
     all 4^bits combinations are searched in 2^bits steps.
     """
     half = len(order) // 2
+    if not half:  # one coordinate has no other
+        return move_one(rows)
     a, b = order[:half].to(rows.values.device), order[half : 2 * half].to(rows.values.device)
     diagonal, across = rows.hessian.diagonal(), rows.hessian[a, b]
     grad_a, grad_b = rows.gradient[:, a], rows.gradient[:, b]

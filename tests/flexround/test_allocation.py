@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from flexround.allocation import DeltaLoss, cheapest, delta_loss
+from flexround.allocation import DeltaLoss, cheapest, delta_loss, next_token_loss
 from flexround.grid import Grid, PerChannel, PerGroup
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.ranges import MinMax
@@ -39,6 +39,24 @@ def test_no_other_choice_within_the_budget_has_a_smaller_sum(seed):
     chosen = [found[n] for n in sizes]
     assert spent(chosen) <= average * total
     assert loss(chosen) == pytest.approx(best)
+
+
+def test_a_budget_is_what_is_written():
+    """4.35 bits of 100 weights are 435, and 434.99999999999994 in floating point."""
+    scores = {"a": {4: 1.0, 5: 0.0}, "b": {4: 0.5, 5: 0.0}}
+    assert cheapest(scores, {"a": 35, "b": 65}, 4.35) == {"a": 5, "b": 4}
+
+
+def test_padding_is_no_token_and_nothing_is_predicted_from_it():
+    logits = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[0, 0, 3, 4, 5], [1, 2, 3, 0, 0]])
+    held = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
+    each = [-logits[row, at].log_softmax(-1)[ids[row, at + 1]] for row, at in
+            [(0, 2), (0, 3), (1, 0), (1, 1)]]  # fmt: skip
+    batch = {"input_ids": ids, "attention_mask": held}
+    torch.testing.assert_close(next_token_loss(logits, batch), torch.stack(each).mean())
+    alone = {"input_ids": ids[:1], "attention_mask": torch.tensor([[0, 0, 0, 0, 1]])}
+    assert next_token_loss(logits[:1], alone) == 0
 
 
 def test_a_budget_of_the_fewest_bits_and_one_of_the_most():

@@ -5,12 +5,14 @@ One tiny member each, on random weights, with the windows and mixtures that the 
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from flexround.activations.schemes import StaticPerTensor
 from flexround.grid import Grid, PerChannel
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.quantizers.flexround import FlexRound
@@ -223,6 +225,38 @@ def test_an_expert_that_sees_no_token_keeps_round_to_nearest_and_is_named(caplog
             if ".experts." in name:
                 assert same == (name in unreached)
         assert f"no calibration token is sent to {unreached[0]}" in caplog.text
+
+
+def test_an_expert_that_padding_alone_is_sent_to_has_no_range():
+    pad = 900
+    model = network("mixtral", num_experts_per_tok=1)
+    first, embedding = model.model.layers[0], model.model.embed_tokens.weight.data
+    first.self_attn.o_proj.weight.data.zero_()
+    embedding[:, 0] = -embedding.abs().max()
+    embedding[pad, 0] *= -1
+    scores = first.mlp.gate.weight.data
+    scores[:3, 0], scores[3], scores[3, 0] = 0, 0, 1
+    batch = tokens(padded=True)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    ids[ids == pad] = 5
+    ids[mask == 0] = pad
+
+    def ranges(given):
+        adapter = LanguageAdapter(copy.deepcopy(model), EXAMPLE, CPU, ["mlp.gate"])
+        Reconstruction(iters=0, **EXACT)(
+            adapter, [given], quantizer=RTN, grid=GRID, ranges=MinMax(),
+            activation=StaticPerTensor(8, False, 8, 8, None, 64, "quant"),
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        return {quantizer.name for quantizer in adapter.activations.quantizers()}
+
+    # Without a mask padding are tokens.
+    assert any(
+        name.startswith("model.layers.0.mlp.experts.3.") for name in ranges({"input_ids": ids})
+    )
+    told = r"model.layers.0.mlp.experts.3.*no calibration sample reaches it"
+    with pytest.raises(ValueError, match=told):
+        ranges(batch)
 
 
 def test_a_solver_meets_each_expert_on_its_own_tokens():

@@ -167,6 +167,15 @@ def test_adaround_penalty_and_its_gradient(progress):
     torch.testing.assert_close(q.v.grad, v.grad)
 
 
+@pytest.mark.parametrize("name", ["beta_start", "beta_end"])
+@pytest.mark.parametrize("beta", [1.0, 0.5, 0.0, -2.0])
+def test_a_penalty_without_a_slope_midway_is_refused(name, beta):
+    """|2 h - 1|^beta has none at h = 1/2, where a weight midway between two levels starts."""
+    weight = torch.ones(2, 4)
+    with pytest.raises(ValueError, match=rf"quant.{name}={beta}: give a number above 1"):
+        ADAROUND(weight, grid=Grid(4, True, PerTensor()), ranges=MinMax(), **{name: beta})
+
+
 def test_adaround_has_no_penalty_in_the_warm_up():
     weight = weight_of(lambda: torch.nn.Linear(24, 10)).weight.detach()
     q = ADAROUND(weight, grid=Grid(4, True, PerTensor()), ranges=LpSearch(2.4, 80, 0.01))

@@ -164,6 +164,15 @@ def test_a_pairs_move_is_the_best_of_all_pairs_of_levels(bits):
     torch.testing.assert_close(objective(rows.exact, rows.values, rows.hessian[None]), best)
 
 
+@pytest.mark.parametrize("mode", DESCENTS)
+def test_a_layer_of_one_input_is_rounded_to_its_nearest_levels(mode):
+    weight = torch.randn(6, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    grid, one = Grid(3, False, PerTensor()), torch.ones(1, 1, 1, dtype=torch.float64)
+    found = DESCENTS[mode].quantize(weight, one, grid, MinMax(), lambda _: None)
+    nearest = grid.nearest(weight.view(1, -1), *MinMax()(weight.view(1, -1), grid)).view(6, 1)
+    torch.testing.assert_close(found.dequantize(), nearest)
+
+
 @pytest.mark.parametrize("move", [sweep, move_one], ids=["sweep", "one"])
 def test_the_gradient_is_kept_up_to_date(move):
     rows = rows_of_a_case(3, 40)
