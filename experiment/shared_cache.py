@@ -46,6 +46,8 @@ class Cache:
 
         One that is not sound is made again, as a damaged one is.
         """
+        if not self.limit:  # nothing is kept, so that nothing is worth waiting for
+            return make()
         try:
             found = self._read(key, sound)
         except OSError as error:

@@ -30,6 +30,7 @@ from flexround.utils.file_errors import storage_errors
 from flexround.utils.leaving import undoing
 from results.records.claim import Claim
 from results.records.record import Record
+from results.records.selection import ABSENT, fact
 from results.records.store import Store
 from results.tables.differing_defaults import MethodRun, differing_defaults
 
@@ -88,10 +89,13 @@ class SweepTable(Callback):
         elif records:
             from results.tables.leaderboard import leaderboard, render
 
-            try:
-                print(render(leaderboard(records, _by(config)), "markdown"))
-            except ValueError as error:
-                print(f"no table: {error}", file=sys.stderr)
+            # Of what is swept, a folder is in no record by its name, and not what does nothing.
+            by = [
+                name
+                for name in _by(config)
+                if any(fact(r, name, ABSENT) != ABSENT for r in records)
+            ]
+            print(render(leaderboard(records, by, apart=True), "markdown"))
         # In the sweep's order: the records' own ends with the second that they began in.
         records.sort(key=lambda record: run_ids.index(record.run_id))
         runs = (MethodRun(r.model, r.task, r.quant, r.settings) for r in records)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, product
 from statistics import fmean
 from typing import Any
@@ -16,11 +16,14 @@ from results.ledger.statistics import Estimate
 from results.records.given import by_hand, chosen_by_hand
 from results.records.outcomes import Outcomes
 from results.records.record import Record
+from results.records.selection import flatten
+from results.tables.leaderboard import differing
 from results.tables.mixed import MACHINE, mixed
 from results.tables.paired_tests import PERPLEXITY
 
 ERROR = "error"  # the geometric mean of the units' errors
 LOGARITHMIC = (PERPLEXITY, "kl", "kl_median", "kl_p99", ERROR)  # compared by their ratio
+PLACES = ("root", "local", "include_path")  # last words of options of data, known by their content
 SEED = "seed"  # by which the runs of a cell are told apart
 ALIKE = ("task_version", "network", "evaluation_data", "metric")
 # Options that make another network in full precision.
@@ -57,8 +60,9 @@ def missing(claim: Claim, found: Found) -> list[tuple[Overrides, int]]:
 def conflict(claim: Claim, found: Found) -> str | None:
     """Return why the records of a claim do not compare, None where they do.
 
-    Those of each of its settings must be of one task and data, those of a seed of one network, and
-    all have its metric. Seeds may differ in the network: one that a task trains on first use has
+    Those of each of its settings must be of one task and data, those of a cell of one
+    configuration, those of a seed of one network, and all have its metric. Seeds may differ in the
+    network: one that a task trains on first use has
     other last bits on another processor.
     """
     for more, less in claim.settings:
@@ -68,14 +72,39 @@ def conflict(claim: Claim, found: Found) -> str | None:
             own = record.seed if name == "network" else None
             key = (name, own, *_of(record, name))
             seen.setdefault(key, set()).add(str(getattr(record, name)))
+        for record in held:
+            for name, value in _data_of(record):
+                seen.setdefault((name, *_of(record, name), _asked_of(record)), set()).add(value)
         for (name, *_), values in seen.items():
             if len(values) > 1:
-                told = " and ".join(sorted(value[:12] for value in values))
+                told = " and ".join(sorted(_shorter(value) for value in values))
                 return f"its records have {name} {told}; rerun=true makes them again"
+        for cell in (*more, *less):
+            runs = list(found.get(cell, {}).values())
+            for name, values in (differing(runs) if runs else {}).items():
+                told = " and ".join(map(_shorter, values))
+                return f"its records of one setting have {name} {told}; rerun=true makes them again"
         for record in held:
             if why := _lacks(record, claim.metric or str(record.metric)):
                 return why
     return None
+
+
+def _shorter(value: str) -> str:
+    """Return what tells a value from others in a line."""
+    return value.removeprefix("sha256:")[:12]
+
+
+def _asked_of(record: Record) -> str | None:
+    """Return which calibration set the command line asked for."""
+    return by_hand(record).get("calibration")
+
+
+def _data_of(record: Record) -> Iterator[tuple[str, str]]:
+    """Yield what record calls the files and folders of data that it read, by its option."""
+    for name, value in flatten(record.settings).items():
+        if name.rpartition(".")[2] in PLACES and value is not None:
+            yield name, str(value)
 
 
 def _of(record: Record, name: str) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ The command line and the notebook's functions read records here alone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from results.records.store import Store
 
 if TYPE_CHECKING:
     from results.records.outcomes import Outcomes
+
+log = logging.getLogger(__name__)
 
 OUTPUTS = Path(__file__).resolve().parents[2] / "outputs"
 DEFAULT = OUTPUTS / "results"  # where run.py writes records
@@ -58,6 +61,13 @@ def rows_in(place: str | Path, dropped: Dropped | None = None) -> list[Record]:
             if dropped
             else f"no records in {place}; python run.py writes them"
         )
+    newest = {record.run_id: record for record in sorted(records, key=lambda r: r.started)}
+    if len(newest) < len(records):  # a copy of a file, or lines that were appended twice
+        log.warning(
+            "%s: %d of %d records are there more than once; the newest of each counts",
+            place, len(records) - len(newest), len(records),
+        )  # fmt: skip
+        records = [record for record in records if record is newest[record.run_id]]
     return records
 
 

@@ -28,22 +28,24 @@ OF_LAYERS = ("bits_per_layer", "allocation")  # whose runs are told apart by ave
 FORMATS = ("markdown", "csv", "latex", "html")
 
 
-def leaderboard(records: Sequence[Record], by: Sequence[str] = ()) -> pd.DataFrame:
+def leaderboard(
+    records: Sequence[Record], by: Sequence[str] = (), apart: bool = False
+) -> pd.DataFrame:
     """Return one row a cell: its names, by, bits, act_bits, metric, what `numbers` says.
 
     The settings of TOLD_APART join by where runs of one cell differ in them. std is over seeds and
     missing for fewer than two. Tasks, models and methods stand in the order of
-    their first runs.
+    their first runs. With apart, as of one sweep, any other setting in which they differ joins too.
 
     Raises:
-        ValueError: when runs that differ in more than their seed fall into one cell; names what
-            they differ in.
+        ValueError: when runs that differ in more than their seed fall into one cell, without
+            apart; names what they differ in.
     """
-    return rows_and_runs(records, by)[0]
+    return rows_and_runs(records, by, apart)[0]
 
 
 def rows_and_runs(
-    records: Sequence[Record], by: Sequence[str] = ()
+    records: Sequence[Record], by: Sequence[str] = (), apart: bool = False
 ) -> tuple[pd.DataFrame, list[list[Record]]]:
     """Return the leaderboard and, row by row, the runs that it is made of.
 
@@ -52,7 +54,7 @@ def rows_and_runs(
     """
     for name in by:
         check_known(records, name, f"--by {name}")
-    by, cells = _cells(records, by)
+    by, cells = _cells(records, by, apart)
     names = [*CELL, *by, "bits", "act_bits"]
     # Together what belongs together, each in the order of its first run.
     first = [{part: i for i, part in enumerate(dict.fromkeys(p))} for p in zip(*cells, strict=True)]
@@ -89,7 +91,7 @@ def numbers(members: Sequence[Record]) -> dict[str, Any]:
 Cells = dict[tuple[Any, ...], list[Record]]
 
 
-def _cells(records: Sequence[Record], by: Sequence[str]) -> tuple[list[str], Cells]:
+def _cells(records: Sequence[Record], by: Sequence[str], apart: bool) -> tuple[list[str], Cells]:
     """Return by with what had to join it, and the records of each cell.
 
     average_bits joins where layers have bits of their own: the column of their others says less.
@@ -112,7 +114,7 @@ def _cells(records: Sequence[Record], by: Sequence[str]) -> tuple[list[str], Cel
             cells[key] = done + [r for r in members if r.status == "failed" and _like(r, done)]
         conflicts = {key: found for key, members in cells.items() if (found := differing(members))}
         if not conflicts:
-            if asked:
+            if asked and not apart:
                 raise _two_in_one_cell(*first, asked)
             return names, cells
         joining = [

@@ -16,6 +16,7 @@ from results.records.record import Record
 from results.tables.paper_comparison import (
     ASIDE,
     ComparedCell,
+    full_precision,
     in_whole,
     newest_version,
     one_configuration,
@@ -120,10 +121,9 @@ def _values(cell: Cell, records: Sequence[Record]) -> list[float]:
     named = [r for r in named if (r.task_version or 0) >= since]
     if cell.task not in TRAINED:
         named = [r for r in named if r.settings.get("checkpoint") is None]
-    found, metric = [r for r in named if in_whole(r, PROTOCOL)], cell.metric
+    found = [r for r in named if in_whole(r, PROTOCOL)]
     if cell.method == "fp":
-        values = {r.fp_metrics[metric] for r in found if metric in r.fp_metrics}
-        return sorted(values) if len(values) == 1 else []
+        return full_precision(found, cell.metric)
     return one_configuration(cell, [r for r in found if _is(r, cell)])
 
 

@@ -80,9 +80,19 @@ def published_beside(record: Record) -> list[ComparedCell]:
 def _values(cell: Cell, records: Sequence[Record]) -> list[float]:
     found = [r for r in records if _is_measured(r, cell)]
     if cell.method == "fp":
-        values = {r.fp_metrics[cell.metric] for r in found if cell.metric in r.fp_metrics}
-        return sorted(values)[:1] if len(values) == 1 else []
+        return full_precision(found, cell.metric)
     return one_configuration(cell, [r for r in found if _is(r, cell)])
+
+
+def full_precision(records: Sequence[Record], metric: str) -> list[float]:
+    """Return the metric of the network that records started from; nothing of several.
+
+    One network has other last digits on another processor: it has their median.
+    """
+    held = [r for r in records if metric in r.fp_metrics]
+    values = [r.fp_metrics[metric] for r in held]
+    one = len({r.network for r in held}) == 1 or len(set(values)) == 1
+    return [median(values)] if one else []
 
 
 def one_configuration(cell: Cell, records: Sequence[Record]) -> list[float]:

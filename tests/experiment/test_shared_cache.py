@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,6 +42,20 @@ def test_two_at_once_make_it_once(tmp_path):
         found = list(pool.map(lambda _: Cache(tmp_path, 1).get("a", make), range(8)))
     assert found == [b"it"] * 8
     assert len(made) == 1
+
+
+def test_where_nothing_is_kept_nobody_waits(tmp_path):
+    """Of a hundred jobs of a sweep each would else wait for all before it."""
+    both = threading.Barrier(2, timeout=20)
+
+    def make():
+        both.wait()  # breaks unless both make it at once
+        return b"it"
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: Cache(tmp_path, 0).get("a", make), range(2)))
+    assert found == [b"it"] * 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_that_dies_while_making_leaves_nothing(tmp_path):

@@ -165,6 +165,39 @@ def test_records_that_do_not_compare_are_refused(name, value):
     assert f"its records have {name} " in conflict(claim(), cells_of(runs))
 
 
+def test_records_of_one_setting_are_of_one_configuration():
+    """As where a default has changed between seeds: their command lines are the same."""
+    rates = [{"seed": seed, "recon": {"lr": lr}} for seed, lr in ((0, 1e-3), (1, 5e-3))]
+    runs = [run("flexround", 90.0, s["seed"], settings=s) for s in rates]
+    runs += [run("adaround", 88.0, seed, settings=rates[0] | {"seed": seed}) for seed in (0, 1)]
+    told = "its records of one setting have recon.lr 0.001 and 0.005; rerun=true makes them again"
+    assert conflict(claim(), cells_of(runs)) == told
+    for asked in runs:
+        asked.settings["recon"] = {"lr": 1e-3}
+    assert conflict(claim(), cells_of(runs)) is None
+
+
+@pytest.mark.parametrize("name", ["task.calibration.corpus.local", "task.root"])
+def test_a_contrast_is_of_methods_on_one_calibration_set(name):
+    """Where it lay is in no command line that decides anything; what it held is in the settings."""
+
+    def of(quant, held, more=()):
+        settings: dict = {"seed": 0}
+        *above, last = name.split(".")
+        node = settings
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = f"sha256:{held * 32}"
+        return run(quant, 90.0, more=more, settings=settings)
+
+    assert conflict(claim(), cells_of([of("flexround", "a"), of("adaround", "a")])) is None
+    told = f"its records have {name} aaaaaaaaaaaa and bbbbbbbbbbbb; rerun=true makes them again"
+    assert conflict(claim(), cells_of([of("flexround", "a"), of("adaround", "b")])) == told
+    asked = claim(less=["quant=adaround calibration=c4"])
+    other = of("adaround", "b", ["calibration=c4"])
+    assert conflict(asked, cells_of([of("flexround", "a"), other])) is None, "the claim's contrast"
+
+
 def test_two_models_of_one_claim_are_no_mixture():
     runs = [run("flexround", 90.0), run("adaround", 88.0, network="b", model="mobilenet_v2")]
     assert conflict(claim(), cells_of(runs)) is None

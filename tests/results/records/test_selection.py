@@ -8,8 +8,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from results.records.lines import to_lines
 from results.records.off import OFF
+from results.records.reading import rows_in
 from results.records.selection import fact, facts, flatten, select, spelled, unlike, why_none
+from results.records.store import Store
 from results.tables.leaderboard import TOLD_APART, leaderboard
 from tests.results.records.test_store import record
 
@@ -94,3 +97,19 @@ def test_a_group_is_chosen_by_its_member_and_an_option_by_what_it_is_when_off():
         assert select(records, {name: value}) == [records[i] for i in wanted]
     told = "none of the 5 records has ranges=lp; there are MinMax"
     assert why_none(records, {"ranges": "lp"}) == told
+
+
+def test_a_record_counts_once_however_often_it_is_there(tmp_path, caplog):
+    """As in a file that was appended to itself, or a folder with a copy of a record's file."""
+    older, newer = record(value=90.0, started="1"), record(value=91.0, started="2")
+    lines = to_lines([(older, {}), (record("b"), {}), (newer, {})])
+    file, folder = tmp_path / "kept.jsonl", tmp_path / "results"
+    file.write_bytes(lines)
+    Store(folder).write(newer)
+    Store(folder).write(record("b"))
+    (folder / "a (copy).json").write_bytes((folder / "a.json").read_bytes())
+    for place in (file, folder):
+        caplog.clear()
+        assert {r.run_id: r.value for r in rows_in(place)} == {"a": 91.0, "b": 97.0}
+        assert len(rows_in(place)) == 2
+        assert "1 of 3 records are there more than once; the newest of each counts" in caplog.text

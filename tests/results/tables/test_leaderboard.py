@@ -81,6 +81,15 @@ def test_two_configurations_in_one_cell_are_never_averaged():
     assert kept["mean"].tolist() == [10.0]
 
 
+def test_what_a_sweep_has_swept_tells_its_runs_apart():
+    """It is one user's question: runs of a group that no column names stand beside each other."""
+    settings = [{"bits": 4, "seed": 0, "ranges": {"_target_": t}} for t in ("LpSearch", "MinMax")]
+    rows = [record(f"r{i}", 90.0 + i, settings=own) for i, own in enumerate(settings)]
+    table = leaderboard(rows, apart=True)
+    assert table["mean"].tolist() == [90.0, 91.0]
+    assert table["ranges._target_"].tolist() == ["LpSearch", "MinMax"]
+
+
 def test_all_that_tells_the_runs_apart_is_named_at_once():
     rows = runs()
     for name, settings in {
