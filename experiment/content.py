@@ -18,6 +18,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from flexround.utils.atomic_files import sweep, write_whole
+from flexround.utils.file_errors import files_below
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Contents:
             return self.file(path)
         if not files:
             # Reading a folder of lm-eval's tasks leaves compiled Python in it.
-            every = (p for p in path.rglob("*") if p.is_file() and p.suffix != ".pyc")
+            every = (p for p in files_below(path) if p.suffix != ".pyc")
             return self._of({p.relative_to(path).as_posix(): p for p in every})
         found = {}
         for split, names in files.items():

@@ -6,6 +6,8 @@ The network is written to checkpoints_dir/TASK/MODEL, where `run.py` looks for i
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,21 @@ from experiment.device import device_of, processor
 from experiment.environment import check_environment
 from experiment.errors import PLACES
 from experiment.finetuned import finetuning_facts, network_digest
-from experiment.identity import pin
+from experiment.identity import pin, plain, with_digests
 from experiment.options import OF_FINETUNING
 from experiment.sweeps.jobs import as_typed
 from flexround.utils.atomic_files import check_writable
 from flexround.utils.file_errors import storage_errors
-from results.records.given import word
+from flexround.utils.leaving import undoing
+from results.records.claim import Claim
+from results.records.given import below, word
 from results.records.leftovers import sweep_parts
 from results.records.selection import flatten
 
 log = logging.getLogger("finetune")
+
+# Options of a task that decide the rows of its train split.
+ROWS = ("data", "corpus", "local", "files", "max_len", "stride", "protocol.window")
 
 
 def check_used(cfg: DictConfig) -> None:
@@ -59,9 +66,10 @@ def check_same(folder: Path, made_of: dict[str, Any]) -> None:
     asked = flatten(made_of)
     # The same network elsewhere is the same; of before digests were kept there are only words.
     source = "source_digest" if "source_digest" in there else "source"
+    decide = ("seed", source, "recipe", "rows")
     told = [
         f"{name}={word(value)}, not {word(asked.get(name))}" for name, value in there.items()
-        if (name in ("seed", source) or name.startswith("recipe.")) and value != asked.get(name)
+        if below(name, decide) and value != asked.get(name)
     ]  # fmt: skip
     if told:
         raise ValueError(
@@ -81,11 +89,7 @@ def finetune(cfg: DictConfig) -> Path:
 
 
 def _finetune(cfg: DictConfig) -> Path:
-    import torch
-
     from flexround.models.base import check_kind
-    from flexround.models.language_adapter import LanguageAdapter
-    from tasks.language.pretrained import save
 
     validate(cfg)
     pin(cfg)
@@ -101,13 +105,71 @@ def _finetune(cfg: DictConfig) -> Path:
         "source_digest": network_digest(cfg.checkpoint or model.source, contents),
         "seed": cfg.seed,
         "recipe": OmegaConf.to_container(cfg.recipe, resolve=True),
+        "rows": _rows(cfg, contents),
     }
-    if (folder / "config.json").is_file() and not cfg.rerun:
-        check_same(folder, made_of)
-        log.info("already there: %s (rerun=true makes it again)", folder)
+    if not cfg.rerun and _is_there(folder, made_of):
         return folder
-    with storage_errors(PLACES):
-        check_writable(folder.parent)  # before hours of training
+    with _alone(folder):
+        if cfg.rerun or not _is_there(folder, made_of):  # made by another one meanwhile
+            _make(cfg, (task, model, recipe), folder, made_of, contents)
+    return folder
+
+
+def _rows(cfg: DictConfig, contents: Contents) -> dict[str, Any]:
+    """Return what decides the rows that are trained on, files and folders by what they hold."""
+    task = flatten(with_digests(plain(cfg)["task"], contents))
+    return {name: value for name, value in task.items() if below(name, ROWS)}
+
+
+def _is_there(folder: Path, made_of: dict[str, Any]) -> bool:
+    """Return whether the fine-tuned network is there.
+
+    Raises:
+        ValueError: when what is there was made of something else.
+    """
+    if not (folder / "config.json").is_file():
+        return False
+    check_same(folder, made_of)
+    log.info("already there: %s (rerun=true makes it again)", folder)
+    return True
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Have this process alone make the network in folder.
+
+    Raises:
+        ValueError: when another one is at it; names it.
+    """
+    claim = Claim(folder.with_name(f"{folder.name}.claim"))
+    with undoing(claim.release):
+        with storage_errors(PLACES):
+            check_writable(folder.parent)  # before hours of training
+            owner = claim.take()
+        if owner is not None:
+            raise ValueError(
+                f"{owner} is fine-tuning {folder}; wait for it, or give another checkpoints_dir="
+            )
+        try:
+            yield
+        finally:
+            claim.release()
+
+
+def _make(
+    cfg: DictConfig,
+    parts: tuple[Any, Any, Any],
+    folder: Path,
+    made_of: dict[str, Any],
+    contents: Contents,
+) -> None:
+    """Fine-tune a network and leave it in folder."""
+    import torch
+
+    from flexround.models.language_adapter import LanguageAdapter
+    from tasks.language.pretrained import save
+
+    task, model, recipe = parts
     device = device_of(cfg.device)
     network = task.fresh(model, cfg.checkpoint, cfg.seed)
     rows, collator = task.training_rows(), task.collator()
@@ -125,4 +187,3 @@ def _finetune(cfg: DictConfig) -> Path:
     }
     save(network, task.tokenizer, folder, facts)
     log.info("%s: %s", folder, ", ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
-    return folder

@@ -122,7 +122,7 @@ def reduced(settings: dict[str, Any], contents: Contents) -> dict[str, Any]:
         node, last = _holder(settings, path)
         if node.get(last) == value:
             del node[last]
-    return cast(dict[str, Any], _canonical(_with_digests(settings, contents)))
+    return cast(dict[str, Any], _canonical(with_digests(settings, contents)))
 
 
 def _in_order(bits: dict[Any, int]) -> dict[str, int] | list[list[Any]]:
@@ -167,12 +167,12 @@ def data_paths(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield prefix + key, value
 
 
-def _with_digests(node: dict[str, Any], contents: Contents) -> dict[str, Any]:
+def with_digests(node: dict[str, Any], contents: Contents) -> dict[str, Any]:
     """Return settings with the digest of every path of data in its place."""
     found: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, dict) and key not in FILES:
-            found[key] = _with_digests(value, contents)
+            found[key] = with_digests(value, contents)
         elif key in (IMAGES, *DATA) and isinstance(value, str):
             path = Path(value).expanduser()
             if key == IMAGES:

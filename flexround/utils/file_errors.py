@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -49,6 +50,24 @@ def unreadable(what: str, error: OSError, advice: str) -> StorageError:
     """Return the refusal of a file or folder that can't be read."""
     line = f"{what} can't be read ({error.strerror}); {advice}"
     return StorageError(line, error.errno, error.strerror)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all files below folder, sorted, none where there is no folder.
+
+    `Path.rglob` passes over what can't be read.
+
+    Raises:
+        StorageError: names a folder in it that can't be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(str(error.filename), error, "give rights to read it, or take it away")
+
+    found = (
+        Path(where, name) for where, _, names in os.walk(folder, onerror=refuse) for name in names
+    )
+    return sorted(path for path in found if path.is_file()) if folder.is_dir() else []
 
 
 def read_bytes(path: Path) -> bytes:

@@ -96,6 +96,9 @@ class Classification(TransformerTask):
         for metric in metrics:
             if metric not in METRICS:
                 raise ValueError(f"task.metrics={metric}: give some of {', '.join(METRICS)}")
+        known = getattr(data, "files", splits.values())  # only files say which splits there are
+        if unknown := [split for split in splits.values() if split not in known]:
+            raise ValueError(f"task.splits: {unknown[0]} is none of {', '.join(known)}")
         self.metric = metrics[0]
         self._data, self._num_labels, self._metrics = data, num_labels, metrics
         self._splits, self._max_len = splits, max_len

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from flexround.utils.file_errors import files_below
 from tasks.language.corpora import BLANK_LINE
 from tasks.language.hub_data import loaded
 
@@ -71,7 +72,7 @@ class Column:
         )  # fmt: skip
 
     def _files(self, path: Path) -> Any:
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files = files_below(path) if path.is_dir() else [path]
         by_kind = {kind: [str(f) for f in files if _kind(f) == kind] for kind in KINDS.values()}
         there = {kind: names for kind, names in by_kind.items() if names}
         if len(there) != 1:

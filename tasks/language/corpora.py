@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, cast
 
+from flexround.utils.file_errors import files_below
 from tasks.bounds import Count
 from tasks.language.hub_data import load_hub
 from tasks.language.text_files import gzipped_texts, read_text
@@ -157,7 +158,10 @@ class C4:
         else:
             path = Path(self.local).expanduser() / name
             if not path.is_file():
-                raise ValueError(f"calibration_dir={self.local}: {name} of allenai/c4 is not there")
+                raise ValueError(
+                    f"{self.local}: {name} of allenai/c4 is not there; give the folder that has it "
+                    "as calibration_dir= of calibration=c4, as data_dir= of task=c4"
+                )
             rows = gzipped_texts(path)
         return list(rows if split == "train" else rows[: self.documents])
 
@@ -176,9 +180,15 @@ class TextFiles:
 
     def __post_init__(self) -> None:
         if self.local is None:
-            raise ValueError("task=text needs data_dir=PATH, a UTF-8 file or a folder of them")
+            raise ValueError(
+                "task=text needs data_dir=PATH, and calibration=text calibration_dir=PATH: a UTF-8 "
+                "file or a folder of them"
+            )
         if not Path(self.local).expanduser().exists():
-            raise ValueError(f"data_dir={self.local}: no such file or folder")
+            raise ValueError(
+                f"{self.local}: no such file or folder; give data_dir= of task=text, or "
+                "calibration_dir= of calibration=text, as one that is there"
+            )
 
     def text(self, split: str) -> str:
         """Return the split as one string."""
@@ -187,7 +197,7 @@ class TextFiles:
     def rows(self, split: str) -> list[str]:
         """Return the split's lines."""
         path = Path(cast(str, self.local)).expanduser()
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files = files_below(path) if path.is_dir() else [path]
         lines = []
         for file in files:
             lines += read_text(file).splitlines(keepends=True)

@@ -74,7 +74,12 @@ class Glue:
             return self._read(self._path(split, Path(self.local).expanduser()))
         names = [f"{self.folder}/{names[0]}" for names in self.files.values()]
         rows = load_hub("nyu-mll/glue", self.subset, split, None, names)
-        return [Example(tuple(row[c] for c in self.columns), row["label"]) for row in rows]
+        found = [Example(tuple(row[c] for c in self.columns), row["label"]) for row in rows]
+        if self.classes is not None and any(e.label not in range(len(self.classes)) for e in found):
+            raise ValueError(
+                f"{split} of nyu-mll/glue's {self.subset} has no labels; give another split"
+            )
+        return found
 
     def _path(self, split: str, root: Path) -> Path:
         names = self.files[split]

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from flexround.utils.file_errors import files_below
+
 SPLITS = ("train", "dev", "test")
 IGNORED = -100  # the label that transformers' loss leaves out
 LAYOUT = f"the WebNLG 2017 challenge's XML with {', '.join(f'{s}/' for s in SPLITS)}"
@@ -47,7 +49,7 @@ def read(folder: Path, split: str) -> list[Entry]:
     """
     if not folder.is_dir():
         raise ValueError(f"data_dir={folder}: no such folder; give {LAYOUT}")
-    files = sorted((folder / split).rglob("*.xml"))
+    files = [file for file in files_below(folder / split) if file.suffix == ".xml"]
     if not files:
         raise ValueError(f"data_dir={folder}: no XML file in {split}/; give {LAYOUT}")
     found: dict[tuple[str, tuple[Triple, ...]], tuple[str, ...]] = {}

@@ -9,9 +9,19 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from experiment.content import Contents
 from flexround.utils import file_errors
 from flexround.utils.atomic_files import check_writable, sync_folder, write_whole, written_folder
-from flexround.utils.file_errors import number_of, read_bytes, storage_errors, told
+from flexround.utils.file_errors import (
+    StorageError,
+    files_below,
+    number_of,
+    read_bytes,
+    storage_errors,
+    told,
+)
+from tasks.language import webnlg_data
+from tasks.language.corpora import TextFiles
 
 
 def failing(monkeypatch, number, times):
@@ -105,3 +115,42 @@ def test_a_folder_is_synced_after_a_rename_where_it_can_be(tmp_path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", unsupported)
     sync_folder(tmp_path)
+
+
+def closed(monkeypatch, folder):
+    """Have folder be one that can't be read, also for root."""
+    scan = os.scandir
+
+    def refuse(path):
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+
+def test_files_below_a_folder_are_all_of_them(tmp_path, monkeypatch):
+    for name in ("b/c/3", "a/1", "2"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path)]
+    assert found == ["2", "a/1", "b/c/3"]
+    closed(monkeypatch, tmp_path / "b")
+    with pytest.raises(StorageError, match=r"b can't be read .*; give rights to read it") as told:
+        files_below(tmp_path)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("reads", [
+    lambda folder: TextFiles(str(folder)).rows("train"),
+    lambda folder: Contents(folder.parent / "digests").data(folder, {}, ""),
+    lambda folder: webnlg_data.read(folder, "train"),
+])  # fmt: skip
+def test_no_part_of_a_users_data_is_passed_over(tmp_path, monkeypatch, reads):
+    part = tmp_path / "data" / "train" / "part"
+    part.mkdir(parents=True)
+    (tmp_path / "data" / "train" / "whole.txt").write_text("line\n" * 100)
+    closed(monkeypatch, part)
+    with pytest.raises(StorageError, match="part can't be read"):
+        reads(tmp_path / "data")

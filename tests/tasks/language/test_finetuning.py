@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -19,6 +20,16 @@ from tests.tasks.language.test_classification import sentiment
 
 transformers = pytest.importorskip("transformers", reason="the extra language is not installed")
 pytest.importorskip("peft", reason="the extra language is not installed")
+
+
+# Takes a claim and keeps it until it is killed.
+HOLDER = """
+import sys, time
+from results.records.claim import Claim
+assert Claim(sys.argv[1]).take() is None
+print("held", flush=True)
+time.sleep(600)
+"""
 
 
 @pytest.fixture
@@ -59,6 +70,41 @@ def test_glue_is_fine_tuned_and_found_by_the_run(tune, cli, tmp_path, results_di
     assert len(Store(results_dir).load()) == 2
 
 
+def test_rows_of_other_data_or_another_cut_are_another_network(tune, tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        sentiment(tmp_path / name)
+    (tmp_path / "other" / "train.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t0\n")
+    quick = ["model=tiny_bert", "task=glue/sst2", "recipe.max_steps=1"]
+    assert tune(*quick, f"data_dir={tmp_path}/one") is None
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert tune(*quick, f"data_dir={tmp_path}/moved") is None, "the same data elsewhere"
+    assert "was fine-tuned with rows.data.local=sha256:" in tune(
+        *quick, f"data_dir={tmp_path}/other"
+    )
+    shorter = tune(*quick, f"data_dir={tmp_path}/moved", "task.max_len=16")
+    assert "was fine-tuned with rows.max_len=128, not 16; give rerun=true" in shorter
+
+
+def test_two_processes_do_not_train_one_network(tune, tmp_path):
+    sentiment(tmp_path)
+    folder = tmp_path / "ck" / "glue" / "sst2" / "tiny_bert"
+    folder.parent.mkdir(parents=True)
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, f"{folder}.claim"],
+                             stdout=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        assert other.stdout.readline() == "held\n"
+        quick = ["model=tiny_bert", "task=glue/sst2", "recipe.max_steps=1", f"data_dir={tmp_path}"]
+        told = tune(*quick)
+        assert f" is fine-tuning {folder}; wait for it" in told
+        assert str(other.pid) in told
+        assert not folder.exists()
+    finally:
+        other.kill()
+        other.wait()
+    assert tune(*quick) is None, "of a dead one the claim is taken over"
+
+
 def test_a_language_model_is_fine_tuned_on_its_corpus(tune, cli, tmp_path, results_dir, capsys):
     here = ["model=tiny_opt", "task=python_docs", "protocol.window=64", "task.seq_len=64"]
     run = ["protocol.max_windows=20", "quant=rtn", "num_samples=8"]
@@ -79,6 +125,10 @@ def test_a_language_model_is_fine_tuned_on_its_corpus(tune, cli, tmp_path, resul
         "rerun=true to make it again, or another checkpoints_dir="
     )
     assert "source_digest=tiny:opt, not tiny:llama" in tune(*again, "model.source=tiny:llama")
+    cut = [text.replace("window=64", "window=32") for text in again]
+    assert "rows.protocol.window=64, not 32" in tune(*cut)
+    assert tune(*again, "protocol.max_windows=3") is None, "of the evaluation alone"
+    assert not list(folder.parent.glob("*.claim"))
     assert facts(folder)["recipe"]["max_steps"] == 40
 
 

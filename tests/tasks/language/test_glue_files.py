@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from tasks.language import glue_data
 from tasks.language.classification import METRICS
 from tests.tasks.language.test_classification import glue
 
@@ -57,3 +58,21 @@ def test_a_file_that_can_not_be_read_is_named(refused, subset, data, line, told)
     file, message = refused(subset, data)
     assert message.startswith(f"{file}{line}")
     assert told in message
+
+
+def test_a_split_without_labels_has_no_accuracy(monkeypatch, cache_dir):
+    """The hub gives -1 for each of a test split's."""
+    task = glue("sst2", "null", cache_dir)
+    rows = [{"sentence": "fine", "label": 1}, {"sentence": "bad", "label": -1}]
+    monkeypatch.setattr(glue_data, "load_hub", lambda *_: rows[:1])
+    assert task._data.examples("validation") == [(("fine",), 1)]
+    monkeypatch.setattr(glue_data, "load_hub", lambda *_: rows)
+    with pytest.raises(ValueError, match="nyu-mll/glue's sst2 has no labels; give another split"):
+        task._data.examples("validation")
+
+
+@pytest.mark.parametrize("split", ["dev_mismatched", "test"])
+def test_a_split_that_the_task_does_not_know_is_refused(split, cache_dir):
+    told = rf"task.splits: {split} is none of train, .*validation_matched, validation_mismatched"
+    with pytest.raises(ValueError, match=told):
+        glue("mnli", "null", cache_dir, f"task.splits._mm={split}")

@@ -104,9 +104,14 @@ def test_text_takes_a_file_or_a_folder_and_names_what_it_can_not_read(tmp_path):
     (tmp_path / "b.bin").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(ValueError, match=r"b.bin is not UTF-8"):
         TextFiles(str(tmp_path)).rows("train")
-    with pytest.raises(ValueError, match="no such file or folder"):
+    with pytest.raises(
+        ValueError,
+        match="no such file or folder; give data_dir= of task=text, or calibration_dir= of",
+    ):
         TextFiles(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="needs data_dir=PATH"):
+    with pytest.raises(
+        ValueError, match="needs data_dir=PATH, and calibration=text calibration_dir=PATH"
+    ):
         TextFiles(None)
 
 
