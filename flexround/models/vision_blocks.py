@@ -60,6 +60,8 @@ def find_blocks(
             own = inside[0].activation if inside[0].module is unit else None
             channels = _channel_dim(unit, inside[-1].module, order)
             blocks.append(Block(names[unit], unit, inside, own, (), channels))
+    if not blocks:
+        raise ValueError("the model is a layer by itself; give it inside of a torch.nn.Sequential")
     position = {module: index for index, module in enumerate(order.modules)}
     blocks.sort(key=lambda block: position[block.module])
     return with_sites(blocks, model, example, order, ACTIVATIONS)

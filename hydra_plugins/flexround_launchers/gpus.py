@@ -23,6 +23,7 @@ NAME = re.compile(r"\d+|GPU-[0-9a-fA-F-]+|MIG-[\w/-]+")
 CARD = re.compile(r"GPU \d+: .*\(UUID: (GPU-[^)]+)\)")
 PART = re.compile(r"\s+MIG .*: (MIG-[^)]+)\)")
 SECONDS = 20
+GPU = "gpu-"  # begins the names of the files that say which GPUs are taken
 
 _held: list[IO[str]] = []  # the lock of this process's GPU, as long as it lives
 
@@ -87,7 +88,7 @@ def take(gpus: Sequence[str], folder: Path) -> None:
     if not gpus or _held:
         return
     for place in itertools.count():
-        file = open(folder / f"gpu-{place}", "a")  # noqa: SIM115  held until the process ends
+        file = open(folder / f"{GPU}{place}", "a")  # noqa: SIM115  held until the process ends
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

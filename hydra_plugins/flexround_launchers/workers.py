@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import signal
 import threading
 import time
@@ -22,10 +21,12 @@ from typing import Any
 
 from flexround.utils import leaving
 from flexround.utils.processes import start_of
+from hydra_plugins.flexround_launchers.gpus import GPU
 
 # Seconds that workers have to give back what they hold, then to wait for one another.
 PATIENCE, LINGER = 5.0, 3.0
 LOOK = 0.02
+FOLDER = ".workers"  # of a sweep, for what its processes say
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,12 @@ class Workers:
 
     def __init__(self, pool: Any, sweep: str) -> None:
         self._pool, self._held = pool, ExitStack()
-        self._folder = Path(sweep, ".workers")
+        self._folder = Path(sweep, FOLDER)
         self.site = Site(os.getpid(), str(self._folder.absolute()))
 
     def __enter__(self) -> Workers:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._clear()
         self._held.enter_context(leaving.first(self.end))
         return self
 
@@ -57,7 +58,15 @@ class Workers:
         at: TracebackType | None,
     ) -> None:
         self._held.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._clear()
+        with suppress(OSError):  # the pool's processes live on and hold their GPUs in it
+            self._folder.rmdir()
+
+    def _clear(self) -> None:
+        """Remove what is said there of processes; which GPU one has holds for its life."""
+        for path in self._folder.iterdir():
+            if not path.name.startswith(GPU):
+                path.unlink(missing_ok=True)
 
     def end(self) -> None:
         """End them all, by SIGKILL those that do not listen."""

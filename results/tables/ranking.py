@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from math import log
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from results.records.record import Record
 from results.tables.compare import differing, same
 from results.tables.leaderboard import rows_and_runs, width
-from results.tables.paired_tests import mean_interval
+from results.tables.paired_tests import PERPLEXITY, mean_interval
 from results.tables.rank_tests import LEAST, critical_difference, friedman, holm, ranks, told_apart
 
 ERROR = 0.05  # of a pair that is called different
@@ -35,7 +36,10 @@ class Setting:
     runs: dict[str, dict[int, Record]]
 
     def values(self, methods: Sequence[str]) -> list[float] | None:
-        """Return the methods' means, larger ones better; None where no seed is in all."""
+        """Return the methods' means, larger ones better; None where no seed is in all.
+
+        Of perplexities they are of the logarithms.
+        """
         if not all(method in self.runs for method in methods):
             return None
         seeds = set.intersection(*(set(self.runs[method]) for method in methods))
@@ -43,6 +47,8 @@ class Setting:
         if not seeds:
             return None
         sign = 1 if held[0][0].higher_is_better else -1
+        if held[0][0].metric == PERPLEXITY:  # what differs is a share of it
+            return [sign * fmean(log(r.value or 1.0) for r in runs) for runs in held]
         return [sign * fmean(r.value or 0.0 for r in runs) for runs in held]
 
 

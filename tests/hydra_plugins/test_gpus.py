@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hydra_plugins.flexround_launchers import gpus
+from hydra_plugins.flexround_launchers.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[2]
 TWO = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-11111111-aaaa-0000-0000-000000000000)
@@ -109,6 +111,28 @@ def test_each_process_has_its_own_and_a_dead_ones_is_taken_again(tmp_path):
     assert own == ["GPU-b", "False"]
     for process in (processes[0], processes[2], last):
         process.communicate("")
+
+
+def test_processes_that_outlive_a_batch_keep_their_gpus(tmp_path):
+    """A search launches batch after batch, and joblib's processes live on between them."""
+
+    def batch(seen):
+        with Workers(SimpleNamespace(_backend=None), str(tmp_path)) as workers:
+            folder = Path(workers.site.folder)
+            (folder / "123").touch()  # a process that says it is done
+            process = subprocess.Popen(
+                [sys.executable, "-c", TAKE, str(folder)], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+            seen.append(process.stdout.readline().split()[0])
+        return process
+
+    seen = []
+    processes = [batch(seen), batch(seen)]
+    assert seen == ["GPU-a", "GPU-b"]
+    for process in processes:
+        process.communicate("")
+    assert sorted(path.name for path in (tmp_path / ".workers").iterdir()) == ["gpu-0", "gpu-1"]
 
 
 def test_a_sweeps_runs_see_one_gpu_each(machine, cli, tmp_path):

@@ -439,6 +439,7 @@ BAD = {
     "no network": (lambda: "net", samples(), {}, "give a torch.nn.Module"),
     "no weights": (lambda: nn.ReLU(), samples(), {}, "no parameters"),
     "other size": (lambda: mlp(9, 4), samples(), {}, "forward pass fails on inputs"),
+    "one layer": (lambda: nn.Linear(8, 4), samples(), {}, "inside of a torch.nn.Sequential"),
     "empty": (lambda: mlp(8, 4), [], {}, "calibration is empty"),
     "empty batch": (lambda: mlp(8, 4), samples(32)[:0], {}, "holds no sample"),
     "half": (lambda: mlp(8, 4).half(), samples().half(), {}, r"float16; give network.float\(\)"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 
 from results.__main__ import main
@@ -55,6 +57,24 @@ def test_a_lower_metric_that_is_better_counts_the_other_way():
         for r in board()
     ]  # fmt: skip
     assert [row["method"] for row in ranking(flipped).methods] == ["best", "middle", "last"]
+
+
+def test_perplexities_differ_by_their_ratio():
+    """A small network's are a hundred times a large one's, and so are their differences."""
+    ratios = [1.01, 1.02, 1.03, 1.04, 1.05, 1.06, 1.07, 1 / 1.08]
+    sizes = [1000.0, 500.0, 200.0, 100.0, 50.0, 20.0, 10.0, 5.0]
+    lower = dict(metric="perplexity", higher_is_better=False)
+    found = ranking([
+        run(quant, 4, size * (ratio if quant == "last" else 1), task=f"task{at}", **lower)
+        for at, (ratio, size) in enumerate(zip(ratios, sizes, strict=True))
+        for quant in ("best", "last")
+    ])  # fmt: skip
+    # The one loss has the largest ratio, so that its rank is 8: as far from even as are 25 of the
+    # 2^8 sets of ranks, those whose sum is 8 or less.
+    sets = sum(
+        sum(chosen) <= 8 for count in range(9) for chosen in combinations(range(1, 9), count)
+    )
+    assert found.pairs[0]["p"] == pytest.approx(2 * sets / 2**8)
 
 
 def test_no_size_of_a_metric_outweighs_another():
