@@ -43,12 +43,20 @@ def parameters(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_times(options: dict[str, Any]) -> None:
-    """Look at the times.
+# The least that a number may be.
+LEAST = {"cpus": 1, "parallel": 1, "memory": 0, "gpus": 0, "restarts": 0, "warning": 0}
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Look at the numbers and the times.
 
     Raises:
         ValueError: when one of them is none, or leaves no time to work.
     """
+    for name, least in LEAST.items():
+        value = options[name]
+        if value is not None and value < least:
+            raise ValueError(f"hydra.launcher.{name}={value}: give {least} or more")
     limit, warning = 60 * minutes(options["time"]), options["warning"]
     if warning >= limit:
         raise ValueError(

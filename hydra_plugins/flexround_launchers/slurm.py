@@ -21,7 +21,7 @@ from experiment.sweeps import slurm_queue
 from flexround.utils.leaving import told
 from flexround.utils.packages import missing_package
 from hydra_plugins.flexround_launchers.dead_job import folder_of, record_dead_job
-from hydra_plugins.flexround_launchers.options import check_times, parameters
+from hydra_plugins.flexround_launchers.options import check_options, parameters
 from hydra_plugins.flexround_launchers.waiting import ended
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class SlurmLauncher(Launcher):
         Raises:
             ValueError: says what is missing, or which option is wrong.
         """
-        check_times(self.options)
+        check_options(self.options)
         try:
             from hydra_plugins.hydra_submitit_launcher.submitit_launcher import (
                 SlurmLauncher as Plugin,

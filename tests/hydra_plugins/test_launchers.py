@@ -145,6 +145,11 @@ def test_a_partition_that_is_not_there_is_one_line_with_those_that_are(cli, subm
      (["hydra/launcher=slurm", "hydra.launcher.gpus=many"], "could not be converted to Integer"),
      (["hydra/launcher=slurm", "hydra.launcher.time=soon"], "hydra.launcher.time=soon: give"),
      (["hydra/launcher=slurm", "hydra.launcher.time=1"], "leave nothing of hydra.launcher.time=1"),
+     (["hydra/launcher=slurm", "hydra.launcher.parallel=0"], "parallel=0: give 1 or more"),
+     (["hydra/launcher=slurm", "hydra.launcher.restarts=-1"], "restarts=-1: give 0 or more"),
+     (["hydra/launcher=slurm", "hydra.launcher.warning=-5"], "warning=-5: give 0 or more"),
+     (["hydra/launcher=slurm", "hydra.launcher.cpus=0"], "cpus=0: give 1 or more"),
+     (["hydra/launcher=slurm", "hydra.launcher.memory=-2"], "memory=-2.0: give 0 or more"),
      (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0: give 1")],
 )  # fmt: skip
 def test_a_wrong_option_is_one_line(cli, args, words):
