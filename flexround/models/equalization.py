@@ -33,10 +33,12 @@ def find_pairs(order: Trace) -> list[tuple[nn.Conv2d, nn.Conv2d]]:
     """Return the pairs (A, B) of convolutions where B takes relu(A's output) and nothing else."""
     pairs = []
     for conv in order.modules:
-        relu = order.consumer(conv, (nn.ReLU,)) if isinstance(conv, nn.Conv2d) else None
-        after = order.consumer(relu, (nn.Conv2d,)) if relu is not None else None
-        if isinstance(conv, nn.Conv2d) and isinstance(after, nn.Conv2d) and _fits(after):
-            pairs.append((conv, after))
+        if not isinstance(conv, nn.Conv2d):
+            continue
+        relu = order.reader(order.first[conv], (nn.ReLU,))  # a ReLU may serve several places
+        after = order.reader(relu, (nn.Conv2d,)) if relu is not None else None
+        if after is not None and isinstance(after.module, nn.Conv2d) and _fits(after.module):
+            pairs.append((conv, after.module))
     return pairs
 
 

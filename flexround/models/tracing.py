@@ -86,14 +86,18 @@ class Trace:
 
     def consumer(self, module: nn.Module, kinds: tuple[type, ...]) -> nn.Module | None:
         """Return the module of one of the kinds that takes module's output and alone reads it."""
-        source = self.first[module]
+        call = self.reader(self.first[module], kinds)
+        return None if call is None else call.module
+
+    def reader(self, source: Call, kinds: tuple[type, ...]) -> Call | None:
+        """Return the call of a module of the kinds that takes what source gave, alone."""
         if source.output is self.output:
             return None
         for call in self.calls:
             same = call.inputs is source.output and call.input_version == source.output_version
             if same and isinstance(call.module, kinds):
                 readers = self._readers.found[id(source.output), source.output_version]
-                return call.module if readers <= set(call.module.modules()) else None
+                return call if readers <= set(call.module.modules()) else None
         return None
 
 

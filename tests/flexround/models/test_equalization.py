@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torchvision.models.resnet import Bottleneck
 
 from flexround.models.batch_norm import fold_batch_norm
 from flexround.models.equalization import absorb, absorb_biases, equalize, find_pairs, replace_relu6
@@ -55,6 +56,18 @@ def test_equalised_ranges_meet_and_the_output_stays():
         own = first.weight.abs().amax(dim=(1, 2, 3))
         other = second.weight.abs().amax(dim=(1, 2, 3) if second.groups > 1 else (0, 2, 3))
         torch.testing.assert_close(own, other, rtol=1e-2, atol=1e-4)
+
+
+def test_a_relu_that_serves_several_places_stands_between_each_pair():
+    """A bottleneck of ResNet-50 calls one ReLU in place three times."""
+    torch.manual_seed(0)
+    net = Bottleneck(8, 2).eval().requires_grad_(False)
+    images = torch.randn(2, 8, 5, 5, generator=torch.Generator().manual_seed(0))
+    statistics = fold_batch_norm(net, images)
+    assert find_pairs(trace(net, images)) == [(net.conv1, net.conv2), (net.conv2, net.conv3)]
+    expected = net(images.clone())
+    equalize(net, images, statistics)
+    torch.testing.assert_close(net(images.clone()), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_relu6_is_not_equalised():
