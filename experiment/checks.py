@@ -40,8 +40,8 @@ def check_choices(
         ValueError: for settings that do not go together.
     """
     check_values(cfg)
-    check_filled(cfg, choices)
     check_idle(cfg, own, sweep)
+    check_filled(cfg, choices)
     check_loop(cfg)
     if not has_idle_loop(cfg):  # round-to-nearest is the same in every setting
         check_preset(choices["recon"], choices["quant"])
@@ -97,8 +97,9 @@ def check_filled(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
         for name, filler in filled(group, str(member)).items():
             above, _, last = name.rpartition(".")
             node = OmegaConf.select(cfg, above)
-            found = OmegaConf.to_container(node, resolve=False) if node is not None else {}
-            if isinstance(found, dict) and found.get(last, told := f"${{{filler}}}") != told:
+            held = isinstance(node, DictConfig)
+            found: Any = OmegaConf.to_container(node, resolve=False) if held else {}
+            if found.get(last, told := f"${{{filler}}}") != told:
                 raise ValueError(
                     f"{name}={found[last]}: {name} is what {filler}= says; give {filler}= instead"
                 )

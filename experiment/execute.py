@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from experiment.build import build, build_grid, build_loop, validate
 from experiment.checks import bits_of_layers
@@ -44,16 +46,28 @@ def execute(job: Job) -> Record:
         return _execute(job, threads)
 
 
+def check_whose_network(cfg: DictConfig, task: Any) -> None:
+    """Check that the run is named by the network that task takes.
+
+    Raises:
+        ValueError: when it is not; says which file of conf/ to mend.
+    """
+    own = getattr(task, "always_finetuned", False)
+    if cfg.checkpoint is not None or own == cfg.finetuned:
+        return
+    wrong = "needs finetuned: true" if own else "is to leave finetuned: true out"
+    raise ValueError(
+        f"task {task.name} takes {'what finetune.py has made' if own else 'networks as they are'}: "
+        f"the file of conf/ that chooses it {wrong}"
+    )
+
+
 def _execute(job: Job, threads: int) -> Record:
     cfg = job.cfg
     validate(cfg)
     made = partial(build, plugins=cfg.plugins)
     task, model, recon = made(cfg.task), made(cfg.model), build_loop(cfg)
-    if getattr(task, "always_finetuned", False) != cfg.finetuned:  # by which the run is named
-        raise ValueError(
-            f"finetuned={str(cfg.finetuned).lower()} in a file of conf/ is not what {task.name} "
-            "does; leave it to the task's own file"
-        )
+    check_whose_network(cfg, task)
     grid = build_grid(cfg)
     quantizer, ranges, activation = made(cfg.quant), made(cfg.ranges), made(cfg.activation)
     transform, allocation = made(cfg.transform), made(cfg.allocation)

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiment.build import build, check_plugins, validate
-from experiment.checks import check_idle, check_values
+from experiment.checks import check_filled, check_idle, check_values
 from experiment.config import check_keys
 from experiment.content import Contents
 from experiment.device import device_of, processor
@@ -36,7 +36,7 @@ from results.records.selection import flatten
 log = logging.getLogger("finetune")
 
 # Options of a task that decide the rows of its train split.
-ROWS = ("data", "corpus", "local", "files", "max_len", "stride", "protocol.window")
+ROWS = ("data", "corpus", "path", "local", "files", "max_len", "stride", "protocol.window")
 
 
 def check_used(cfg: DictConfig) -> None:
@@ -54,6 +54,7 @@ def check_used(cfg: DictConfig) -> None:
         if text.lstrip("+~").partition("=")[0].partition(".")[0] not in OF_FINETUNING:
             raise ValueError(f"{text} does nothing in fine-tuning; leave it out")
     check_idle(cfg, given, given)
+    check_filled(cfg, HydraConfig.get().runtime.choices)
 
 
 def check_same(folder: Path, made_of: dict[str, Any]) -> None:
@@ -117,8 +118,16 @@ def _finetune(cfg: DictConfig) -> Path:
 
 def _rows(cfg: DictConfig, contents: Contents) -> dict[str, Any]:
     """Return what decides the rows that are trained on, files and folders by what they hold."""
-    task = flatten(with_digests(plain(cfg)["task"], contents))
-    return {name: value for name, value in task.items() if below(name, ROWS)}
+    task = flatten(with_digests(_of_train(plain(cfg)["task"]), contents))
+    return {n: v for n, v in task.items() if below(n, ROWS) and not n.endswith("_target_")}
+
+
+def _of_train(node: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with the files of the train split alone."""
+    found = {key: _of_train(v) if isinstance(v, dict) else v for key, v in node.items()}
+    if isinstance(files := node.get("files"), dict) and "train" in files:
+        found["files"] = {"train": files["train"]}
+    return found
 
 
 def _is_there(folder: Path, made_of: dict[str, Any]) -> bool:

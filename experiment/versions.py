@@ -18,6 +18,9 @@ MODULES_ALONE = (
     "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "vit_small_patch16_224.augreg_in1k",
     "deit_tiny_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k",
 )  # fmt: skip
+# Networks whose pairs of convolutions were equalised as now: of others a ReLU that served several
+# places was taken for its first alone.
+PAIRS_ALONE = ("resnet18", "mobilenet_v2", "tf_efficientnet_lite0", "test_efficientnet")
 # Of the timm models whose resize is the same rounded and floored, as it is since version 2. Those
 # of MODULES_ALONE crop the centre, as all did before version 3.
 SAME_RESIZE = ("tf_efficientnet_lite0",)
@@ -31,6 +34,13 @@ def with_versions(node: dict[str, Any]) -> dict[str, Any]:
         gated = model["_target_"] == "VisionModel" and model["name"] not in MODULES_ALONE
         if gated or task["_target_"] in PADDED:
             activation[VERSION] = 2
+    if model.get("equalize") and model.get("name") not in PAIRS_ALONE:
+        model[VERSION] = 2
+    recon, allocation = found.get("recon") or {}, found.get("allocation") or {}
+    if recon.get("precision") == "tf32" and recon.get("e2e_iters"):  # was float32 end to end
+        recon[VERSION] = 2
+    if allocation and task.get("_target_") in PADDED:  # padding on the left was learned from
+        allocation[VERSION] = 2
     if (version := _version_of_images(task, model)) > 1:
         task[VERSION] = version
     own = VERSIONS.get(str(node.get("_target_")))

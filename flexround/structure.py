@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +98,8 @@ def pads_as_tensorflow(module: nn.Module) -> bool:
 
 def _forward_of(module: nn.Module) -> str:
     """Return the full name of the forward pass that module's class has, or has inherited."""
-    forward = type(module).forward
-    return f"{forward.__module__}.{forward.__qualname__}"
+    forward: Any = type(module).forward  # of a scripted module it has no name
+    return f"{forward.__module__}.{getattr(forward, '__qualname__', '')}"
 
 
 def output_first(module: nn.Module, weight: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ where that stands. `make reference` writes this page from the files of [`conf/`]
 classes that they name; `--help` prints the short of it. A group chooses a member, `quant=gptq`; the
 options of a member are set by dotted names, `quant.damp=0.05`. Later lines of
 [`config.yaml`]({up}/conf/config.yaml) win over earlier ones, and the command line over all of them.
-A default such as `${{act_bits}}` is filled by the option that it names, and set by that one alone;
-of `symmetric`, `seed` and `compile` a member may have its own.
+A default such as `${{act_bits}}` is filled by the option without a group that it names, and set by
+that one alone; of `symmetric`, `seed` and `compile` a member may have its own.
 """
 COLUMNS = ("option", "type", "default", "what it is", "of this default")
 

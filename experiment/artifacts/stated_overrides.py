@@ -25,7 +25,7 @@ GROUPS = (
 # Options without a group that decide a result, and what it was computed on.
 OPTIONS = (
     "bits", "symmetric", "act_bits", "act_stem_bits", "act_head_bits", "act_init_samples",
-    "act_ranges_from", "kv_bits", "group_size", "clipping", "seed", "num_samples",
+    "act_ranges_from", "kv_bits", "group_size", "clipping", "seed", "num_samples", "finetuned",
     "stream_dtype", "expected_fp", "device", "threads",
 )  # fmt: skip
 NODES = (*GROUPS[:-2], "preprocessing")  # whose own options it may set

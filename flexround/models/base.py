@@ -186,8 +186,10 @@ class ModelAdapter(ABC):
         where = f"block {block.name}"
         with explained(where, self.device), self.onloaded(block):
             own = {name: values.dtype for name, values in _floating(block.module)}
-            # Half precision is too coarse to train.
-            block.module.to(self.device, reduce(torch.promote_types, own.values(), torch.float32))
+            # Half precision is too coarse to train. A buffer has no say: float64 is left alone.
+            weights = (weight.dtype for weight in block.module.parameters())
+            kind = reduce(torch.promote_types, weights, torch.float32)
+            block.module.to(self.device, kind)
             try:
                 with explained(where, self.device):  # before anything is let go of
                     yield

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flexround.models.tracing import Trace
 from flexround.models.vision_activation_sites import with_sites
-from flexround.structure import Block, Layer, is_quantizable
+from flexround.structure import Block, Layer, is_quantizable, is_transposed
 
 ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.Mish, nn.ELU, nn.SELU,
@@ -84,7 +84,7 @@ def _channel_dim(unit: nn.Module, last: nn.Module, order: Trace) -> int:
     last is the unit's last layer; what a Conv1d gives is [batch, channels, length].
     """
     size = order.first[unit].output.dim()
-    images = size == 4 and not isinstance(unit, nn.Linear)
+    images = size == 4 and not (isinstance(unit, nn.Linear) or is_transposed(unit))
     return 1 if images or (size == 3 and isinstance(last, nn.Conv1d)) else -1
 
 

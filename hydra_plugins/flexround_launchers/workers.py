@@ -64,9 +64,10 @@ class Workers:
 
     def _clear(self) -> None:
         """Remove what is said there of processes; which GPU one has holds for its life."""
-        for path in self._folder.iterdir():
-            if not path.name.startswith(GPU):
-                path.unlink(missing_ok=True)
+        with suppress(OSError):  # gone, or a server's
+            for path in self._folder.iterdir():
+                if not path.name.startswith(GPU):
+                    path.unlink(missing_ok=True)
 
     def end(self) -> None:
         """End them all, by SIGKILL those that do not listen."""

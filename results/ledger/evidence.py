@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, product
 from statistics import fmean
@@ -91,8 +92,9 @@ def conflict(claim: Claim, found: Found) -> str | None:
 
 
 def _shorter(value: str) -> str:
-    """Return what tells a value from others in a line."""
-    return value.removeprefix("sha256:")[:12]
+    """Return a value, the beginning of a digest."""
+    digest = value.removeprefix("sha256:")
+    return digest[:12] if re.fullmatch(r"[0-9a-f]{32,64}", digest) else value
 
 
 def _asked_of(record: Record) -> str | None:

@@ -61,14 +61,20 @@ def rows_in(place: str | Path, dropped: Dropped | None = None) -> list[Record]:
             if dropped
             else f"no records in {place}; python run.py writes them"
         )
-    newest = {record.run_id: record for record in sorted(records, key=lambda r: r.started)}
-    if len(newest) < len(records):  # a copy of a file, or lines that were appended twice
+    once = _once(records)
+    if len(once) < len(records):  # a copy of a file, or lines that were appended twice
         log.warning(
             "%s: %d of %d records are there more than once; the newest of each counts",
-            place, len(records) - len(newest), len(records),
+            place, len(records) - len(once), len(records),
         )  # fmt: skip
-        records = [record for record in records if record is newest[record.run_id]]
-    return records
+    return once
+
+
+def _once(records: Sequence[Record]) -> list[Record]:
+    """Return the newest record of each run, a finished one where there is one, in their order."""
+    ordered = sorted(records, key=lambda record: (record.status == "ok", record.started))
+    newest = {record.run_id: record for record in ordered}
+    return [record for record in records if record is newest[record.run_id]]
 
 
 def chosen_of(records: Sequence[Record], where: Mapping[str, Any] | None = None) -> list[Record]:
@@ -88,10 +94,10 @@ def with_units(place: str | Path, rows: Sequence[Record]) -> list[Record]:
     """Return the records in place that rows are of, with their units."""
     place, names = Path(place).expanduser(), {row.run_id for row in rows}
     if not place.is_dir():
-        return [record for record, _ in _lines(place) if record.run_id in names]
+        return _once([record for record, _ in _lines(place) if record.run_id in names])
     found = Store(place).load(names)
     if len(found) < len(rows):  # a file is called otherwise than its run
-        found = [record for record in Store(place).load() if record.run_id in names]
+        found = _once([record for record in Store(place).load() if record.run_id in names])
     return found
 
 

@@ -91,7 +91,8 @@ def full_precision(records: Sequence[Record], metric: str) -> list[float]:
     """
     held = [r for r in records if metric in r.fp_metrics]
     values = [r.fp_metrics[metric] for r in held]
-    one = len({r.network for r in held}) == 1 or len(set(values)) == 1
+    networks = {r.network for r in held}  # None of an old record, of which nothing is known
+    one = len(set(values)) == 1 or (len(networks) == 1 and None not in networks)
     return [median(values)] if one else []
 
 

@@ -16,7 +16,7 @@ from tasks.bounds import Count, NotNegative
 from tasks.finite import check_outputs
 from tasks.language.base import TransformerTask, check_positions
 from tasks.language.chance import check_classes, check_scores
-from tasks.language.glue_data import Example, Sentences
+from tasks.language.glue_data import Example, Glue, Sentences
 from tasks.language.label_names import class_order
 from tasks.language.rows import draw, pad
 
@@ -96,8 +96,8 @@ class Classification(TransformerTask):
         for metric in metrics:
             if metric not in METRICS:
                 raise ValueError(f"task.metrics={metric}: give some of {', '.join(METRICS)}")
-        known = getattr(data, "files", splits.values())  # only files say which splits there are
-        if unknown := [split for split in splits.values() if split not in known]:
+        known = data.files if isinstance(data, Glue) else {}
+        if unknown := [s for s in splits.values() if known and s.partition("[")[0] not in known]:
             raise ValueError(f"task.splits: {unknown[0]} is none of {', '.join(known)}")
         self.metric = metrics[0]
         self._data, self._num_labels, self._metrics = data, num_labels, metrics

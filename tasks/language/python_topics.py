@@ -54,8 +54,10 @@ class TopicClassification(Classification):
     def describe(self, model: LanguageModel, checkpoint: str | None, folder: Path) -> bool:
         """Write the configuration and the tokenizer of a network that is still to be fine-tuned."""
         tiny = model.source.startswith(tiny_models.PREFIX)
-        if checkpoint is not None or not tiny or self._cached(model).is_dir():
+        if checkpoint is not None:
             return super().describe(model, checkpoint, folder)
+        if not tiny or self._cached(model).is_dir():
+            return False
         tiny_models.describe(model.source, folder, self.head())
         return True
 

@@ -141,6 +141,8 @@ class ImageNet(VisionTask):
     def evaluation_data(self) -> Iterable[Any]:
         """Yield what tells val's images and their preparation apart from any other."""
         yield repr(self._preprocessing)
+        if self._preprocessing.crop_mode not in (None, "center"):
+            yield self._preprocessing.crop_mode
         for path, label in self._images("val", lambda image: image).samples:
             yield Path(path).relative_to(self._root).as_posix(), label, Path(path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
@@ -39,7 +39,7 @@ class Preprocessing:
     interpolation: Interpolation | None = None
     mean: Colors[float] | None = None
     std: Colors[Positive] | None = None
-    crop_mode: CropMode | None = None
+    crop_mode: CropMode | None = field(default=None, repr=False)
 
     def completed_by(self, other: Preprocessing) -> Preprocessing:
         """Return this with its missing fields taken from other.
@@ -48,14 +48,14 @@ class Preprocessing:
             ValueError: when the crop is larger than what is left of an image.
         """
         values = {}
-        for field in fields(self):
-            own = getattr(self, field.name)
-            values[field.name] = getattr(other, field.name) if own is None else own
+        for each in fields(self):
+            own = getattr(self, each.name)
+            values[each.name] = getattr(other, each.name) if own is None else own
         found = Preprocessing(**values)
         if None not in (found.resize, found.crop) and found.crop > found.resize:
             raise ValueError(
-                f"preprocessing.resize={found.resize} is smaller than the crop of {found.crop} "
-                "pixels, which would get black borders; give preprocessing.crop= as well"
+                f"images of preprocessing.resize={found.resize} pixels are smaller than "
+                f"preprocessing.crop={found.crop}, and would get black borders; give both"
             )
         return found
 

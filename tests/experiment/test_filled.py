@@ -87,7 +87,7 @@ def test_run_py_tells_it_in_a_line(cli, results_dir, options, told):
     [
         (
             "model=tiny_llama task=wikitext2",
-            "finetuned=true in a file of conf/ is not what wikitext2",
+            "wikitext2 takes networks as they are",
         ),
         ("model=resnet18 task=digits", "finetuned=true: nothing is fine-tuned for this task"),
     ],
@@ -105,3 +105,8 @@ def test_a_file_of_ones_own_cannot_say_it_for_another_task(
     assert outcome.status == 1
     assert told in outcome.err
     assert not Store(results_dir).load()
+
+
+def test_what_does_nothing_is_not_answered_with_another_option_that_does_nothing(cli):
+    outcome = cli(*LANGUAGE, "activation=static_per_tensor", "activation.stem_bits=4", "quant=rtn")
+    assert "activation.stem_bits=4 does nothing with the chosen model" in outcome.err

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from results.records.lines import to_lines
 from results.records.off import OFF
-from results.records.reading import rows_in
+from results.records.reading import rows_in, with_units
 from results.records.selection import fact, facts, flatten, select, spelled, unlike, why_none
 from results.records.store import Store
 from results.tables.leaderboard import TOLD_APART, leaderboard
@@ -102,6 +102,7 @@ def test_a_group_is_chosen_by_its_member_and_an_option_by_what_it_is_when_off():
 def test_a_record_counts_once_however_often_it_is_there(tmp_path, caplog):
     """As in a file that was appended to itself, or a folder with a copy of a record's file."""
     older, newer = record(value=90.0, started="1"), record(value=91.0, started="2")
+    failed = record(status="failed", started="3")  # elsewhere; it hides nothing that is done
     lines = to_lines([(older, {}), (record("b"), {}), (newer, {})])
     file, folder = tmp_path / "kept.jsonl", tmp_path / "results"
     file.write_bytes(lines)
@@ -113,3 +114,6 @@ def test_a_record_counts_once_however_often_it_is_there(tmp_path, caplog):
         assert {r.run_id: r.value for r in rows_in(place)} == {"a": 91.0, "b": 97.0}
         assert len(rows_in(place)) == 2
         assert "1 of 3 records are there more than once; the newest of each counts" in caplog.text
+        assert len(with_units(place, rows_in(place))) == 2
+    file.write_bytes(to_lines([(newer, {}), (failed, {})]))
+    assert [r.value for r in rows_in(file)] == [91.0]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import finetune
+from experiment import ROOT
 from experiment.__main__ import main as experiment
 from experiment.command_line import command_line
 from results.records.store import Store
@@ -91,7 +92,7 @@ def test_two_processes_do_not_train_one_network(tune, tmp_path):
     folder = tmp_path / "ck" / "glue" / "sst2" / "tiny_bert"
     folder.parent.mkdir(parents=True)
     other = subprocess.Popen([sys.executable, "-c", HOLDER, f"{folder}.claim"],
-                             stdout=subprocess.PIPE, text=True)  # fmt: skip
+                             stdout=subprocess.PIPE, text=True, cwd=ROOT)  # fmt: skip
     try:
         assert other.stdout.readline() == "held\n"
         quick = ["model=tiny_bert", "task=glue/sst2", "recipe.max_steps=1", f"data_dir={tmp_path}"]

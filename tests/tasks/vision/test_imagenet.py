@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -145,9 +147,24 @@ def test_a_networks_own_crop_is_taken_over():
     assert own_preprocessing(deit).crop_mode == "center"
 
 
+def test_what_was_measured_on_is_told_by_the_crop_where_it_is_not_the_centre(root):
+    """Records of before there were others have the words of the rest alone."""
+    words = "Preprocessing(resize=36, crop=32, interpolation='bilinear', mean=(0.5, 0.5, 0.5), "
+    words += "std=(0.5, 0.5, 0.5))"
+
+    def told(mode):
+        task = imagenet(root, preprocessing=replace(SMALL, crop_mode=mode))
+        return list(islice(task.evaluation_data(), 2))
+
+    assert told(None)[0] == told("center")[0] == words
+    assert told(None) == told("center") != told("squash") == [words, "squash"]
+
+
 def test_a_crop_that_an_image_cannot_fill_is_refused(root):
     own = Preprocessing(256, 224, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    with pytest.raises(ValueError, match=r"resize=146 is smaller than the crop of 224 pixels"):
+    with pytest.raises(
+        ValueError, match=r"resize=146 pixels are smaller than preprocessing.crop=224"
+    ):
         Preprocessing(resize=146).completed_by(own)
     assert Preprocessing(resize=146, crop=128).completed_by(own).crop == 128
 
