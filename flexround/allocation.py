@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from flexround.grid import MAX_BITS, MIN_BITS, Grid
 from flexround.models.base import ModelAdapter
 from flexround.ranges import Ranges
-from flexround.reconstruction.logit_loss import IGNORED
 from flexround.structure import Layer, output_first
 
 FINEST = 1 << 16  # steps of what the budget allows beyond the fewest bits
@@ -125,12 +124,10 @@ def next_token_loss(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     labels = batch["input_ids"][:, 1:].to(logits.device)
     if "attention_mask" in batch:
         held = batch["attention_mask"].to(logits.device) != 0
-        labels = labels.masked_fill(~(held[:, :-1] & held[:, 1:]), IGNORED)
-    count = (labels != IGNORED).sum().clamp(min=1)
+        labels = labels.masked_fill(~(held[:, :-1] & held[:, 1:]), -100)  # which it ignores
+    count = (labels >= 0).sum().clamp(min=1)
     flat = logits[:, :-1].flatten(0, 1).float()
-    total = nn.functional.cross_entropy(
-        flat, labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    total = nn.functional.cross_entropy(flat, labels.flatten(), reduction="sum")
     return total / count
 
 

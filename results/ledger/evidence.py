@@ -82,8 +82,8 @@ def conflict(claim: Claim, found: Found) -> str | None:
                 return f"its records have {name} {told}; rerun=true makes them again"
         for cell in (*more, *less):
             runs = list(found.get(cell, {}).values())
-            for name, values in (differing(runs) if runs else {}).items():
-                told = " and ".join(map(_shorter, values))
+            for name, words in (differing(runs) if runs else {}).items():
+                told = " and ".join(map(_shorter, words))
                 return f"its records of one setting have {name} {told}; rerun=true makes them again"
         for record in held:
             if why := _lacks(record, claim.metric or str(record.metric)):

@@ -52,7 +52,7 @@ class Preprocessing:
             own = getattr(self, each.name)
             values[each.name] = getattr(other, each.name) if own is None else own
         found = Preprocessing(**values)
-        if None not in (found.resize, found.crop) and found.crop > found.resize:
+        if found.resize is not None and found.crop is not None and found.crop > found.resize:
             raise ValueError(
                 f"images of preprocessing.resize={found.resize} pixels are smaller than "
                 f"preprocessing.crop={found.crop}, and would get black borders; give both"
