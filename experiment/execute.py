@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -30,6 +29,7 @@ from flexround.reconstruction.samples import first_samples
 from flexround.transforms.base import Calibration, apply
 from flexround.transforms.base import check_kind as check_transformed
 from results.records.record import Record
+from tasks.base import Task
 
 # The settings that decide what a transform finds of a network, on the samples that it sees.
 SEARCHED = ("transform", "grid", "bits", "symmetric", "granularity")
@@ -46,19 +46,19 @@ def execute(job: Job) -> Record:
         return _execute(job, threads)
 
 
-def check_whose_network(cfg: DictConfig, task: Any) -> None:
+def check_whose_network(cfg: DictConfig, task: Task) -> None:
     """Check that the run is named by the network that task takes.
 
     Raises:
         ValueError: when it is not; says which file of conf/ to mend.
     """
-    own = getattr(task, "always_finetuned", False)
+    own = task.always_finetuned
     if cfg.checkpoint is not None or own == cfg.finetuned:
         return
-    wrong = "needs finetuned: true" if own else "is to leave finetuned: true out"
+    takes = "what finetune.py has made" if own else "networks as they are"
+    mend = "needs finetuned: true" if own else "is to leave finetuned: true out"
     raise ValueError(
-        f"task {task.name} takes {'what finetune.py has made' if own else 'networks as they are'}: "
-        f"the file of conf/ that chooses it {wrong}"
+        f"the task {type(task).__name__} takes {takes}: the file of conf/ that chooses it {mend}"
     )
 
 

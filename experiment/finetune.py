@@ -118,8 +118,8 @@ def _finetune(cfg: DictConfig) -> Path:
 
 def _rows(cfg: DictConfig, contents: Contents) -> dict[str, Any]:
     """Return what decides the rows that are trained on, files and folders by what they hold."""
-    task = flatten(with_digests(_of_train(plain(cfg)["task"]), contents))
-    return {n: v for n, v in task.items() if below(n, ROWS) and not n.endswith("_target_")}
+    settings = flatten(with_digests(_of_train(plain(cfg)["task"]), contents))
+    return {n: v for n, v in settings.items() if below(n, ROWS) and not n.endswith("_target_")}
 
 
 def _of_train(node: dict[str, Any]) -> dict[str, Any]:

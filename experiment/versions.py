@@ -39,7 +39,7 @@ def with_versions(node: dict[str, Any]) -> dict[str, Any]:
     recon, allocation = found.get("recon") or {}, found.get("allocation") or {}
     if recon.get("precision") == "tf32" and recon.get("e2e_iters"):  # was float32 end to end
         recon[VERSION] = 2
-    if allocation and task.get("_target_") in PADDED:  # padding on the left was learned from
+    if allocation and task["_target_"] in PADDED:  # padding on the left was learned from
         allocation[VERSION] = 2
     if (version := _version_of_images(task, model)) > 1:
         task[VERSION] = version

@@ -38,6 +38,8 @@ class Task(ABC):
         metric: name of the main metric, a key of what `evaluate` returns.
         higher_is_better: its direction.
         version: raised whenever the same model could get another number.
+        always_finetuned: whether a network means nothing here before finetune.py has made it, and a
+            run without checkpoint= takes that; the task's file in conf/ then has finetuned: true.
         outcomes: what the last `evaluate` found of each evaluation sample, in the data's order, by
             metric: [samples], bool for right or wrong, float for the mean negative log-likelihood
             [nats a token] behind a perplexity, and for any other mean in the metric's own unit.
@@ -52,6 +54,7 @@ class Task(ABC):
     metric: str
     higher_is_better: bool
     version: int
+    always_finetuned: bool = False
     outcomes: Mapping[str, Tensor] = MappingProxyType({})
     facts: Mapping[str, Any] = MappingProxyType({})
     reference: Tensor | None = None

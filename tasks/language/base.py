@@ -28,12 +28,10 @@ class TransformerTask(FineTunable):
     Attributes:
         auto: name of transformers' class that gives a network the head of this task.
         blockwise: whether networks are only asked for logits, which a block at a time gives.
-        always_finetuned: whether a network means nothing here before it is fine-tuned.
     """
 
     auto: str
     blockwise = False
-    always_finetuned = False
 
     def __init__(
         self,

@@ -87,7 +87,7 @@ def test_run_py_tells_it_in_a_line(cli, results_dir, options, told):
     [
         (
             "model=tiny_llama task=wikitext2",
-            "wikitext2 takes networks as they are",
+            "the task LanguageModeling takes networks as they are",
         ),
         ("model=resnet18 task=digits", "finetuned=true: nothing is fine-tuned for this task"),
     ],
