@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -58,6 +58,7 @@ def _inside(
     if unit.module is not block:
         path = next(name for name, module in block.named_modules() if module is unit.module)
         source = work.teacher.module.get_submodule(path)
+        _check_called_once(job, work.teacher.module, source, plain)
         quantized = _calls_inside(job, block, unit.module, quantized)
         plain = _calls_inside(job, work.teacher.module, source, plain)
         outputs = plain.replay_all(source, job.settings.batch_size, job.adapter.device)
@@ -70,7 +71,6 @@ def _calls_inside(
     """Return the calls that layer receives while block is replayed on calls."""
     indices = torch.arange(len(calls)).split(job.settings.batch_size)
     device, home = job.adapter.device, calls.inputs.device
-    _check_called_once(layer, lambda: calls.replay(block, indices[0], device))
     inside = record_calls(
         layer, lambda p: calls.replay(block, p, device), indices, calls.cache, home
     )
@@ -83,8 +83,10 @@ def _calls_inside(
 
 
 @torch.no_grad()
-def _check_called_once(layer: nn.Module, run: Callable[[], object]) -> None:
-    """Check that one pass of the block, run, calls layer once at most, with all that it is for.
+def _check_called_once(
+    job: UnitJob, block: nn.Module, layer: nn.Module, calls: RecordedCalls
+) -> None:
+    """Check that one pass of block calls layer once at most, with all that it is for.
 
     Raises:
         ValueError: when it calls it more often.
@@ -97,7 +99,8 @@ def _check_called_once(layer: nn.Module, run: Callable[[], object]) -> None:
 
     handle = layer.register_forward_hook(count)
     try:
-        run()
+        first = torch.arange(min(len(calls), job.settings.batch_size))
+        calls.replay(block, first, job.adapter.device)
     finally:
         handle.remove()
     if called > 1:
