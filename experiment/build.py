@@ -12,7 +12,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
-from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -198,16 +198,28 @@ def _validate_node(path: str, node: DictConfig, target: Any) -> None:
 
 
 def _type_hints(target: Any) -> dict[str, Any]:
-    """Return the types of the arguments that target takes."""
-    if is_dataclass(target):  # whose own __init__ may be made in another file than its fields
-        return get_type_hints(target, include_extras=True)
-    function = target.__init__ if inspect.isclass(target) else target
-    return get_type_hints(function, include_extras=True)
+    """Return the types of the arguments that target takes.
+
+    Raises:
+        ValueError: when one can't be looked up where target is defined.
+    """
+    # A dataclass's own __init__ may be made in another file than its fields.
+    whole = is_dataclass(target) or not inspect.isclass(target)
+    function = target if whole else target.__init__
+    try:
+        return get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise ValueError(
+            f"{target.__name__}: {error}, which its arguments' types need; import it outside of "
+            "`if TYPE_CHECKING:`"
+        ) from error
 
 
 def _check_type(path: str, value: Any, hint: Any) -> None:
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, list) and get_origin(hint) is tuple:
+        value = tuple(value)  # YAML has none
     try:
         TypeAdapter(hint, config=_ARBITRARY).validate_python(value)
     except (PydanticUserError, SchemaError) as error:  # a Protocol that can't be looked for

@@ -119,9 +119,11 @@ def check_loop(cfg: DictConfig) -> None:
             "give recon=block"
         )
     if loop_learns and not learned:
+        own = not str(cfg.quant.get("_target_")).startswith("flexround.")
         raise ValueError(
             f"{choices[0]} solves layer by layer, and the chosen recon ({choices[1]}) learns; "
             "give recon=solve, or leave recon= out"
+            + ("; the file of a method that learns says `_partial_: true`" if own else "")
         )
 
 

@@ -20,6 +20,7 @@ from experiment.progress import ProgressBar
 from experiment.rehearsal import Checks, rehearse
 from experiment.resources import Resources, checkpoints_of
 from experiment.source_code import code_of
+from experiment.task_checks import check_drawn, check_said
 from experiment.threads import number_for, running_on
 from flexround.allocation import check_kind as check_allocated
 from flexround.attach import check_weights
@@ -67,6 +68,7 @@ def _execute(job: Job, threads: int) -> Record:
     validate(cfg)
     made = partial(build, plugins=cfg.plugins)
     task, model, recon = made(cfg.task), made(cfg.model), build_loop(cfg)
+    check_said(task)
     check_whose_network(cfg, task)
     grid = build_grid(cfg)
     quantizer, ranges, activation = made(cfg.quant), made(cfg.ranges), made(cfg.activation)
@@ -97,6 +99,7 @@ def _execute(job: Job, threads: int) -> Record:
         draft.coverage = adapter.coverage()
         calibration = task.calibration(cfg.num_samples, cfg.seed)
         job.check_unchanged()
+        check_drawn(task, sum(map(adapter.num_samples, calibration)), cfg.num_samples)
         checked = checks.run(adapter, calibration)
         logging.getLogger("run").info(draft.coverage.summary())
         # Samples that are held out have a part in nothing that is chosen.

@@ -25,6 +25,7 @@ from experiment.content import Stamps, bytes_of
 from experiment.device import kind_of
 from experiment.shared_cache import Cache, key_of
 from experiment.shared_tensors import SharedOutputs, SharedSearches
+from experiment.task_checks import check_metric
 from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
 from flexround.models.base import ModelAdapter
 from tasks.base import Task
@@ -102,13 +103,15 @@ class FullPrecision:
         Those of a task that does not say what it measures on are never shared.
 
         Raises:
-            ValueError: when they are evaluated now, and task.check_full_precision refuses them.
+            ValueError: when they are evaluated now, and lack the task's metric or are refused by
+                its check_full_precision.
         """
         task, data = self._task, self.evaluation_data
         key = self._key_of("metrics", settings)
 
         def make() -> bytes:
             metrics = task.evaluate_reference(self._adapter)
+            check_metric(task, metrics, "the evaluation in full precision")
             # Some of it sees more than the metrics, which are all that the next run will find.
             task.check_full_precision(metrics)
             return json.dumps(metrics).encode()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from experiment.conditions import versions
 from experiment.source_code import commit
+from experiment.task_checks import check_metric
 from flexround.utils.file_errors import number_of
 from flexround.utils.leaving import faults
 from results.records.record import Record
@@ -159,9 +159,7 @@ def _digits(moment: str) -> str:
 
 def _check(draft: Draft) -> None:
     assert draft.task is not None, "a run that ends well has named its task"
-    value = draft.metrics.get(draft.task.metric)
-    if value is None or not math.isfinite(value):
-        raise ValueError(f"the evaluation gave {draft.task.metric}={value}, which is no result")
+    check_metric(draft.task, draft.metrics)
 
 
 def _close(store: Store, draft: Draft, record: Record, folder: Path | None = None) -> None:

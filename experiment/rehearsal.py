@@ -14,6 +14,7 @@ from torch import nn
 
 from experiment.checks import bits_of_layers
 from flexround.models.base import ModelAdapter, check_kind
+from flexround.models.coverage import is_left
 from flexround.models.layer_chain import chain_of
 from flexround.structure import Layer, is_quantizable
 from tasks.base import Task
@@ -58,5 +59,5 @@ def _layers(network: nn.Module, leave: Sequence[str]) -> list[Layer]:
         Layer(f"{block}.{name}", module)
         for block, inside in chain_of(network).items()
         for name, module in inside.named_modules()
-        if is_quantizable(module) and f"{name}.weight" not in leave
+        if is_quantizable(module) and not is_left(f"{block}.{name}", leave, block)
     ]

@@ -29,6 +29,23 @@ class Transposed(nn.Module):
         return out.T
 
 
+def made_for(shape: Sequence[int], grid: Grid, quantizer: QuantizerFactory) -> WeightQuantizer:
+    """Return the method's quantizer of a weight of shape without storage: nothing is computed.
+
+    Raises:
+        ValueError: when the method is not for it, or its constructor asks for a number.
+    """
+    try:
+        return quantizer(torch.empty(tuple(shape), device="meta"), grid=grid, ranges=MinMax())
+    except (RuntimeError, NotImplementedError) as error:
+        told = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            "the method's constructor fails on a weight without storage (torch's meta device), "
+            f"which its options are checked with: {told}; it may compute tensors, and branch on "
+            "none of their values"
+        ) from error
+
+
 def check_weights(layers: Sequence[Layer], grid: Grid, quantizer: QuantizerFactory) -> bool:
     """Check that every layer can be put on grid by quantizer, before any of them is worked on.
 
@@ -46,9 +63,7 @@ def check_weights(layers: Sequence[Layer], grid: Grid, quantizer: QuantizerFacto
             raise ValueError(f"layer {layer.name}: its weight holds values that are not finite")
         try:
             shape = output_first(layer.module, weight).shape
-            # A tensor without storage: nothing is computed.
-            empty = torch.empty(shape, device="meta")
-            made = quantizer(empty, grid=layer.grid(grid), ranges=MinMax())
+            made = made_for(shape, layer.grid(grid), quantizer)
         except ValueError as error:
             raise ValueError(f"layer {layer.name}: {error}") from error
         learns = learns or bool(made.param_groups(1.0))
@@ -83,6 +98,9 @@ def freeze(layers: Sequence[Layer]) -> dict[str, QuantizedTensor]:
     """Harden each quantizer, bake its weight into the plain layer and return the integers by name.
 
     Afterwards every module is of its original class again.
+
+    Raises:
+        ValueError: when a method's integers are none of its grid, or not what it bakes in.
     """
     quantized = {}
     for layer in layers:
@@ -93,10 +111,33 @@ def freeze(layers: Sequence[Layer]) -> dict[str, QuantizedTensor]:
         quantizer = cast(WeightQuantizer, held.quantizer if turned else held)
         quantizer.harden()
         weight = (stack.original.T if turned else stack.original).contiguous()
-        quantized[layer.name] = quantizer.finalize(weight)
+        found = quantizer.finalize(weight)
         parametrize.remove_parametrizations(layer.module, "weight", leave_parametrized=True)
-        cast(nn.Parameter, layer.module.weight).requires_grad_(False)
+        baked = cast(nn.Parameter, layer.module.weight).requires_grad_(False)
+        try:
+            found.check()
+            _check_baked(output_first(layer.module, baked), found)
+        except ValueError as error:
+            told = f"layer {layer.name}: {type(quantizer).__name__} gave {error}"
+            raise ValueError(told) from error
+        quantized[layer.name] = found
     return quantized
+
+
+def _check_baked(weight: Tensor, found: QuantizedTensor) -> None:
+    """Check that weight is what found stands for, but for its type's last bits.
+
+    Raises:
+        ValueError: when it is not.
+    """
+    whole = found.dequantize().to(weight.dtype)
+    step = found.grid.granularity.group(torch.zeros_like(weight)) + found.scale.abs()
+    room = 0.01 * step.reshape(weight.shape) + 2 * torch.finfo(weight.dtype).eps * whole.abs()
+    if not ((weight - whole).abs() <= room).all():
+        raise ValueError(
+            "a weight that is not on its grid; once `self.hard` is true, forward has to round to "
+            "whole codes, and the same ones at every call"
+        )
 
 
 @torch.no_grad()

@@ -191,3 +191,28 @@ class QuantizedTensor:
         """Return what the codes stand for in the dtype of scale, [out, in, *kernel]."""
         rows = self.grid.granularity.group(self.codes).to(self.scale.dtype)
         return self.grid.decode(rows, self.scale, self.zero_point).reshape(self.codes.shape)
+
+    def check(self) -> None:
+        """Check that these are integers of the grid.
+
+        Raises:
+            ValueError: says what is not; "... gave" goes before it.
+        """
+        rows, grid = self.grid.granularity.group(self.codes), self.grid
+        if self.codes.dtype != torch.int16:
+            raise ValueError(f"codes of {self.codes.dtype}; they are int16")
+        for name in ("scale", "zero_point"):
+            found = getattr(self, name)
+            if found.shape != (len(rows), 1):
+                raise ValueError(f"a {name} {list(found.shape)}; it is [{len(rows)}, 1]")
+            if not found.isfinite().all():
+                raise ValueError(f"a {name} that is not finite")
+        if ((self.codes < grid.qmin) | (self.codes > grid.qmax)).any():
+            low, high = int(self.codes.min()), int(self.codes.max())
+            raise ValueError(f"codes from {low} to {high}; the grid has {grid.qmin} to {grid.qmax}")
+        if (self.zero_point != self.zero_point.round()).any():
+            raise ValueError("a zero point that is no whole number")
+        if (self.scale != grid.admitted(self.scale)).any():
+            raise ValueError(
+                "a scale that the grid's format does not have; give self.grid.admitted(scale)"
+            )

@@ -84,7 +84,7 @@ class Task(ABC):
 
     @abstractmethod
     def example(self) -> Any:
-        """Return a batch of two samples of the size that the task feeds; values do not matter."""
+        """Return two samples of the size that the task feeds; values do not matter."""
 
     @abstractmethod
     def calibration(self, num_samples: int, seed: int) -> Sequence[Any]:

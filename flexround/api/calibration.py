@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,6 +91,7 @@ def _batch(item: Any, number: int) -> Tensor | dict[str, Tensor]:
         ValueError: when it is no batch.
     """
     if isinstance(item, tuple | list) and item:
+        _check_pair(item, number)
         item = item[0]  # of (inputs, labels)
     values = {"": item}
     if isinstance(item, Mapping):
@@ -112,6 +113,25 @@ def _batch(item: Any, number: int) -> Tensor | dict[str, Tensor]:
     if not values:
         raise ValueError(f"calibration batch {number} is an empty dict; {HOW}")
     return values if isinstance(item, Mapping) else item
+
+
+def _check_pair(item: Sequence[Any], number: int) -> None:
+    """Check that besides inputs there are labels alone, and no attention mask.
+
+    Raises:
+        ValueError: when there is more.
+    """
+    tokens, *rest = item
+    mask = rest and all(
+        isinstance(part, Tensor) and part.dim() == 2 and not part.is_floating_point()
+        for part in (tokens, rest[0])
+    )  # labels have a number a sample
+    if len(rest) > 1 or (mask and tokens.shape == rest[0].shape):
+        raise ValueError(
+            f"calibration batch {number} is {len(item)} tensors; of a pair (inputs, labels) the "
+            "labels are left aside, and what else a network takes is given as a dict: "
+            "{'input_ids': ..., 'attention_mask': ...}"
+        )
 
 
 def _shape(batch: Tensor | Mapping[str, Tensor]) -> Any:

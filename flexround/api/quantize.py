@@ -38,7 +38,7 @@ class Quantized:
             on a table of levels for scale * level.
         units: what became of each unit of reconstruction, in order; `results.units` makes a frame.
         coverage: which share of the blocks' weights is quantized, and what was left.
-        settings: everything that decided the result, by the command line's names.
+        settings: everything that decided the result, by the command line's names ("recon.iters").
     """
 
     network: nn.Module
@@ -135,7 +135,7 @@ def quantize(
         integers = _integers(adapter, batches, choice, seed, log)
     layers = {name: on_cpu(layer) for name, layer in integers.items()}
     network = _finished(adapter, model, home)
-    return Quantized(network, layers, log.blocks, adapter.coverage(), choice.values | choice.names)
+    return Quantized(network, layers, log.blocks, adapter.coverage(), _settings(choice))
 
 
 def _integers(
@@ -177,6 +177,17 @@ def _grid(choice: Choice) -> Grid:
     levels = choice.build("grid")
     symmetric = values["symmetric"] or levels is not None
     return Grid(values["bits"], symmetric, choice.build("granularity"), levels)
+
+
+def _settings(choice: Choice) -> dict[str, Any]:
+    """Return everything that was chosen by its name: groups by a word, their options dotted."""
+    told: dict[str, Any] = {}
+    for name, value in choice.values.items():
+        if name in (*choice.names, "model") and isinstance(value, Mapping):
+            told |= {f"{name}.{key}": part for key, part in value.items() if key[0] != "_"}
+        else:
+            told[name] = value
+    return told | choice.names
 
 
 def _given(options: Mapping[str, Any] | None, **arguments: Any) -> dict[str, Any]:

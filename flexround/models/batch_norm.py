@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolutions that feed it."""
+"""BatchNorm folded into the layers that feed it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from flexround.models.tracing import Trace, logits_of, same_output, trace
 
@@ -24,12 +24,12 @@ class Statistics:
 
 @torch.no_grad()
 def fold_batch_norm(model: nn.Module, example: Tensor) -> dict[nn.Module, Statistics]:
-    """Fold every BatchNorm into the convolution that feeds it, in place, and check the result.
+    """Fold every BatchNorm into the layer that feeds it, in place, and check the result.
 
     Return the statistics that went with them. A BatchNorm that changes nothing has none: its own
     were folded before the checkpoint was made.
 
-    One that no convolution feeds stays what it is, a scale and a shift for each channel.
+    One that no convolution or linear layer feeds stays what it is, a scale and a shift a channel.
 
     Raises:
         ValueError: when a BatchNorm keeps no statistics, or folding changes the model's output on
@@ -37,23 +37,26 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> dict[nn.Module, Statis
     """
     order = trace(model, example)
     check_statistics(model, order)
-    convolutions = [m for m in order.modules if isinstance(m, nn.Conv2d)]
-    replaced, statistics = {}, {}
-    for conv in convolutions:
-        norm = order.consumer(conv, (nn.BatchNorm2d,))
+    replaced: dict[nn.Module, nn.Module] = {}
+    statistics: dict[nn.Module, Statistics] = {}
+    for layer in order.modules:
+        kind = _folded(layer, order)
+        norm = None if kind is None else order.consumer(layer, (kind,))
         if norm is None:
             continue
-        norm = cast(nn.BatchNorm2d, norm)
+        layer, norm = cast(nn.Conv2d, layer), cast(nn.BatchNorm2d, norm)
+        fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
         assert norm.running_mean is not None, "checked above"
         assert norm.running_var is not None, "checked above"
-        weight, bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
-            norm.weight, norm.bias,
+        weight, bias = fuse(
+            layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps,
+            torch.ones_like(norm.running_var) if norm.weight is None else norm.weight,
+            torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias,
         )  # fmt: skip
-        conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
+        layer.weight, layer.bias = weight.requires_grad_(False), bias.requires_grad_(False)
         deviation = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight.abs()
         if norm.bias is not None and (norm.bias != 0).any():
-            statistics[cast(nn.Module, conv)] = Statistics(norm.bias.clone(), deviation.clone())
+            statistics[layer] = Statistics(norm.bias.clone(), deviation.clone())
         # timm's BatchNormAct2d carries its activation function inside.
         replaced[norm] = getattr(norm, "act", None) or nn.Identity()
     for parent in list(model.modules()):
@@ -63,6 +66,15 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> dict[nn.Module, Statis
     if not same_output(logits_of(model, example), order.output, near=1e-3):
         raise ValueError("folding BatchNorm changed the model's output")
     return statistics
+
+
+def _folded(layer: nn.Module, order: Trace) -> type[nn.Module] | None:
+    """Return the class of BatchNorm that normalises the channels which layer gives, if any."""
+    if isinstance(layer, nn.Conv2d):
+        return nn.BatchNorm2d
+    # Of tokens [batch, tokens, channels] BatchNorm1d normalises the second axis.
+    vectors = isinstance(layer, nn.Linear) and order.first[layer].output.dim() == 2
+    return nn.BatchNorm1d if vectors or isinstance(layer, nn.Conv1d) else None
 
 
 def check_statistics(model: nn.Module, order: Trace) -> None:

@@ -42,8 +42,8 @@ class Coverage:
 def without_left(blocks: Sequence[Block], leave: Sequence[str]) -> list[Block]:
     """Return blocks without the layers that an entry of leave names, nor the sites of these alone.
 
-    An entry is a name within a block, of a layer or of what holds it, or a pattern (`*.k_proj`); a
-    name in the model is taken, too.
+    An entry is a name within a block, of a layer or of what holds it, or a pattern (`*.k_proj`),
+    with or without `.weight` at its end; a name in the model is taken, too.
     """
     return [_without(block, leave) for block in blocks] if leave else list(blocks)
 
@@ -115,7 +115,7 @@ def is_left(name: str, leave: Sequence[str], block: str = "") -> bool:
 
 
 def _names(entry: str, block: str, name: str) -> bool:
-    path = name.removesuffix(".weight")
+    path, entry = name.removesuffix(".weight"), entry.removesuffix(".weight")
     within = path.removeprefix(f"{block}.") if block else path
     return any(fnmatchcase(n, entry) or n.startswith(f"{entry}.") for n in (path, within))
 

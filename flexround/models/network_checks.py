@@ -71,7 +71,7 @@ def check_network(model: nn.Module, example: Tensor, leave: Sequence[str] = ()) 
             raise ValueError(
                 f"{type(owner).__name__} holds {name} {list(parameter.shape)}, which is no "
                 "weight of a Linear, Conv1d or Conv2d and can't be quantized; "
-                f"model.leave=[{name}] leaves it in full precision"
+                f"model.leave=[{name.removesuffix('.weight')}] leaves it in full precision"
             )
         if products > (calls := sum(order.runs.get(owner, 0) for owner in {*owners})):
             name = held[0].rpartition(".")[0]

@@ -170,6 +170,7 @@ class VisionAdapter(ModelAdapter):
     ) -> None:
         """Fold BatchNorm and find the blocks by running model on example [2, 3, height, width].
 
+        Of the example its sizes count: where its samples are the same, the second is replaced.
         leave names weights that stay in full precision, units modules that are a block each, as
         those of BLOCK_CLASSES are.
 
@@ -180,7 +181,7 @@ class VisionAdapter(ModelAdapter):
         self.device = self.storage_device = device
         self.leave = leave
         self.model = model.eval().requires_grad_(False).to(device)
-        self._example = example.to(device)
+        self._example = _told_apart(example).to(device)
         for module in self.model.modules():
             if getattr(module, "inplace", False):
                 module.inplace = False  # type: ignore[assignment]
@@ -227,3 +228,18 @@ class VisionAdapter(ModelAdapter):
 
         parts = torch.arange(len(outputs)).split(64)
         return (cache or ActivationCache()).store(map(inputs, parts))
+
+
+def _told_apart(example: Tensor) -> Tensor:
+    """Return example [samples, ...] as two samples that differ.
+
+    A block that needs a sample's earlier values can't be told from one that does not where another
+    sample has the same.
+    """
+    first, other = example[:1], example[1:2]
+    if other.shape != first.shape or torch.equal(first, other):
+        other = first.flip(-1)
+        if first.is_floating_point():
+            draws = torch.Generator().manual_seed(0)
+            other = other + torch.rand(first.shape, generator=draws).to(first)
+    return torch.cat([first, other])

@@ -44,7 +44,14 @@ def with_sites(
         for call in order.calls[:classifier]
         if isinstance(call.module, kinds) and call.module not in inner
     ]
-    owners = _owners(blocks, order, functions)
+    owners, outside = _owners(blocks, order, functions), set()
+    for number in reversed(range(len(functions))):
+        block = blocks[owners[number]]
+        if functions[number].module not in {block.activation, *block.module.modules()}:
+            # Behind a pooling or a norm outside of the block, which its unit does not run: the
+            # layer that takes the values has them quantized.
+            outside.add(owners.pop(number))
+            functions.pop(number)
     places = [(owner, call.module) for owner, call in zip(owners, functions, strict=True)]
     serves = Counter(module for _, module in set(places))  # in how many blocks
     for number, (owner, module) in enumerate(places):
@@ -57,7 +64,8 @@ def with_sites(
         site = Site(name, [module], "output", use)
         found[owner].append((began[id(functions[number])], site))
     for index, block in enumerate(blocks[:-1]):
-        if not {index, index + 1} & taking and _has_own_output(block, order, functions):
+        inside = not {index, index + 1} & taking and index not in outside
+        if inside and _has_own_output(block, order, functions):
             site = Site(f"{block.name}.output", [block.module], "output")
             found[index].append((len(order.calls), site))
     behind = [module for sites in found for _, site in sites for module in site.modules]

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+OTHER = ("weight_decay", "amsgrad", "maximize")  # options of a group that torch's own step takes
+
 
 class _Group(NamedTuple):
     """A group's options, which a scheduler changes, and its tensors in order."""
@@ -41,8 +43,10 @@ class Adam(torch.optim.Adam):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Take one step."""
         grads = [[param.grad for param in group["params"]] for group in self.param_groups]
-        if any(grad is None for group in grads for grad in group):
-            super().step()  # a parameter that no sample has reached stays as it is
+        told = any(group[name] for group in self.param_groups for name in OTHER)
+        # A parameter that no sample has reached stays as it is.
+        if told or any(grad is None for group in grads for grad in group):
+            super().step()
             return
         if not self._gathered:
             super().step()  # makes the state

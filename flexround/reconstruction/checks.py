@@ -16,10 +16,11 @@ from flexround.calibration.finite import first_not_finite
 from flexround.grid import Grid
 from flexround.kernels.chunking import check_compiler
 from flexround.models.base import ModelAdapter
-from flexround.quantizers.base import QuantizerFactory
+from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.reconstruction.precision import check_precision
 from flexround.reconstruction.settings import Settings, Start
 from flexround.reconstruction.unit import Loss
+from flexround.structure import Layer
 
 
 @dataclass(frozen=True)
@@ -209,3 +210,25 @@ def check_sites(activation: Activation, adapter: ModelAdapter) -> None:
         raise ValueError(
             f"kv_bits={activation.kv_bits}: the model has no key and value layers of their own"
         )
+
+
+def check_reached(
+    layers: Sequence[Layer], quantizers: Sequence[WeightQuantizer], learned: Sequence[nn.Parameter]
+) -> None:
+    """Check that the loss is a function of all that a method learns of a layer, or of nothing.
+
+    Nothing is where no mini-batch reaches the layer, as it may be with experts.
+
+    Raises:
+        ValueError: when a parameter has no gradient beside one that has; names it.
+    """
+    own = {id(param) for param in learned}
+    for layer, quantizer in zip(layers, quantizers, strict=True):
+        grads = {n: p.grad for n, p in quantizer.named_parameters() if id(p) in own}
+        idle = [name for name, grad in grads.items() if grad is None]
+        if 0 < len(idle) < len(grads):
+            raise ValueError(
+                f"layer {layer.name}: {idle[0]} of {type(quantizer).__name__} is learned, and has "
+                "no part in the loss; a method's parameters have to be in what runs (rescale, "
+                "round, dequantization_scale, or forward as a whole), not in reference alone"
+            )

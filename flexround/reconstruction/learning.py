@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from flexround.kernels.chunking import compiling
 from flexround.models.experts import reached
 from flexround.quantizers.base import WeightQuantizer
 from flexround.reconstruction.block_walk import BlockAtWork
+from flexround.reconstruction.checks import check_reached
 from flexround.reconstruction.early_end import EarlyEnd
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.layer_ranges import ranges_of_layers
@@ -209,11 +211,14 @@ def learn(
         best = EarlyEnd(settings.patience, settings.iters, held_out_error, learned)
     elif settings.keep_best:
         best = BestParameters(learned)
-    iterations = UnitOptimizer(
+    steps = UnitOptimizer(
         unit.name, settings.iters, settings.batch_size, job.generator, job.callbacks
     )
     with compiling(settings.compile), tensor_float32(job.precision == "tf32"):
-        return iterations.run(job.learned_from(inputs), losses, optimizers, after_step, best)
+        return steps.run(
+            job.learned_from(inputs), losses, optimizers, after_step, best,
+            partial(check_reached, unit.layers, quantizers, learned),
+        )  # fmt: skip
 
 
 @contextmanager

@@ -84,13 +84,14 @@ class UnitOptimizer:
         optimizers: Sequence[Scheduled],
         after_step: Callable[[], None],
         best: BestParameters | EarlyEnd | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> Iterations:
         """Take the steps, all of them unless best ends them early, and return what they were.
 
         losses gives (error, loss) of a batch of indices at a progress in [0, 1).
 
         With best the parameters are restored in the end that had the lowest error: of their
-        mini-batch, or of the held-out samples.
+        mini-batch, or of the held-out samples. check looks at the first gradients.
 
         Raises:
             ValueError: when the loss is not finite, or has no learned parameter in it; names the
@@ -112,6 +113,8 @@ class UnitOptimizer:
                         "whole), not in reference alone"
                     )
                 loss.backward()
+            if not iteration:
+                check()
             for optimizer, scheduler in optimizers:
                 optimizer.step()
                 if scheduler is not None:

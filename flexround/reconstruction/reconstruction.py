@@ -17,12 +17,13 @@ from torch import Tensor
 
 from flexround.activations.hooks import Activations
 from flexround.activations.schemes import Activation
+from flexround.attach import made_for
 from flexround.calibration.activation_cache import ActivationCache, FullPrecisionOutputs
 from flexround.grid import Grid, PerTensor, QuantizedTensor
 from flexround.importance import ImportanceSearch
 from flexround.models.base import ModelAdapter
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
-from flexround.ranges import MinMax, Ranges
+from flexround.ranges import Ranges
 from flexround.reconstruction.activation_ranges import ranges_of_full_precision
 from flexround.reconstruction.block_walk import Walk, block_walk
 from flexround.reconstruction.callbacks import Callback
@@ -165,10 +166,9 @@ class Reconstruction(Settings):
             ValueError: when one is out of range, there are no iterations for what it learns, or the
                 grid is none that learning can start on as the settings say.
         """
-        # Without storage, and larger than any layer that a rank could be too large for.
-        empty = torch.empty(8192, 8192, device="meta")
+        # Larger than any layer that a rank could be too large for.
         plain = replace(grid, granularity=PerTensor(), levels=None)
-        made = quantizer(empty, grid=plain, ranges=MinMax())
+        made = made_for((8192, 8192), plain, quantizer)
         if not self.iters and made.param_groups(self.lr):
             raise ValueError(
                 f"recon.iters=0 leaves {type(made).__name__} at round-to-nearest; give "

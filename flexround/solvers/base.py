@@ -101,6 +101,7 @@ def solve_layer(
             found = solver.quantize_on_drift(flat, hessian, drift, own, ranges)
         else:
             found = solver.quantize(flat, hessian, own, ranges, steps.append)
+        _check(found, solver)
     except ValueError as error:
         raise ValueError(f"layer {layer.name}: {error}") from error
     nearest = _nearest(flat, found.scale, found.zero_point, own)
@@ -110,6 +111,18 @@ def solve_layer(
     cost = solver.cost(len(flat), flat.shape[1], len(steps))
     cost += Cost(flops=hessians.flops(layer))
     return Solution(layer.name, integers, [ends[0], *steps, ends[1]], cost)
+
+
+def _check(found: QuantizedTensor, solver: Solver) -> None:
+    """Check that what solver has found are integers of their grid.
+
+    Raises:
+        ValueError: says what is not.
+    """
+    try:
+        found.check()
+    except ValueError as error:
+        raise ValueError(f"{type(solver).__name__} gave {error}") from error
 
 
 def _nearest(weight: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> QuantizedTensor:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from experiment import ROOT
 from experiment.artifacts.stated_overrides import HERE, check_given, composable, shareable
-from experiment.build import build, check_plugins, validate
+from experiment.build import _validate_node, build, check_plugins, validate
 from experiment.config import composed
 from experiment.identity import identity, run_id
 from experiment.sweeps.plan import report
@@ -233,3 +233,33 @@ def test_how_an_artifact_was_made_is_not_chosen_again(given):
         check_given(["data_dir=here", given], STATED)
     assert str(error.value).startswith(f"{given} ")
     assert "the options of task, protocol, preprocessing, device, plugins" in str(error.value)
+
+
+def test_types_that_are_not_there_at_run_time_are_told():
+    """Imports for type checkers alone leave an annotation that nothing can be checked against."""
+
+    class Own:
+        def __init__(self, weight: Nowhere) -> None:  # noqa: F821
+            self.weight = weight
+
+    with pytest.raises(ValueError, match=r"Own: name 'Nowhere' is not defined.*TYPE_CHECKING"):
+        _validate_node("quant", OmegaConf.create({"weight": 1}), Own)
+
+
+def test_a_list_of_yaml_is_a_tuple_where_one_is_taken():
+    class Own:
+        def __init__(self, betas: tuple[float, float]) -> None:
+            self.betas = betas
+
+    _validate_node("quant", OmegaConf.create({"betas": [0.9, 0.95]}), Own)
+    with pytest.raises(ValueError, match=r"quant\.betas"):
+        _validate_node("quant", OmegaConf.create({"betas": [0.9, "x"]}), Own)
+
+
+def test_a_method_without_its_partial_is_told_so(cli, own_package, tmp_path):
+    (tmp_path / "conf" / "quant" / "nearest.yaml").write_text(
+        "# @package _global_\nquant: {_target_: my_package.Nearest}\nidle: {quant: []}\n"
+    )
+    told = cli(*TINY, "quant=nearest", "num_samples=64", own_package, "plugins=[my_package]")
+    assert told.status == 1
+    assert "says `_partial_: true`" in told.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import transformers
 
+from experiment.rehearsal import _layers
 from tasks.language import pretrained, tiny_models
 from tasks.vision.trained import TrainedTask
 
@@ -77,6 +78,15 @@ def test_a_network_of_the_hub_is_not_fetched_for_what_its_shapes_forbid(
     outcome = cli(*args, f"cache_dir={tmp_path}/empty")
     assert outcome.status == 1
     assert words in outcome.err.splitlines()[-1]
+
+
+def test_layers_that_stay_in_full_precision_are_not_looked_at(monkeypatch):
+    """The cure for a group that does not divide a layer is to leave that layer."""
+    monkeypatch.setattr(pretrained, "config_of", lambda *_, **__: SMALL)
+    network = pretrained.hollow(transformers.AutoModelForCausalLM, "org/small")
+    names = [layer.name for layer in _layers(network, ["*.down_proj", "mlp.up_proj.weight"])]
+    assert len(names) == 2 * (7 - 2)
+    assert not [name for name in names if "down_proj" in name or "up_proj" in name]
 
 
 def test_a_described_network_is_hollow(monkeypatch):

@@ -25,6 +25,7 @@ from flexround.artifact.exports.huggingface import (
 )
 from flexround.grid import Grid, PerGroup, PerTensor, QuantizedTensor
 from flexround.models.base import ModelAdapter
+from flexround.structure import is_quantizable
 
 NAME = "the GPTQ layout"
 BITS = (2, 3, 4, 8)
@@ -40,6 +41,7 @@ def export(artifact: Artifact, adapter: ModelAdapter, folder: Path, out: Path) -
     check_layers(artifact, adapter, folder, NAME, ["Linear", "Conv1D"])
     if artifact.sites:
         raise ValueError(f"{NAME} holds no quantized activations; quantize with activation=none")
+    _check_whole(artifact, adapter)
     grid = check_one_grid(artifact, NAME)
     for name, layer in artifact.layers.items():
         try:
@@ -56,6 +58,22 @@ def export(artifact: Artifact, adapter: ModelAdapter, folder: Path, out: Path) -
         out, artifact, adapter, folder, tensors, config,
         {"quantize_config.json": json.dumps(config, indent=2)},
     )  # fmt: skip
+
+
+def _check_whole(artifact: Artifact, adapter: ModelAdapter) -> None:
+    """Check that no layer of a block is plain: whoever reads the layout takes all to be packed.
+
+    Raises:
+        ValueError: when one is; names it.
+    """
+    for block in adapter.blocks():
+        for name, module in block.module.named_modules():
+            own = f"{block.name}.{name}"
+            if is_quantizable(module) and own not in artifact.layers:
+                raise ValueError(
+                    f"{NAME} has no plain layer in a block, as {own} is by model.leave; export to "
+                    "compressed-tensors, which names those that are"
+                )
 
 
 def layer_tensors(layer: QuantizedTensor, v1: bool) -> dict[str, Tensor]:

@@ -167,6 +167,17 @@ def test_mixed_grids_are_refused_by_gptq(tmp_path):
         gptq.export(mixed, target, tmp_path, tmp_path / "out")
 
 
+def test_a_layer_left_in_full_precision_is_refused_by_gptq(tmp_path):
+    """Whoever reads the layout turns every layer of a block into a packed one."""
+    target, artifact = quantized("llama", CHANNEL)
+    target.model.config.save_pretrained(tmp_path)
+    name, *packed = artifact.layers
+    fewer = replace(artifact, layers={n: artifact.layers[n] for n in packed})
+    with pytest.raises(ValueError, match=f"no plain layer in a block, as {name} is"):
+        gptq.export(fewer, target, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_classifier_of_images_is_refused(tmp_path):
     target = adapter()
     integers = RTN(

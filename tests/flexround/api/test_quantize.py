@@ -573,3 +573,82 @@ def test_nothing_changes_the_presets():
     before = FILE.read_text()
     flexround.quantize(mlp(8, 8, 4), samples(), options=SHORT)
     assert presets.presets() == json.loads(before)
+
+
+def test_settings_have_every_option_by_its_dotted_name() -> None:
+    """Two calls at other rates are told apart."""
+    settings = [
+        flexround.quantize(
+            mlp(8, 16, 4), samples(), "flexround", 4, options=SHORT | {"recon.lr": lr}
+        ).settings
+        for lr in (1e-3, 2e-3)
+    ]
+    told = {name for name in settings[0] if settings[0][name] != settings[1][name]}
+    assert told == {"recon.lr"}
+    assert settings[0]["recon"] == "block"
+    assert settings[0]["recon.iters"] == 3
+    assert settings[0]["model.leave"] == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm", "shape"),
+    [
+        (nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6), (3, 9)),
+        (nn.Linear(8, 6), nn.BatchNorm1d(6), (8,)),
+        (nn.Linear(8, 6), nn.BatchNorm1d(6, affine=False), (8,)),
+        (nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), (3, 9, 9)),
+    ],
+)
+def test_a_norm_is_folded_into_what_feeds_it(
+    layer: nn.Module, norm: nn.Module, shape: tuple[int, ...]
+) -> None:
+    """The weight on the grid is the one of both: w gamma / sqrt(var + eps)."""
+    torch.manual_seed(0)
+    for _ in range(20):
+        norm(layer(torch.randn(16, *shape) * 2 + 1))
+    network = nn.Sequential(layer, norm, nn.ReLU(), nn.Flatten(1), nn.LazyLinear(4)).eval()
+    network(torch.randn(2, *shape))
+    found = flexround.quantize(network, samples(32, *shape), "rtn", 8)
+    gain = (norm.weight if norm.affine else 1.0) / (norm.running_var + norm.eps).sqrt()
+    whole = layer.weight * gain.reshape(-1, *[1] * (layer.weight.dim() - 1))
+    step = found.layers["0"].scale.item()
+    assert (found.layers["0"].dequantize() - whole).abs().max() <= step * 0.51
+
+
+@pytest.mark.parametrize(
+    "between", [nn.MaxPool2d(2), nn.GroupNorm(2, 6)], ids=["pooling", "a norm"]
+)
+def test_activations_behind_what_stands_between_are_quantized(between: nn.Module) -> None:
+    """A unit runs its layer and the function right behind it; the next layer takes the rest."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3), between, nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(1), nn.LazyLinear(4)
+    )
+    network(torch.randn(2, 3, 12, 12))
+    images = samples(32, 3, 12, 12)
+    found = flexround.quantize(network, images, "rtn", 8, act_bits=2)
+    taken: list[Tensor] = []
+    layer = found.network[3]
+    layer.register_forward_hook(lambda _, args, __: taken.append(args[0]))
+    found.network(images)
+    assert len(taken[0].unique()) <= 4  # two bits
+
+
+def test_equal_samples_do_not_hide_a_skip() -> None:
+    """A residual network stays one block each, whatever the first two samples are."""
+    images = samples(32, 3, 12, 12)
+    same = images.clone()
+    same[1] = same[0]
+    units = [
+        [unit.name for unit in flexround.quantize(OwnNet(), x, options=SHORT).units]
+        for x in (images, same)
+    ]
+    assert units[0] == units[1]
+
+
+@pytest.mark.parametrize("rest", [1, 2])
+def test_masks_beside_tokens_are_asked_for_by_name(rest: int) -> None:
+    """A second tensor of the tokens' shape is no label, and padding would be learned as text."""
+    ids = torch.ones(8, 16, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"given as a dict: \{'input_ids'"):
+        flexround.quantize(mlp(8, 4), DataLoader(TensorDataset(ids, *[ids] * rest), 4))

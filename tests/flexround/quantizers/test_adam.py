@@ -57,3 +57,13 @@ def test_rates_of_groups_are_kept_apart() -> None:
     # Adam's first step is the rate times the gradient's sign.
     for param, start, lr in zip(params, before, (1.0, 2.0, 1.0, 2.0), strict=True):
         torch.testing.assert_close(start - param, torch.full_like(param, lr))
+
+
+@pytest.mark.parametrize("option", [{"weight_decay": 0.1}, {"amsgrad": True}, {"maximize": True}])
+def test_options_of_a_group_count_at_every_step(option: dict[str, float]) -> None:
+    """What a method gives its parameters besides a rate is torch's, after the first step too."""
+    ours, theirs = _parameters(), _parameters()
+    _steps(Adam([{"params": ours, "lr": 1e-2, **option}]), ours, set())
+    _steps(torch.optim.Adam(theirs, lr=1e-2, fused=True, **option), theirs, set())
+    for param, expected in zip(ours, theirs, strict=True):
+        assert torch.equal(param, expected)

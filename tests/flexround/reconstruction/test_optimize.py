@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flexround.quantizers import adam
 from flexround.quantizers.adam import joined
+from flexround.quantizers.flexround import FlexRound
 from flexround.reconstruction.optimize import UnitOptimizer
-from tests.flexround.reconstruction.test_reconstruction import SETTING, quantize
+from tests.flexround.reconstruction.test_reconstruction import (
+    GRID,
+    METHODS,
+    RANGES,
+    SETTING,
+    adapter,
+    calibration,
+    quantize,
+)
 
 UNITS = 4  # of the network: a stem, two residual blocks and a head
 SHORT = replace(SETTING, iters=3)
@@ -70,3 +80,21 @@ def test_a_loss_without_any_learned_parameter_is_told():
         ValueError, match=r"block 3: no learned parameter .* not in reference alone"
     ):
         descent.run(4, lambda batch, at: (torch.ones(()), torch.ones(())), own, lambda: None)
+
+
+def test_a_parameter_that_is_learned_by_no_gradient_is_told():
+    """Beside one that has a gradient: a typo in a method would leave it where it starts."""
+
+    class Forgotten(FlexRound):
+        def __init__(self, weight, **options):
+            super().__init__(weight, **options)
+            self.log_s5 = torch.nn.Parameter(torch.zeros(1))
+
+    made = partial(Forgotten, **METHODS["flexround"].keywords)
+    with pytest.raises(
+        ValueError, match=r"layer 0: log_s5 of Forgotten is learned, and has no part"
+    ):
+        SHORT(
+            adapter(), calibration(), quantizer=made, grid=GRID, ranges=RANGES,
+            generator=torch.Generator().manual_seed(0), callbacks=(),
+        )  # fmt: skip
