@@ -175,7 +175,8 @@ def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> Non
         ValueError: names the option and the choice that leaves it without effect.
     """
     given = {o.key_or_group: o.input_line for o in map(parsed, own)}
-    swept = {o.key_or_group for o in map(parsed, sweep) if o.is_sweep_override()}
+    last = {o.key_or_group: o.is_sweep_override() for o in map(parsed, sweep)}
+    swept = {group for group, several in last.items() if several}
     for group, options in idle_options(cfg).items():
         # An option that makes others idle may be another in each member of its own group.
         if group in swept or group.partition(".")[0] in swept:

@@ -92,6 +92,8 @@ def _check_change(override: Override, key: str, text: str) -> None:
 
 
 def _check_member(override: Override, key: str, text: str) -> None:
+    if key in ("experiment", "scale") and override.is_sweep_override():
+        raise ValueError(f"{text}: an experiment is a sweep of its own; give each {key} a command")
     if not (ROOT / "conf" / key).is_dir() or override.is_sweep_override():
         return
     value = override.value()

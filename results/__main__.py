@@ -223,13 +223,18 @@ def _where(args: argparse.Namespace) -> dict[str, str]:
     Raises:
         ValueError: for one that is no NAME=VALUE.
     """
-    where = {}
+    where: dict[str, str] = {}
     for text in args.where:
         key, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--where {text}: give NAME=VALUE")
-        where[key] = value
-    return where | {k: v for k in ("task", "model") if (v := getattr(args, k))}
+        if where.setdefault(key, value) != value:
+            raise ValueError(f"--where {key}={where[key]} and {key}={value}: give {key} once")
+    for key in ("task", "model"):
+        value = getattr(args, key)
+        if value and where.setdefault(key, value) != value:
+            raise ValueError(f"--{key} {value} and --where {key}={where[key]}: give {key} once")
+    return where
 
 
 if __name__ == "__main__":

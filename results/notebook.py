@@ -16,6 +16,7 @@ import pandas as pd
 
 from results.notebook_errors import in_words_of_python
 from results.records.dropped import Dropped, told
+from results.records.off import left_out
 from results.records.reading import DEFAULT, outcomes_in, read, with_units
 from results.records.record import Record
 from results.records.selection import flatten
@@ -31,8 +32,8 @@ FIRST = (
     "seconds", "peak_memory_gib",
 )  # fmt: skip
 LAST = (
-    "higher_is_better", "task_version", "quantized_share", "device", "precision", "processor",
-    "threads", "network", "commit", "started", "error",
+    "higher_is_better", "task_version", "quantized_share", "average_bits", "device",
+    "precision", "processor", "threads", "network", "commit", "started", "error",
 )  # fmt: skip
 Runs = pd.DataFrame | str | Path | None
 
@@ -79,6 +80,7 @@ def _row(record: Record, known: dict[int, dict[str, Any]]) -> dict[str, Any]:
             row |= known[id(value)]
         else:
             row[name] = value
+    row |= dict(left_out(record.settings))
     row |= {f"metrics.{name}": value for name, value in record.metrics.items()}
     row |= {f"fp_metrics.{name}": value for name, value in record.fp_metrics.items()}
     row |= {name: getattr(record, name) for name in (INDEX, *FIRST, *LAST) if name != "delta"}

@@ -10,7 +10,8 @@ from flexround.utils.arguments import ArgumentParser
 from results.records.reading import chosen_of, rows_in, with_units
 from results.records.record import Record
 from results.records.searches import load
-from results.tables.search import Searched, report, searched, trials, write_winners
+from results.tables.search import Searched, report, searched, trials
+from results.tables.winners import write_winners
 
 
 def add_options(parser: ArgumentParser) -> None:

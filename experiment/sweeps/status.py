@@ -108,6 +108,15 @@ class Sweep:
             again = ["rerun=true"]
         return shlex.join(["python", door, "-m", *task, *again, *own])
 
+    def _ended(self, owner: Owner, queue: set[str] | None) -> bool:
+        """Return whether SLURM knows that owner's job is over, whose last beat is believed longer.
+
+        queue holds this sweep's jobs; nothing is known of another's, which may have the same run.
+        """
+        if owner.job is None or queue is None or owner.job in queue:
+            return False
+        return owner.job.partition("_")[0] in self._submitted()
+
     def _submitted(self) -> list[str]:
         """Return the ids of the SLURM jobs that the sweep was submitted as."""
         folder = self.folder / ".submitit"
@@ -128,7 +137,7 @@ class Sweep:
             run_id = self.store.renamed.get(run_id, run_id)
         claim = self.store.claim(run_id)
         owner = claim.owner()
-        if owner is not None and claim.seems_alive() and not _ended(owner, queue):
+        if owner is not None and claim.seems_alive() and not self._ended(owner, queue):
             return "running", str(owner)
         record = self.store.peek(run_id)
         # A record from before is no success of a job that failed, or that was to compute it anew.
@@ -138,11 +147,6 @@ class Sweep:
         if owner is not None:  # it was at work, and has neither finished nor failed
             return "lost", facts.get("error", f"{owner} is gone")
         return ("failed", facts["error"]) if "error" in facts else ("lost", "no word of its end")
-
-
-def _ended(owner: Owner, queue: set[str] | None) -> bool:
-    """Return whether SLURM knows that owner's job is over, whose last beat is believed longer."""
-    return owner.job is not None and queue is not None and owner.job not in queue
 
 
 def _started(folder: Path) -> list[str]:

@@ -82,6 +82,21 @@ class SweepTable(Callback):
         folders = job_folders(Path(config.hydra.sweep.dir))
         jobs = [job for job in folders if int(job.name) < self._count]  # an earlier one had more
         outcomes = [_outcome(job) for job in jobs]
+        trouble = None
+        try:
+            self._tell(config, outcomes)
+        except Exception as error:  # Hydra would make a warning of it, and exit with 0
+            trouble = str(error).strip().partition("\n")[0] or type(error).__name__
+        errors = [o["error"] for o in outcomes if "error" in o]
+        if errors:
+            raise SystemExit(
+                f"error: {len(errors)} of {len(jobs)} runs failed, the first: {errors[0]}"
+            )
+        if trouble is not None:
+            raise SystemExit(f"error: the runs are recorded, but not their table: {trouble}")
+
+    def _tell(self, config: DictConfig, outcomes: Sequence[dict[str, str]]) -> None:
+        """Print the table of the runs that left outcomes, and what a user may not expect."""
         run_ids = [o["run_id"] for o in outcomes if "run_id" in o]
         records = Store(config.results_dir).load(run_ids)
         if records and is_search(config.hydra):
@@ -101,11 +116,6 @@ class SweepTable(Callback):
         runs = (MethodRun(r.model, r.task, r.quant, r.settings) for r in records)
         for line in (*differing_defaults(runs), *_remarks(outcomes)):
             print(line, file=sys.stderr)
-        errors = [o["error"] for o in outcomes if "error" in o]
-        if errors:
-            raise SystemExit(
-                f"error: {len(errors)} of {len(jobs)} runs failed, the first: {errors[0]}"
-            )
 
 
 def _print_searches(config: DictConfig, records: Sequence[Record]) -> None:

@@ -124,7 +124,7 @@ class OptunaSweeper(Sweeper):
         setting = portable_overrides(job)
         how = [sorted(setting), texts, self._trials, self._startup, self._at_a_time, self._seed]
         digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]
-        name = f"{task.replace('/', '-')}-{model}-{method}-w{cfg.bits}-{digest}"
+        name = f"{task}-{model}-{method}-w{cfg.bits}-{digest}".replace("/", "-")
         return Planned(Search(name, method, setting, texts, self._trials), job, space, cfg)
 
     def _run(self, planned: Planned, first: int) -> Search:

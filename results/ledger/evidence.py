@@ -18,7 +18,7 @@ from results.records.given import by_hand, chosen_by_hand
 from results.records.outcomes import Outcomes
 from results.records.record import Record
 from results.records.selection import flatten
-from results.tables.leaderboard import differing
+from results.tables.cell import differing
 from results.tables.mixed import MACHINE, mixed
 from results.tables.paired_tests import PERPLEXITY
 

@@ -11,7 +11,8 @@ from typing import Any
 from results.page.units import number
 from results.records.record import Record
 from results.records.selection import facts
-from results.tables.leaderboard import CELL, SEEDS
+from results.tables.cell import SEEDS
+from results.tables.leaderboard import CELL
 
 
 class Made:

@@ -16,10 +16,12 @@ from typing import Any
 import pandas as pd
 
 from results.records.given import below, by_hand, chosen_by_hand, word
+from results.records.off import TARGET
 from results.records.record import Record
-from results.records.selection import ABSENT, fact, facts, nearest, value_of
+from results.records.selection import ABSENT, check_known, fact, facts, nearest, value_of
+from results.tables.cell import SEEDS
 from results.tables.formats import MARK, PLUS_MINUS, latex, markdown
-from results.tables.leaderboard import CELL, SEEDS, TOLD_APART, mean_text, numbers
+from results.tables.leaderboard import CELL, TOLD_APART, mean_text, numbers
 
 Held = tuple[tuple[str, str], ...]
 Group = dict[Any, list[Record]]
@@ -49,6 +51,8 @@ def ablation(records: Sequence[Record], setting: str, by: Sequence[str] = ()) ->
         ValueError: for a setting that no record has or that has one value, and when no two runs
             differ in it alone.
     """
+    for name in by:
+        check_known(records, name, f"--by {name}")
     having = [record for record in records if value_of(record, setting) is not ABSENT]
     if not having:
         known = {name for r in records for name in facts(r)} | {"granularity", "activation"}
@@ -90,7 +94,7 @@ def in_order(values: Iterable[Any]) -> list[Any]:
 
 def _groups(records: Sequence[Record], setting: str, by: Sequence[str]) -> dict[Held, Group]:
     """Return the runs by what is held, then by their value."""
-    given = {name for r in records for name in chosen_by_hand(r)} | {*by}
+    given = _given(records, setting) | {*by}
     alike: dict[Held, list[Record]] = {}
     for record in records:
         own = facts(record)
@@ -111,6 +115,26 @@ def _groups(records: Sequence[Record], setting: str, by: Sequence[str]) -> dict[
         for value, runs in group.items():
             group[value] = [r for r in runs if r.status == "ok"] or runs
     return groups
+
+
+def _given(records: Sequence[Record], setting: str) -> set[str]:
+    """Return what was chosen by hand, by the names that hold for what was not, too.
+
+    A member of a group is its class where that tells the members apart, as granularity=per_tensor
+    by hand is what a task may have by itself. The group that setting is in is free.
+    """
+    names = set()
+    for name in {name for r in records for name in chosen_by_hand(r)}:
+        if setting.startswith(f"{name}."):
+            continue
+        target = f"{name}.{TARGET}"
+        classes: dict[Any, set[str]] = {}
+        for record in records:
+            if name in (hand := by_hand(record)):
+                classes.setdefault(facts(record).get(target), set()).add(hand[name])
+        alone = None not in classes and all(len(members) == 1 for members in classes.values())
+        names.add(target if alone else name)
+    return names
 
 
 def _texts(values: dict[str, str], names: Iterable[str]) -> Held:

@@ -13,12 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from results.records.off import TARGET
 from results.records.outcomes import Outcomes
 from results.records.record import Record
-from results.records.selection import facts, nearest
+from results.records.selection import nearest
+from results.tables.alike import differing, measured_apart, same
 from results.tables.formats import latex, markdown
-from results.tables.leaderboard import SEEDS, rows_and_runs, width
+from results.tables.leaderboard import rows_and_runs, width
 from results.tables.paired_tests import mcnemar, mean_interval, metric_interval, metric_of
 
 NUMBERS = ("first", "second", "difference", "low", "high", "b", "c", "p")
@@ -116,44 +116,19 @@ def _paired(
             if not pairs:
                 found.remarks.append(f"{where} not compared: no seed in common")
                 continue
+            apart = {seed: why for seed, pair in pairs.items() if (why := measured_apart(pair))}
+            for seed, why in apart.items():
+                found.remarks.append(f"{where} seed {seed} not compared: {why}")
+                del pairs[seed]
+            if not pairs:
+                continue
+            if (count := len({r.network for pair in pairs.values() for r in pair} - {None})) > 1:
+                found.remarks.append(f"{where}: its seeds are of {count} full-precision networks")
             if schedule := differing(left_runs[0], right_runs[0], own=True):
                 found.remarks.append(f"{where}: {found.first} and {found.second} have {schedule}")
             if len(pairs) == 1:
                 found.remarks.append(f"{where}: one seed, so no interval over seeds")
             yield cell, dict(sorted(pairs.items()))
-
-
-def same(left: str, right: str) -> bool:
-    """Return whether two cells have one value; a method without the setting has any of it."""
-    return left == right or "-" in (left, right)
-
-
-def differing(left: Record, right: Record, own: bool = False) -> str:
-    """Return the settings in which two runs differ; own: those of the methods' schedules.
-
-    What is off counts as such. Of a schedule the two must both have the setting; of the rest one
-    that only one of them has counts where the other could have it.
-    """
-    mine, theirs = facts(left), facts(right)
-    told = []
-    for name in dict.fromkeys([*mine, *theirs]):
-        group = name.partition(".")[0]
-        if name in SEEDS or group == "quant" or (group == "recon") != own:
-            continue
-        if name in mine and name in theirs:
-            unlike = mine[name] != theirs[name]
-        else:
-            unlike = not own and _could_have(name, mine, theirs)
-        if unlike:
-            told.append(f"{name} {mine.get(name, '-')} and {theirs.get(name, '-')}")
-    return ", ".join(told)
-
-
-def _could_have(name: str, mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    """Return whether both could have a setting that one lacks: their groups are of one class."""
-    parent, _, last = name.rpartition(".")
-    chosen = f"{parent}.{TARGET}"
-    return bool(parent) and (last == TARGET or mine.get(chosen) == theirs.get(chosen))
 
 
 def _tell_missing(

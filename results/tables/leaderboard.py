@@ -9,14 +9,20 @@ from typing import Any
 
 import pandas as pd
 
-from results.records.off import left_out
 from results.records.record import Record
-from results.records.selection import check_known, fact, flatten, spelled, unlike
+from results.records.selection import (
+    ABSENT,
+    check_known,
+    fact,
+    spelled,
+    value_of,
+)
+from results.tables.cell import alike, differing
 from results.tables.formats import MARK, PLUS_MINUS, latex, markdown
 from results.tables.mixed import mixed, network_of, remarks
 
 CELL = ["task", "model", "quant"]
-SEEDS = ("seed", "quant.seed")  # what runs of one cell may differ in
+OWN = (*CELL, "bits", "act_bits")  # columns of every table
 # Settings that become a column by themselves where runs of one cell differ in them.
 TOLD_APART = (
     "recon.act_steps", "act_stem_bits", "kv_bits", "granularity._target_", "group_size",
@@ -24,7 +30,6 @@ TOLD_APART = (
     "symmetric", "recon.unit", "recon.loss", "recon.last_loss", "recon.start", "transform._target_",
     "recon.e2e_iters", "task.begin_with_bos", "checkpoint", "task_version", "metric",
 )  # fmt: skip
-OF_LAYERS = ("bits_per_layer", "allocation")  # whose runs are told apart by average_bits
 FORMATS = ("markdown", "csv", "latex", "html")
 
 
@@ -96,7 +101,7 @@ def _cells(records: Sequence[Record], by: Sequence[str], apart: bool) -> tuple[l
 
     average_bits joins where layers have bits of their own: the column of their others says less.
     """
-    names = list(by)
+    names = [name for name in by if name not in OWN]
     if "average_bits" not in names and any(r.bits_per_layer for r in records):
         names.append("average_bits")
     asked: list[str] = []  # what only the caller can tell runs apart by, from the first conflict on
@@ -104,14 +109,15 @@ def _cells(records: Sequence[Record], by: Sequence[str], apart: bool) -> tuple[l
     while True:
         cells: Cells = {}
         for record in records:
-            told = (spelled(fact(record, k, "-")) for k in names)
+            values = (value_of(record, name) for name in names)
+            told = ("-" if value is ABSENT else spelled(value) for value in values)
             cell = (record.task, record.model, record.quant)
             key = (*cell, *told, record.bits, fact(record, "act_bits"))
             cells.setdefault(key, []).append(record)
         for key, members in cells.items():
             done = [r for r in members if r.status == "ok"]
             # A failed attempt with other settings must not hide what succeeded.
-            cells[key] = done + [r for r in members if r.status == "failed" and _like(r, done)]
+            cells[key] = done + [r for r in members if r.status == "failed" and alike(r, done)]
         conflicts = {key: found for key, members in cells.items() if (found := differing(members))}
         if not conflicts:
             if asked and not apart:
@@ -126,43 +132,6 @@ def _cells(records: Sequence[Record], by: Sequence[str], apart: bool) -> tuple[l
             joining = [next(iter(conflict[1]))]
             asked += joining
         names.append(joining[0])
-
-
-def _like(failed: Record, done: Sequence[Record]) -> bool:
-    """Return whether failed has the settings of the runs that are done, the seed aside."""
-    return not done or any(_same_but_seeds(failed, r) for r in done)
-
-
-def _same_but_seeds(left: Record, right: Record) -> bool:
-    names = unlike([left, right]).difference(SEEDS)
-    return not names or _but_seeds(left, names) == _but_seeds(right, names)
-
-
-def _but_seeds(record: Record, names: set[str]) -> dict[str, Any]:
-    """Return the settings below names, of the first level, by dotted name."""
-    own = {k: v for k, v in record.settings.items() if k in names}
-    off = {k: v for k, v in left_out(record.settings) if k.partition(".")[0] in names}
-    return {k: v for k, v in (flatten(own) | off).items() if k not in SEEDS}
-
-
-def differing(members: Sequence[Record]) -> dict[str, list[str]]:
-    """Return what members of one cell differ in but their seed, with the values."""
-    early = ("task_version", "metric")  # which a run that failed early does not know
-    top = unlike(members).difference(SEEDS)
-    flats = [_but_seeds(r, top) | {k: fact(r, k) for k in early} for r in members]
-    names = dict.fromkeys(name for flat in flats for name in flat)
-    if any(name.partition(".")[0] in OF_LAYERS for name in names):
-        flats = [flat | {"average_bits": r.average_bits}
-                 for flat, r in zip(flats, members, strict=True)]  # fmt: skip
-        names["average_bits"] = None
-    differing = {}
-    for name in names:
-        values = list(dict.fromkeys(spelled(flat.get(name, "-")) for flat in flats))
-        if name in early:
-            values = [value for value in values if value != "None"]
-        if len(values) > 1:
-            differing[name] = values
-    return differing
 
 
 def _two_in_one_cell(

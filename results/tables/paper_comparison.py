@@ -8,7 +8,7 @@ at least two seeds. Which checkpoint was quantized shows in the full-precision r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, nan
 from statistics import median, stdev
 from typing import Any
@@ -18,8 +18,8 @@ import pandas as pd
 from results.records.given import by_hand
 from results.records.off import TARGET, turned_on
 from results.records.record import Record
+from results.tables.cell import differing
 from results.tables.formats import markdown
-from results.tables.leaderboard import differing
 from results.tables.published_numbers import Cell, published
 
 LOWER_IS_BETTER = ("perplexity",)
@@ -56,7 +56,7 @@ def compare_with_paper(table: str, records: Sequence[Record]) -> list[ComparedCe
     Raises:
         ValueError: when there is no such table, or runs of one cell differ in more than the seed.
     """
-    cells = [cell for cell in published(table) if "." not in cell.metric]
+    cells = [replace(c, task=_task(c)) for c in published(table) if "." not in c.metric]
     if not cells:
         raise ValueError(f"{table} lists settings, not results; they are in conf/tuned/")
     done = newest_version([record for record in records if record.status == "ok"])

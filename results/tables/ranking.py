@@ -10,46 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from math import log
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from results.records.record import Record
-from results.tables.compare import differing, same
-from results.tables.leaderboard import rows_and_runs, width
-from results.tables.paired_tests import PERPLEXITY, mean_interval
+from results.tables.paired_tests import mean_interval
 from results.tables.rank_tests import LEAST, critical_difference, friedman, holm, ranks, told_apart
+from results.tables.ranked_settings import Setting, settings_of
 
 ERROR = 0.05  # of a pair that is called different
-ABSENT = "-"  # of a method that has no such setting, and meets every value of it
-Names = tuple[str, ...]
-Cell = tuple[str, Names, Sequence[Record]]  # method, setting, runs
-
-
-@dataclass
-class Setting:
-    """One setting: its names, and the runs of each method there, by seed."""
-
-    names: Names
-    runs: dict[str, dict[int, Record]]
-
-    def values(self, methods: Sequence[str]) -> list[float] | None:
-        """Return the methods' means, larger ones better; None where no seed is in all.
-
-        Of perplexities they are of the logarithms.
-        """
-        if not all(method in self.runs for method in methods):
-            return None
-        seeds = set.intersection(*(set(self.runs[method]) for method in methods))
-        held = [[self.runs[method][seed] for seed in sorted(seeds)] for method in methods]
-        if not seeds:
-            return None
-        sign = 1 if held[0][0].higher_is_better else -1
-        if held[0][0].metric == PERPLEXITY:  # what differs is a share of it
-            return [sign * fmean(log(r.value or 1.0) for r in runs) for runs in held]
-        return [sign * fmean(r.value or 0.0 for r in runs) for runs in held]
 
 
 @dataclass
@@ -81,7 +52,7 @@ def ranking(records: Sequence[Record], by: Sequence[str] = ()) -> Ranking:
         told = f"only {known[0]} has" if known else "no method has"
         raise ValueError(f"{told} finished a run; it takes two methods to rank them")
     found = Ranking()
-    settings = list(_settings(found, done, by))
+    settings = list(settings_of(done, by, found.remarks))
     pairs = dict(_pairs(settings, known))
     corrected = iter(holm([p for *_, p in pairs.values() if p is not None]))
     alike: dict[str, list[str]] = {method: [] for method in known}
@@ -124,49 +95,6 @@ def _mean(
     return {
         name: fmean(values) if values else None, f"{prefix}low": low, f"{prefix}high": high,
     }  # fmt: skip
-
-
-def _settings(found: Ranking, done: Sequence[Record], by: Sequence[str]) -> Iterator[Setting]:
-    """Yield the settings that two methods or more have runs of."""
-    table, runs = rows_and_runs(done, by)
-    told = [str(c) for c in table.columns[3 : table.columns.get_loc("bits")]]
-    rows: list[dict[Any, Any]] = table.to_dict("records")
-    cells: list[Cell] = [
-        (str(row.quant), (*(str(facts[k]) for k in ("task", "model", *told)), width(row)), members)
-        for row, facts, members in zip(table.itertuples(), rows, runs, strict=True)
-    ]
-    groups: dict[Names, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(cell[1][:2], []).append(cell)
-    for group in groups.values():
-        keys = dict.fromkeys(names for _, names, _ in group)
-        for names in keys:
-            if ABSENT in names and any(_refines(other, names) for other in keys):
-                continue
-            setting = Setting(names, _runs(found, names, group))
-            if len(setting.runs) > 1:
-                yield setting
-
-
-def _runs(found: Ranking, names: Names, cells: Sequence[Cell]) -> dict[str, dict[int, Record]]:
-    """Return the runs of a setting by method and seed; tell what differs in other settings."""
-    held: dict[str, dict[int, Record]] = {}
-    first: Record | None = None
-    for quant, own, members in cells:
-        if quant in held or not all(same(a, b) for a, b in zip(own, names, strict=True)):
-            continue
-        first = first or members[0]
-        if unlike := differing(first, members[0]):
-            where = " ".join(names)
-            found.remarks.append(f"{where} without {quant}: it differs in {unlike}")
-            continue
-        held[quant] = {record.seed: record for record in members}
-    return held
-
-
-def _refines(other: Names, names: Names) -> bool:
-    """Return whether other says all that names does, and more."""
-    return other != names and all(b in (ABSENT, a) for a, b in zip(other, names, strict=True))
 
 
 def _pairs(

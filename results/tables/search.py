@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from flexround.utils.atomic_files import write_whole
 from results.records.record import Record
 from results.records.searches import Search, held_out_error
 from results.tables.formats import latex, markdown
@@ -95,7 +93,7 @@ def check_budgets(found: Sequence[Searched]) -> None:
     Raises:
         ValueError: when they had not; names the methods with their numbers.
     """
-    for members in _by_setting(found).values():
+    for members in _by_setting(counted(found)).values():
         counts = {one.search.method: len(one.search.trials) for one in members}
         wanted = {one.search.budget for one in members} | set(counts.values())
         if len(wanted) > 1:
@@ -109,10 +107,26 @@ def check_budgets(found: Sequence[Searched]) -> None:
             )
 
 
+def counted(found: Sequence[Searched]) -> list[Searched]:
+    """Return the searches that count: of a method's in one setting and space the longest finished.
+
+    Given again with more trials a search is another one, and the shorter stays where it is.
+    """
+    groups: dict[tuple[Any, ...], list[Searched]] = {}
+    for one in found:
+        space = tuple(sorted(one.search.space.items()))
+        groups.setdefault((one.search.method, *sorted(one.setting), space), []).append(one)
+    kept = []
+    for members in groups.values():
+        done = [one for one in members if len(one.search.trials) == one.search.budget]
+        kept.append(max(done or members, key=lambda one: one.search.budget))
+    return kept
+
+
 def _by_setting(found: Sequence[Searched]) -> dict[tuple[str, ...], list[Searched]]:
     groups: dict[tuple[str, ...], list[Searched]] = {}
     for one in found:
-        groups.setdefault(one.setting, []).append(one)
+        groups.setdefault(tuple(sorted(one.setting)), []).append(one)
     return groups
 
 
@@ -134,8 +148,8 @@ def report(found: Sequence[Searched], form: str = "markdown") -> str:
 def tables(found: Sequence[Searched]) -> list[tuple[str, pd.DataFrame, list[str]]]:
     """Return each setting with its searches, a row each, and what is wrong with them."""
     return [
-        (" ".join(setting), pd.DataFrame([_row(one) for one in members]), problems(members))
-        for setting, members in _by_setting(found).items()
+        (" ".join(ones[0].setting), pd.DataFrame([_row(one) for one in ones]), problems(ones))
+        for ones in _by_setting(found).values()
     ]
 
 
@@ -195,43 +209,3 @@ def trials(found: Sequence[Searched], form: str = "markdown") -> str:
     if form == "csv":
         return table.to_csv(index=False).rstrip()
     return latex(table) if form == "latex" else markdown(table)
-
-
-def write_winners(found: Sequence[Searched], folder: Path) -> list[Path]:
-    """Write the winners as folder/TASK_MODEL_METHOD.yaml, as conf/tuned/pair has them.
-
-    Raises:
-        ValueError: when the searches are not fair, or two settings' winners would be one file.
-    """
-    for one in found:
-        check_choice(one)
-    check_budgets(found)
-    texts: dict[Path, tuple[str, str]] = {}
-    for one in found:
-        record = None if one.best is None else one.records[one.best]
-        if record is None or one.best is None:
-            continue
-        path = folder / f"{record.task.replace('/', '_')}_{record.model}_{record.quant}.yaml"
-        if path in texts:
-            raise ValueError(
-                f"{path}: {texts[path][0]} and {one.search.name} are of one task, model and "
-                "method; give --where bits=N and the like to choose one"
-            )
-        texts[path] = (one.search.name, _yaml(one, one.best))
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, (_, text) in texts.items():
-        write_whole(path, text.encode())
-    return list(texts)
-
-
-def _yaml(one: Searched, best: int) -> str:
-    groups: dict[str, list[str]] = {}
-    for name, value in one.search.trials[best].values.items():
-        group, _, key = name.partition(".")
-        groups.setdefault(group, []).append(f"  {key}: {value:g}\n")
-    said = (
-        f"# Trial {best} of the {len(one.search.trials)} of {one.search.name}, "
-        "by its held-out error.\n"
-    )
-    body = "".join(f"{group}:\n{''.join(lines)}" for group, lines in groups.items())
-    return f"# @package _global_\n{said}{body}"

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from experiment.__main__ import main as experiment
+from experiment.sweeps.status import Sweep
 from results.records.store import Store
 from tests.experiment.sweeps.test_sweeps import QUICK, break_evaluation
 
@@ -78,3 +79,22 @@ def test_jobs_in_folders_without_numbers_are_refused_before_any(cli, results_dir
         "jobs by number; leave it out"
     ]
     assert not results_dir.exists()
+
+
+def test_a_run_of_another_array_that_slurm_runs_is_running(cli, status, results_dir, monkeypatch):
+    """This sweep's queue knows nothing of another sweep's jobs, which may have the same run."""
+    assert cli("-m", *QUICK).status == 0
+    (record,) = Store(results_dir).load()
+    Store(results_dir).path(record.run_id).unlink()
+    monkeypatch.setenv("SLURM_JOB_ID", "75")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "75")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    claim = Store(results_dir).claim(record.run_id)
+    claim.take()
+    try:
+        for own, state in ({"76"}, "1 running"), ({"75"}, "1 lost"):
+            monkeypatch.setattr(Sweep, "_submitted", lambda _, own=own: sorted(own))
+            monkeypatch.setattr("experiment.sweeps.status.queued", lambda _: set())
+            assert status()[0].endswith(f": 1 runs, {state}")
+    finally:
+        claim.release()

@@ -76,6 +76,7 @@ def test_an_experiments_own_sweep_is_read_with_functions_too():
         ("bits=interval(2,4)", "interval() names no values"),
         ("bits=range(4,2)", "the sweep has no runs"),
         ("quant=glob(zz*)", "the sweep has no runs"),
+        ("experiment=ablation_lr,ablation_iters", "an experiment is a sweep of its own"),
         ("hydra/launcher=basic,joblib", "Sweeping over Hydra's configuration is not supported"),
     ],
 )

@@ -392,3 +392,29 @@ def test_a_cache_that_can_not_be_made_costs_time_alone(cli, tmp_path, results_di
     assert outcome.status == 0, outcome.err
     assert outcome.err.count("is not kept") == 1
     assert outcome.err.count("no cache") == 1
+
+
+def test_an_option_that_does_nothing_is_refused_where_a_preset_is_narrowed(cli):
+    """The preset's own methods, which it would serve, are not in the sweep any more."""
+    sweep = ("-m", "experiment=paper/table02", "scale=smoke", "quant=rtn", "recon.iters=9")
+    outcome = cli(*sweep)
+    assert outcome.status == 1
+    assert "recon.iters=9 does nothing with the chosen quant" in outcome.err
+
+
+def test_a_sweep_whose_table_can_not_be_made_does_not_end_well(cli, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("a column")
+
+    monkeypatch.setattr("results.tables.leaderboard.leaderboard", broken)
+    outcome = cli("-m", *QUICK)
+    assert outcome.status == 1
+    assert "the runs are recorded, but not their table: 'a column'" in outcome.err
+
+
+def test_a_table_by_bits_of_activations_has_runs_without_any(cli, results_dir, capsys):
+    for more in ((), ("activation=static_per_tensor", "act_bits=8")):
+        assert cli(*QUICK, *more).status == 0
+    capsys.readouterr()
+    assert results(["--results-dir", str(results_dir), "--by", "act_bits"]) == 0
+    assert "A8" in capsys.readouterr().out

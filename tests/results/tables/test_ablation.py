@@ -143,6 +143,34 @@ def test_a_setting_given_by_one_command_line_and_a_default_of_the_other_are_one_
     assert ablation(rows, "recon.iters").table["mean"].tolist() == [91.0, 91.0]
 
 
+def test_a_group_by_hand_and_the_same_one_by_default_are_one_value():
+    tensor = {"granularity": {"_target_": "PerTensor"}}
+    rows = [
+        run(90.0, given=["granularity=per_tensor", "recon.iters=9"], **recon(9), **tensor),
+        run(91.0, given=["recon.iters=20"], **recon(20), **tensor),
+    ]
+    assert ablation(rows, "recon.iters").table["mean"].tolist() == [90.0, 91.0]
+    channel = run(80.0, given=["granularity=per_channel", "recon.iters=9"], **recon(9),
+                  granularity={"_target_": "PerChannel"})  # fmt: skip
+    with pytest.raises(ValueError, match="the closest differ in granularity"):
+        ablation([channel, rows[1]], "recon.iters")
+
+
+def test_members_of_a_group_that_differ_in_the_varied_setting_alone_are_its_values():
+    """recon=block and recon=layer are how recon.unit is varied."""
+    loop = {"_target_": "Reconstruction", "iters": 9}
+    rows = [
+        run(90.0 + at, given=[f"recon={unit}"], recon=loop | {"unit": unit})
+        for at, unit in enumerate(("block", "layer"))
+    ]
+    assert ablation(rows, "recon.unit").table["mean"].tolist() == [90.0, 91.0]
+
+
+def test_a_name_that_no_record_has_is_refused():
+    with pytest.raises(ValueError, match=r"--by recon.lrr: no record has a setting"):
+        ablation(ITERS, "recon.iters", by=["recon.lrr"])
+
+
 def test_a_setting_that_was_swept_is_held_whatever_the_command_lines_say():
     cross = [signround(iters, lr) for iters in (100, 200) for lr in (1, 2)]
     found = ablation(cross, "recon.iters")

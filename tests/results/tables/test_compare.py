@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ import pytest
 from results.__main__ import main
 from results.records.off import OFF
 from results.records.store import Store
-from results.tables.compare import compare, differing, render
+from results.tables.alike import differing
+from results.tables.compare import compare, render
 from results.tables.paired_tests import mcnemar, mean_interval, metric_interval, metric_of
 from tests.results.records.test_selection import with_option
 from tests.results.records.test_store import record
@@ -159,6 +161,27 @@ def test_only_runs_of_equal_settings_are_paired():
         compare([PAIRED[0], PAIRED[4]], lambda _: {}, "flexround", "adaround")
     with pytest.raises(ValueError, match="no two runs share task, model, bits and seed"):
         compare([PAIRED[0], run("rtn", 0, 1.0, bits=3)], lambda _: {}, "flexround", "rtn")
+
+
+@pytest.mark.parametrize("name", ["network", "evaluation_data"])
+def test_runs_of_different_networks_or_data_are_not_paired(name):
+    """Equal settings on another kind of processor may be of another trained network."""
+    here, there = ([replace(r, **{name: d}) for r in PAIRED if r.seed == 0] for d in "ab")
+    mixed = [r for r in here if r.quant == "flexround"] + [
+        r for r in there if r.quant != "flexround"
+    ]
+    rest = [replace(r, **{name: "a"}) for r in PAIRED if r.seed]
+    found = compare([*mixed, *rest], lambda _: {}, "flexround", "adaround")
+    assert 0 not in found.table["seed"].tolist()
+    assert "seed 0 not compared: they are of different" in "\n".join(found.remarks)
+    with pytest.raises(ValueError, match="nothing of flexround and adaround can be compared"):
+        compare(mixed, lambda _: {}, "flexround", "adaround")
+
+
+def test_a_mean_over_several_networks_says_so():
+    seeds = [replace(r, network=f"of seed {r.seed}") for r in PAIRED]
+    found = compare(seeds, lambda _: {}, "flexround", "adaround")
+    assert any("its seeds are of 3 full-precision networks" in told for told in found.remarks)
 
 
 def test_two_configurations_of_a_method_are_compared_apart_or_not_at_all():

@@ -208,3 +208,28 @@ def test_the_page_ranks_too_where_there_is_something_to_rank():
     assert "Ranking" in shown
     assert "not told apart from" in shown
     assert "Ranking" not in page([run("one", 4, 90.0)], (), "results")
+
+
+@pytest.mark.parametrize("first", ["solver", "best"])
+def test_methods_that_compare_are_ranked_whichever_was_recorded_first(first):
+    """A solver on other ranges compares with neither; the other two do with each other."""
+    own = [run("solver", 2, 50.0, set={"ranges": {"_target_": "MinMax"}})]
+    others = [
+        run(quant, 2, value, set={"ranges": {"_target_": "LpNorm"}})
+        for quant, value in (("best", 90.0), ("last", 80.0))
+    ]
+    found = ranking([*own, *others] if first == "solver" else [*others, *own])
+    (pair,) = found.pairs
+    assert (pair["first"], pair["second"], pair["ahead"]) == ("best", "last", 1)
+    assert any("without solver: it differs in ranges" in told for told in found.remarks)
+
+
+def test_a_seed_of_two_networks_is_left_out():
+    runs = [
+        run(quant, 2, value + (100 if seed and quant == "last" else 0), seed=seed, network=network)
+        for quant, value in (("best", 90.0), ("last", 80.0))
+        for seed, network in ((0, "a"), (1, quant))
+    ]
+    found = ranking(runs)
+    assert found.pairs[0]["ahead"] == 1, "seed 1 is of a network for each"
+    assert any("seed 1: they are of different networks" in told for told in found.remarks)

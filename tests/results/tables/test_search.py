@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -9,6 +11,7 @@ from results.__main__ import main
 from results.records.searches import Search, Trial, held_out_error, load, write
 from results.records.store import Store
 from results.tables.search import check_budgets, check_choice, searched
+from results.tables.winners import write_winners
 from tests.results.records.test_store import record
 
 SETTING = ["model=resnet18", "bits=3", "recon.held_out=8"]
@@ -90,6 +93,32 @@ def test_failed_trials_count_and_never_win():
     assert found.best == 0
     check_choice(found)
     check_budgets([found])
+
+
+def test_of_a_search_given_again_with_more_trials_the_longest_counts():
+    """And the order in which a command line has its options tells no two settings apart."""
+    records = [trial(name, [1.0], quant=q) for q in ("flexround", "adaround") for name in (q[:4],)]
+    short, long = (search("flexround", ["flex"] * n, 0) for n in (1, 2))
+    other = search("adaround", ["adar"] * 2, 0)
+    turned = replace(other, setting=other.setting[::-1])
+    check_budgets(of([short, long, turned], records))
+    for one in (other, turned):
+        with pytest.raises(ValueError, match="unequal budgets"):
+            check_budgets(of([short, one], records))
+    unfinished = search("flexround", ["flex"] * 2, 0, budget=9)
+    check_budgets(of([long, unfinished, turned], records))
+
+
+def test_a_winner_is_written_where_runs_look_for_it(tmp_path):
+    found = of(
+        [search("flexround", "a", 0)],
+        [trial("a", [1.0], task="glue/mrpc", model="bert_base")],
+    )
+    (path,) = write_winners(found, tmp_path)
+    assert path == tmp_path / "glue" / "mrpc_bert_base_flexround.yaml"
+    hub = of([search("flexround", "a", 0)], [trial("a", [1.0], model="org/name")])
+    with pytest.raises(ValueError, match="org/name is a model of the hub without a file"):
+        write_winners(hub, tmp_path)
 
 
 @pytest.fixture
