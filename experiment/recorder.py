@@ -43,6 +43,10 @@ class Logger(Protocol):
         ...
 
 
+class NoMirror(ValueError):
+    """A mirror that can't be opened, as without a login: the run itself has not failed."""
+
+
 @dataclass
 class Draft:
     """What is known of a run so far."""
@@ -75,7 +79,12 @@ class Draft:
         if logger is not None:
             name = "{model}-{task}-{quant}-w{bits}-s{seed}".format(**self.base)
             run_id = self.base["run_id"]
-            logger.start(run_id + self.attempt, name, self.base["settings"] | {"run_id": run_id})
+            try:
+                logger.start(
+                    run_id + self.attempt, name, self.base["settings"] | {"run_id": run_id}
+                )
+            except ValueError as error:
+                raise NoMirror(str(error)) from error
             self.logger = logger
 
 
@@ -88,7 +97,8 @@ def recording(
     conditions are what a failed run may have failed for besides its settings.
 
     A run that a signal ends (Ctrl-C) leaves no record: it has neither finished nor failed. Nor does
-    one that met a full disk, or a file or folder that can't be read or written.
+    one that met a full disk, or a file or folder that can't be read or written, or whose logger
+    asks for a login.
 
     Raises:
         ValueError: when the metric is missing or not finite.
@@ -144,7 +154,7 @@ def recording(
             if draft.save is not None:  # first, so that no record is without what it promises
                 folder = draft.save(done)
     except Exception as error:
-        if number_of(error) is not None:
+        if number_of(error) is not None or isinstance(error, NoMirror):
             raise
         text = " ".join(str(error).split()) or type(error).__name__
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

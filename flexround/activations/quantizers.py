@@ -179,8 +179,12 @@ class TensorQuantizer(ActivationQuantizer):
         self._observed = _Observed()
 
     def after_step(self) -> None:
-        """Keep the step size positive."""
-        self.scale.data.clamp_(min=SCALE_FLOOR)
+        """Keep the step size positive: one that has crossed zero is reflected, as in QDrop's code.
+
+        Set to next to nothing, it would clip all there is, and one such gradient would fill Adam's
+        second moment for the rest of the iterations.
+        """
+        self.scale.data.abs_().clamp_(min=SCALE_FLOOR)
 
     def qparams(self) -> dict[str, Tensor]:
         """Return the step size, the zero point, and whether codes are around 0."""

@@ -91,11 +91,18 @@ def start_from_gptq(
         start = job.quantizer(first, grid=grid, ranges=held[layer.name])
         own = start.dequantization_scale(), start.dequantization_zero_point()
         scales = RangesOf(held[layer.name], values, own)
+        hessian = hessians.of(layer)
         try:
-            found = SOLVER.quantize(first.flatten(1), hessians.of(layer), grid, scales)
+            found = SOLVER.quantize(first.flatten(1), hessian, grid, scales)
         except ValueError as error:
             raise ValueError(f"recon.start=gptq: layer {layer.name}: {error}") from error
-        weight.copy_(inside_of_cells(values, found).view(weight.shape))
+        moved = inside_of_cells(values, found).view(first.shape).flatten(1)
+        # GPTQ makes 0 of the weights of an input that no sample excites, and learning would never
+        # bring them back: [groups, in] -> [out, in].
+        unseen = (hessian.diagonal(dim1=-2, dim2=-1) == 0).repeat_interleave(
+            len(first) // len(hessian), dim=0
+        )
+        weight.copy_(torch.where(unseen, first.flatten(1), moved).view(weight.shape))
         cost += SOLVER.cost(len(first), first[0].numel()) + Cost(flops=hessians.flops(layer))
     return held, cost
 

@@ -13,6 +13,15 @@ SEEDS = ("seed", "quant.seed")  # what runs of one cell may differ in
 OF_LAYERS = ("bits_per_layer", "allocation")  # whose runs are told apart by average_bits
 
 
+def bits_asked(record: Record) -> float | None:
+    """Return the mean of bits that a run's layers were to have.
+
+    An allocation comes near to what it is asked for, with each seed at another number.
+    """
+    asked: float | None = fact(record, "allocation.average_bits", None)
+    return record.average_bits if asked is None else asked
+
+
 def alike(failed: Record, done: Sequence[Record]) -> bool:
     """Return whether failed has the settings of the runs that are done, the seed aside."""
     return not done or any(_same_but_seeds(failed, r) for r in done)
@@ -37,7 +46,7 @@ def differing(members: Sequence[Record]) -> dict[str, list[str]]:
     flats = [_but_seeds(r, top) | {k: fact(r, k) for k in early} for r in members]
     names = dict.fromkeys(name for flat in flats for name in flat)
     if any(name.partition(".")[0] in OF_LAYERS for name in names):
-        flats = [flat | {"average_bits": r.average_bits}
+        flats = [flat | {"average_bits": bits_asked(r)}
                  for flat, r in zip(flats, members, strict=True)]  # fmt: skip
         names["average_bits"] = None
     differing = {}

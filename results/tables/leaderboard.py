@@ -17,16 +17,17 @@ from results.records.selection import (
     spelled,
     value_of,
 )
-from results.tables.cell import alike, differing
+from results.tables.cell import alike, bits_asked, differing
 from results.tables.formats import MARK, PLUS_MINUS, latex, markdown
 from results.tables.mixed import mixed, network_of, remarks
 
 CELL = ["task", "model", "quant"]
+BITS = "average_bits"  # over layers
 OWN = (*CELL, "bits", "act_bits")  # columns of every table
 # Settings that become a column by themselves where runs of one cell differ in them.
 TOLD_APART = (
     "recon.act_steps", "act_stem_bits", "kv_bits", "granularity._target_", "group_size",
-    "grid._target_", "average_bits",
+    "grid._target_", BITS,
     "symmetric", "recon.unit", "recon.loss", "recon.last_loss", "recon.start", "transform._target_",
     "recon.e2e_iters", "task.begin_with_bos", "checkpoint", "task_version", "metric",
 )  # fmt: skip
@@ -102,14 +103,15 @@ def _cells(records: Sequence[Record], by: Sequence[str], apart: bool) -> tuple[l
     average_bits joins where layers have bits of their own: the column of their others says less.
     """
     names = [name for name in by if name not in OWN]
-    if "average_bits" not in names and any(r.bits_per_layer for r in records):
-        names.append("average_bits")
+    if BITS not in names and any(r.bits_per_layer for r in records):
+        names.append(BITS)
     asked: list[str] = []  # what only the caller can tell runs apart by, from the first conflict on
     first: tuple[tuple[Any, ...], dict[str, list[str]]] = (), {}
     while True:
         cells: Cells = {}
         for record in records:
-            values = (value_of(record, name) for name in names)
+            own = {BITS: bits_asked(record)}
+            values = (own[name] if name in own else value_of(record, name) for name in names)
             told = ("-" if value is ABSENT else spelled(value) for value in values)
             cell = (record.task, record.model, record.quant)
             key = (*cell, *told, record.bits, fact(record, "act_bits"))

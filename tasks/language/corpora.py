@@ -90,7 +90,9 @@ class HubCorpus:
     def text(self, split: str) -> str:
         """Return the split as one string."""
         if self.local is None:
-            return ("\n" if self.strip else "").join(self._hub_rows(split))
+            rows = self._hub_rows(split)
+            # Of rows with their line breaks, an empty one is a line with a blank in the file.
+            return "\n".join(rows) if self.strip else "".join(row or " \n" for row in rows)
         path = self._path(split)
         text = read_text(path)
         if self.stand_in(split) is not None:

@@ -149,6 +149,8 @@ class WebNLG(TransformerTask):
             **{name: values.to(adapter.device) for name, values in batch.items()},
             do_sample=False,
             num_beams=self._beams,
+            # LoRA's search goes on to the last token, whatever no beam can reach any more.
+            early_stopping="never" if self._beams > 1 else False,
             length_penalty=self._length_penalty,
             max_new_tokens=self._max_new_tokens,
             logits_processor=[_numbers, *self._no_repeats(length)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -75,7 +76,11 @@ def test_an_allocation_is_in_the_record_and_repeats_the_run(cli, results_dir):
     assert "bits_per_layer" not in plain.settings
     assert "allocation" not in plain.settings
     table = leaderboard([plain, first])
-    assert [str(bits) for bits in table["average_bits"]] == ["3.0", str(first.average_bits)]
+    assert table["average_bits"].tolist() == ["3.0", "3.5"], "what was asked for"
+    seeds = [replace(first, seed=s, average_bits=3.5 - s / 100, run_id=str(s)) for s in (1, 2)]
+    assert leaderboard([first, *seeds])["n"].tolist() == [3]
+    more = replace(first, settings=first.settings | {"allocation": {"average_bits": 4.0}})
+    assert leaderboard([first, more])["average_bits"].tolist() == ["3.5", "4.0"]
 
 
 def test_exports_carry_them_or_refuse(cli, results_dir, capsys, tmp_path):

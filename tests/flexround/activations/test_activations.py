@@ -142,6 +142,16 @@ def test_a_constant_or_dead_activation_stays_finite(ranges):
         torch.testing.assert_close(out, torch.full((10,), value), rtol=0.07, atol=1e-6)
 
 
+def test_a_step_size_that_crosses_zero_is_reflected():
+    """As in QDrop's LSQFakeQuantize, whose forward pass takes its absolute value first."""
+    quantizer = TensorQuantizer("a", 8, True, MinMax())
+    quantizer(torch.linspace(0, 0.5, 100), 1.0, draws())
+    with torch.no_grad():
+        quantizer.scale.fill_(-2e-3)
+    quantizer.after_step()
+    assert quantizer.scale.item() == pytest.approx(2e-3)
+
+
 @pytest.mark.parametrize("keep", [0.2, 0.5])
 def test_keep_is_the_probability_of_staying_quantized(keep):
     quantized, plain = torch.ones(100_000), torch.zeros(100_000)

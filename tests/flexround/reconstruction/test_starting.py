@@ -102,6 +102,23 @@ def test_negative_scales_and_images_start_there_too():
     assert all(torch.equal(found[n].codes, expected[n].codes) for n in expected)
 
 
+def test_weights_of_inputs_that_no_sample_excites_stay_at_the_nearest():
+    """GPTQ makes them 0, and a method without a gradient there would never bring them back."""
+    (images,) = calibration()
+    images[:, 0] = 0
+    grid, ranges = Grid(3, True, PerChannel()), MinMax()
+    starts = {}
+    for start in ("gptq", "nearest"):
+        starts[start] = setting(batch_size=8, start=start)(
+            adapter(), [images], quantizer=METHODS["flexround"], grid=grid, ranges=ranges,
+            generator=torch.Generator().manual_seed(0),
+        )["0"].codes  # fmt: skip
+    dead, alive = starts["gptq"][:, 0], starts["gptq"][:, 1:]
+    assert torch.equal(dead, starts["nearest"][:, 0])
+    assert (dead != 0).any()
+    assert not torch.equal(alive, starts["nearest"][:, 1:])
+
+
 @pytest.mark.parametrize(
     ("method", "unit"),
     [("flexround", "block"), ("flexround", "layer"), ("lrq", "block"), ("signround", "block")],

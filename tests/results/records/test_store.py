@@ -134,7 +134,9 @@ def test_a_failure_does_not_replace_what_had_succeeded(tmp_path, caplog):
     assert "is kept" in caplog.text
 
 
-def test_a_logger_that_can_not_start_leaves_its_own_message(tmp_path):
+def test_a_mirror_that_asks_for_a_login_is_no_failure_of_the_run(tmp_path):
+    """After it the same command computes the run, which nothing has tried yet."""
+
     class NoLogin:
         """Refuses to start."""
 
@@ -145,7 +147,7 @@ def test_a_logger_that_can_not_start_leaves_its_own_message(tmp_path):
     store = Store(tmp_path)
     with pytest.raises(ValueError, match="log in first"), recording(store, BASE) as draft:
         draft.watch(FakeTask(), None, NoLogin())
-    assert store.get_or_quarantine("r").error == "log in first"
+    assert store.get_or_quarantine("r") is None
 
 
 def test_a_field_of_another_type_is_refused(tmp_path):

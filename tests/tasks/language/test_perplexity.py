@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,6 +97,16 @@ def test_local_rows_are_the_hubs(tmp_path):
     assert wikitext(tmp_path).text("test") == " \n = Title = \n \n Text . \n"
     with pytest.raises(ValueError, match=r"data_dir=.*none of wiki.train.raw, wiki.train.tokens"):
         wikitext(tmp_path).rows("train")
+
+
+def test_the_hub_has_the_text_of_the_file(tmp_path, monkeypatch):
+    """Under protocol=file perplexity is of one string, wherever its lines come from."""
+    text = " \n = Title = \n \n Text . \n"
+    (tmp_path / "wiki.test.tokens").write_text(text)
+    local = wikitext(tmp_path)
+    hub = replace(local, local=None)
+    monkeypatch.setattr(HubCorpus, "_hub_rows", lambda _, split: local.rows(split))
+    assert hub.text("test") == local.text("test") == text
 
 
 def test_text_takes_a_file_or_a_folder_and_names_what_it_can_not_read(tmp_path):
