@@ -130,10 +130,9 @@ def _check_baked(weight: Tensor, found: QuantizedTensor) -> None:
     Raises:
         ValueError: when it is not.
     """
-    whole = found.dequantize().to(weight.dtype)
-    step = found.grid.granularity.group(torch.zeros_like(weight)) + found.scale.abs()
-    room = 0.01 * step.reshape(weight.shape) + 2 * torch.finfo(weight.dtype).eps * whole.abs()
-    if not ((weight - whole).abs() <= room).all():
+    whole, group = found.dequantize().to(weight.dtype), found.grid.granularity.group
+    room = 2 * torch.finfo(weight.dtype).eps * group(whole).abs() + 0.01 * found.scale.abs()
+    if not (group(weight - whole).abs() <= room).all():
         raise ValueError(
             "a weight that is not on its grid; once `self.hard` is true, forward has to round to "
             "whole codes, and the same ones at every call"

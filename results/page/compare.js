@@ -101,7 +101,7 @@ function differing(first, second) {
   const lines = [...new Set([...left.keys(), ...right.keys()])].sort()
     .map((name) => [name, left.get(name) ?? "-", right.get(name) ?? "-"]);
   const made = (row, at) => [...new Set(row.runs.map((run) => data.made[run.made][at]))].sort().join("; ");
-  ["commit", "versions", "device"].forEach((name, at) => {
+  ["commit", "versions", "device", "full-precision network"].forEach((name, at) => {
     lines.push([name, made(first, at), made(second, at)]);
   });
   return lines.filter(([, mine, theirs]) => mine !== theirs);

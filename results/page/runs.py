@@ -16,10 +16,10 @@ from results.tables.leaderboard import CELL
 
 
 class Made:
-    """What many runs have in common, each said once: commit, versions, device."""
+    """What many runs have in common, each said once: commit, versions, device, network."""
 
     def __init__(self) -> None:
-        self.facts: dict[tuple[str, str, str], int] = {}
+        self.facts: dict[tuple[str, str, str, str], int] = {}
 
     def of(self, record: Record) -> int:
         """Return the number of what made record."""
@@ -28,7 +28,8 @@ class Made:
         machine = ", ".join(
             filter(None, (record.device, record.precision, record.processor, threads))
         )
-        facts = (record.commit or "unknown", versions or "unknown", machine or "unknown")
+        network = (record.network or "unknown")[:12]
+        facts = (record.commit or "unknown", versions or "unknown", machine or "unknown", network)
         return self.facts.setdefault(facts, len(self.facts))
 
 

@@ -120,7 +120,7 @@ def test_every_row_has_its_runs_and_their_facts():
     assert set(found) == {r.run_id for r in rows}
     assert [len(read.data["runs"][row["runs"]]) for row in read.rows] == [3, 1, 1, 1]
     assert found["g"][1:5] == ["ok", 0, "97", "0.0"]
-    assert read.data["made"][found["g"][6]] == ["unknown", "torch 2", "unknown"]
+    assert read.data["made"][found["g"][6]] == ["unknown", "torch 2", "unknown", "unknown"]
     assert shlex.split(found["g"][8]) == ["python", "run.py", "quant=gptq", "mean=[1, 2]"]
     assert found["x"][1] == "failed"
     assert found["x"][7] == "it broke"
