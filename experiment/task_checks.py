@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from tasks.base import Task
+if TYPE_CHECKING:
+    from tasks.base import Task
 
 SAID = ("metric", "higher_is_better", "version")
 
