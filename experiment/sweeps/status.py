@@ -66,10 +66,13 @@ class Sweep:
         """Return what has become of each run, in the order of the sweep."""
         folders = {int(path.name): path for path in job_folders(self.folder)}
         jobs = self._jobs(folders)
-        queue = queued(self._submitted())
+        submitted = self._submitted()
+        queue = queued(submitted)
         launching = Claim(self.folder / LAUNCHER).seems_alive() or bool(queue)
         return [
-            JobState(number, overrides, *self._state(folders.get(number), launching, queue))
+            JobState(
+                number, overrides, *self._state(folders.get(number), launching, submitted, queue)
+            )
             for number, overrides in enumerate(jobs)
         ]
 
@@ -108,22 +111,17 @@ class Sweep:
             again = ["rerun=true"]
         return shlex.join(["python", door, "-m", *task, *again, *own])
 
-    def _ended(self, owner: Owner, queue: set[str] | None) -> bool:
-        """Return whether SLURM knows that owner's job is over, whose last beat is believed longer.
-
-        queue holds this sweep's jobs; nothing is known of another's, which may have the same run.
-        """
-        if owner.job is None or queue is None or owner.job in queue:
-            return False
-        return owner.job.partition("_")[0] in self._submitted()
-
     def _submitted(self) -> list[str]:
         """Return the ids of the SLURM jobs that the sweep was submitted as."""
         folder = self.folder / ".submitit"
         return sorted({path.name.partition("_")[0] for path in folder.glob("*") if path.is_dir()})
 
     def _state(
-        self, folder: Path | None, launching: bool, queue: set[str] | None
+        self,
+        folder: Path | None,
+        launching: bool,
+        submitted: Sequence[str],
+        queue: set[str] | None,
     ) -> tuple[State, str]:
         facts = {} if folder is None else facts_in(folder)
         if not facts:
@@ -137,7 +135,7 @@ class Sweep:
             run_id = self.store.renamed.get(run_id, run_id)
         claim = self.store.claim(run_id)
         owner = claim.owner()
-        if owner is not None and claim.seems_alive() and not self._ended(owner, queue):
+        if owner is not None and claim.seems_alive() and not _ended(owner, submitted, queue):
             return "running", str(owner)
         record = self.store.peek(run_id)
         # A record from before is no success of a job that failed, or that was to compute it anew.
@@ -147,6 +145,17 @@ class Sweep:
         if owner is not None:  # it was at work, and has neither finished nor failed
             return "lost", facts.get("error", f"{owner} is gone")
         return ("failed", facts["error"]) if "error" in facts else ("lost", "no word of its end")
+
+
+def _ended(owner: Owner, submitted: Sequence[str], queue: set[str] | None) -> bool:
+    """Return whether SLURM knows that owner's job is over, whose last beat is believed longer.
+
+    queue holds the jobs that were submitted for this sweep; nothing is known of another's, which
+    may have the same run.
+    """
+    if owner.job is None or queue is None or owner.job in queue:
+        return False
+    return owner.job.partition("_")[0] in submitted
 
 
 def _started(folder: Path) -> list[str]:

@@ -44,17 +44,17 @@ def with_sites(
         for call in order.calls[:classifier]
         if isinstance(call.module, kinds) and call.module not in inner
     ]
-    owners, outside = _owners(blocks, order, functions), set()
-    for number in reversed(range(len(functions))):
-        block = blocks[owners[number]]
-        if functions[number].module not in {block.activation, *block.module.modules()}:
-            # Behind a pooling or a norm outside of the block, which its unit does not run: the
-            # layer that takes the values has them quantized.
-            outside.add(owners.pop(number))
-            functions.pop(number)
-    places = [(owner, call.module) for owner, call in zip(owners, functions, strict=True)]
+    owned = list(zip(_owners(blocks, order, functions), functions, strict=True))
+    run = [{block.activation, *block.module.modules()} for block in blocks]
+    # Behind a pooling or a norm outside of its block a function is not run by the block's unit: the
+    # layer that takes its values has them quantized.
+    outside = {owner for owner, call in owned if call.module not in run[owner]}
+    owned = [(owner, call) for owner, call in owned if call.module in run[owner]]
+    functions = [call for _, call in owned]
+    places = [(owner, call.module) for owner, call in owned]
     serves = Counter(module for _, module in set(places))  # in how many blocks
-    for number, (owner, module) in enumerate(places):
+    for number, (owner, call) in enumerate(owned):
+        module = call.module
         use = places[:number].count((owner, module))
         name = f"{names[module]}.output"
         if places.count((owner, module)) > 1:
@@ -62,7 +62,7 @@ def with_sites(
         if serves[module] > 1:
             name = f"{blocks[owner].name} {name}"
         site = Site(name, [module], "output", use)
-        found[owner].append((began[id(functions[number])], site))
+        found[owner].append((began[id(call)], site))
     for index, block in enumerate(blocks[:-1]):
         inside = not {index, index + 1} & taking and index not in outside
         if inside and _has_own_output(block, order, functions):

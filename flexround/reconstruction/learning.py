@@ -211,14 +211,12 @@ def learn(
         best = EarlyEnd(settings.patience, settings.iters, held_out_error, learned)
     elif settings.keep_best:
         best = BestParameters(learned)
+    check = partial(check_reached, unit.layers, quantizers, learned)
     steps = UnitOptimizer(
         unit.name, settings.iters, settings.batch_size, job.generator, job.callbacks
     )
     with compiling(settings.compile), tensor_float32(job.precision == "tf32"):
-        return steps.run(
-            job.learned_from(inputs), losses, optimizers, after_step, best,
-            partial(check_reached, unit.layers, quantizers, learned),
-        )  # fmt: skip
+        return steps.run(job.learned_from(inputs), losses, optimizers, after_step, best, check)
 
 
 @contextmanager

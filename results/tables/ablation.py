@@ -123,15 +123,16 @@ def _given(records: Sequence[Record], setting: str) -> set[str]:
     A member of a group is its class where that tells the members apart, as granularity=per_tensor
     by hand is what a task may have by itself. The group that setting is in is free.
     """
+    told = [(by_hand(record), facts(record)) for record in records]
     names = set()
-    for name in {name for r in records for name in chosen_by_hand(r)}:
+    for name in {name for record in records for name in chosen_by_hand(record)}:
         if setting.startswith(f"{name}."):
             continue
         target = f"{name}.{TARGET}"
         classes: dict[Any, set[str]] = {}
-        for record in records:
-            if name in (hand := by_hand(record)):
-                classes.setdefault(facts(record).get(target), set()).add(hand[name])
+        for hand, own in told:
+            if name in hand:
+                classes.setdefault(own.get(target), set()).add(hand[name])
         alone = None not in classes and all(len(members) == 1 for members in classes.values())
         names.add(target if alone else name)
     return names

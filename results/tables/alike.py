@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from results.records.off import TARGET
 from results.records.record import Record
 from results.records.selection import facts
 from results.tables.cell import SEEDS
+from results.tables.mixed import mixed
 
 
-def measured_apart(runs: Iterable[Record]) -> str:
+def measured_apart(runs: Sequence[Record]) -> str:
     """Return why runs of one seed do not compare, though their settings do; "" where they do.
 
     A network that a task trains on first use is another one on another kind of processor, and data
     that are called the same may have changed.
     """
-    held = list(runs)
-    for name, what in (("network", "networks"), ("evaluation_data", "evaluation data")):
-        known = {getattr(run, name) for run in held} - {None}
-        if len(known) > 1:
-            told = " and ".join(sorted(str(value)[:12] for value in known))
-            return f"they are of different {what}, {told}"
+    for name, what in (("network", "networks"), ("evaluation data", "evaluation data")):
+        if told := mixed(runs, (name,)):
+            return f"they are of different {what}: {told}"
     return ""
 
 

@@ -10,6 +10,7 @@ from results.records.record import Record
 from results.records.selection import fact, flatten, spelled, unlike
 
 SEEDS = ("seed", "quant.seed")  # what runs of one cell may differ in
+BITS = "average_bits"  # over layers
 OF_LAYERS = ("bits_per_layer", "allocation")  # whose runs are told apart by average_bits
 
 
@@ -22,7 +23,7 @@ def bits_asked(record: Record) -> float | None:
     return record.average_bits if asked is None else asked
 
 
-def alike(failed: Record, done: Sequence[Record]) -> bool:
+def is_like(failed: Record, done: Sequence[Record]) -> bool:
     """Return whether failed has the settings of the runs that are done, the seed aside."""
     return not done or any(_same_but_seeds(failed, r) for r in done)
 
@@ -46,9 +47,9 @@ def differing(members: Sequence[Record]) -> dict[str, list[str]]:
     flats = [_but_seeds(r, top) | {k: fact(r, k) for k in early} for r in members]
     names = dict.fromkeys(name for flat in flats for name in flat)
     if any(name.partition(".")[0] in OF_LAYERS for name in names):
-        flats = [flat | {"average_bits": bits_asked(r)}
+        flats = [flat | {BITS: bits_asked(r)}
                  for flat, r in zip(flats, members, strict=True)]  # fmt: skip
-        names["average_bits"] = None
+        names[BITS] = None
     differing = {}
     for name in names:
         values = list(dict.fromkeys(spelled(flat.get(name, "-")) for flat in flats))

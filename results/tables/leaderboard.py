@@ -10,19 +10,12 @@ from typing import Any
 import pandas as pd
 
 from results.records.record import Record
-from results.records.selection import (
-    ABSENT,
-    check_known,
-    fact,
-    spelled,
-    value_of,
-)
-from results.tables.cell import alike, bits_asked, differing
+from results.records.selection import ABSENT, check_known, fact, spelled, value_of
+from results.tables.cell import BITS, bits_asked, differing, is_like
 from results.tables.formats import MARK, PLUS_MINUS, latex, markdown
 from results.tables.mixed import mixed, network_of, remarks
 
 CELL = ["task", "model", "quant"]
-BITS = "average_bits"  # over layers
 OWN = (*CELL, "bits", "act_bits")  # columns of every table
 # Settings that become a column by themselves where runs of one cell differ in them.
 TOLD_APART = (
@@ -119,7 +112,7 @@ def _cells(records: Sequence[Record], by: Sequence[str], apart: bool) -> tuple[l
         for key, members in cells.items():
             done = [r for r in members if r.status == "ok"]
             # A failed attempt with other settings must not hide what succeeded.
-            cells[key] = done + [r for r in members if r.status == "failed" and alike(r, done)]
+            cells[key] = done + [r for r in members if r.status == "failed" and is_like(r, done)]
         conflicts = {key: found for key, members in cells.items() if (found := differing(members))}
         if not conflicts:
             if asked and not apart:

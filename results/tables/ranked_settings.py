@@ -34,7 +34,7 @@ class Setting:
         if not all(method in self.runs for method in methods):
             return None
         common = set.intersection(*(set(self.runs[method]) for method in methods))
-        seeds = [s for s in common if not measured_apart(self.runs[m][s] for m in methods)]
+        seeds = [s for s in common if not measured_apart([self.runs[m][s] for m in methods])]
         held = [[self.runs[method][seed] for seed in sorted(seeds)] for method in methods]
         if not seeds:
             return None
@@ -98,7 +98,7 @@ def _runs(
 def _measured_apart(names: Names, runs: dict[str, dict[int, Record]]) -> Iterator[str]:
     """Yield the seeds of a setting whose runs do not compare, though their settings do."""
     for seed in sorted(set().union(*runs.values())):
-        if why := measured_apart(own[seed] for own in runs.values() if seed in own):
+        if why := measured_apart([own[seed] for own in runs.values() if seed in own]):
             yield f"{' '.join(names)} seed {seed}: {why}; those are not compared"
 
 

@@ -29,6 +29,7 @@ from flexround.artifact.exports.huggingface import (
     check_integer,
     check_layers,
     check_scales,
+    plain_layers,
     write_model,
 )
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor, QuantizedTensor
@@ -75,7 +76,7 @@ def export(artifact: Artifact, adapter: ModelAdapter, folder: Path, out: Path) -
         "quantization_status": "compressed",
         "dequantize": packed and not symmetric,
         "config_groups": _groups(schemes, kind),
-        "ignore": _ignored(artifact, adapter),
+        "ignore": plain_layers(artifact, adapter, ["Linear"]),
     }
     write_model(out, artifact, adapter, folder, tensors, config)
 
@@ -192,8 +193,3 @@ def _groups(schemes: Mapping[str, list[str]], kind: str) -> dict[str, Any]:
         }
         for index, (scheme, names) in enumerate(schemes.items())
     }
-
-
-def _ignored(artifact: Artifact, adapter: ModelAdapter) -> list[str]:
-    linear = [n for n, m in adapter.model.named_modules() if type(m).__name__ == "Linear"]
-    return [name for name in linear if name not in artifact.layers]

@@ -21,15 +21,16 @@ from flexround.artifact.exports.huggingface import (
     check_layers,
     check_one_grid,
     check_scales,
+    plain_layers,
     write_model,
 )
 from flexround.grid import Grid, PerGroup, PerTensor, QuantizedTensor
 from flexround.models.base import ModelAdapter
-from flexround.structure import is_quantizable
 
 NAME = "the GPTQ layout"
 BITS = (2, 3, 4, 8)
 WORD = 32
+CLASSES = ("Linear", "Conv1D")
 
 
 def export(artifact: Artifact, adapter: ModelAdapter, folder: Path, out: Path) -> None:
@@ -38,7 +39,7 @@ def export(artifact: Artifact, adapter: ModelAdapter, folder: Path, out: Path) -
     Raises:
         ValueError: when the format can't express it.
     """
-    check_layers(artifact, adapter, folder, NAME, ["Linear", "Conv1D"])
+    check_layers(artifact, adapter, folder, NAME, CLASSES)
     if artifact.sites:
         raise ValueError(f"{NAME} holds no quantized activations; quantize with activation=none")
     _check_whole(artifact, adapter)
@@ -66,14 +67,13 @@ def _check_whole(artifact: Artifact, adapter: ModelAdapter) -> None:
     Raises:
         ValueError: when one is; names it.
     """
-    for block in adapter.blocks():
-        for name, module in block.module.named_modules():
-            own = f"{block.name}.{name}"
-            if is_quantizable(module) and own not in artifact.layers:
-                raise ValueError(
-                    f"{NAME} has no plain layer in a block, as {own} is by model.leave; export to "
-                    "compressed-tensors, which names those that are"
-                )
+    blocks = tuple(f"{block.name}." for block in adapter.blocks())
+    for name in plain_layers(artifact, adapter, CLASSES):
+        if name.startswith(blocks):
+            raise ValueError(
+                f"{NAME} has no plain layer in a block, as {name} is by model.leave; export to "
+                "compressed-tensors, which names those that are"
+            )
 
 
 def layer_tensors(layer: QuantizedTensor, v1: bool) -> dict[str, Tensor]:

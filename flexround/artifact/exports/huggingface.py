@@ -39,6 +39,13 @@ def check_layers(
             raise ValueError(f"{name} holds {' and '.join(classes)}; layer {layer} is a {kind}")
 
 
+def plain_layers(artifact: Artifact, adapter: ModelAdapter, classes: Collection[str]) -> list[str]:
+    """Return the names of the layers of classes that are not quantized, the head's among them."""
+    named = adapter.model.named_modules()
+    own = [name for name, module in named if type(module).__name__ in classes]
+    return [name for name in own if name not in artifact.layers]
+
+
 def check_integer(grid: Grid, layer: str, name: str) -> None:
     """Check that the codes of layer are integers, which is what the format name holds.
 
