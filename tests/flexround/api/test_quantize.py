@@ -7,6 +7,8 @@ import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -593,26 +595,37 @@ def test_settings_have_every_option_by_its_dotted_name() -> None:
 @pytest.mark.parametrize(
     ("layer", "norm", "shape"),
     [
-        (nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6), (3, 9)),
-        (nn.Linear(8, 6), nn.BatchNorm1d(6), (8,)),
-        (nn.Linear(8, 6), nn.BatchNorm1d(6, affine=False), (8,)),
-        (nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), (3, 9, 9)),
+        (lambda: nn.Conv1d(3, 6, 3), nn.BatchNorm1d, (3, 9)),
+        (lambda: nn.Linear(8, 6), nn.BatchNorm1d, (8,)),
+        (lambda: nn.Linear(8, 6), partial(nn.BatchNorm1d, affine=False), (8,)),
+        (lambda: nn.Conv2d(3, 6, 3), nn.BatchNorm2d, (3, 9, 9)),
     ],
+    ids=["Conv1d", "Linear", "no gain", "Conv2d"],
 )
+@pytest.mark.parametrize("seed", range(4))
 def test_a_norm_is_folded_into_what_feeds_it(
-    layer: nn.Module, norm: nn.Module, shape: tuple[int, ...]
+    layer: Callable[[], nn.Module],
+    norm: Callable[[int], nn.Module],
+    shape: tuple[int, ...],
+    seed: int,
 ) -> None:
-    """The weight on the grid is the one of both: w gamma / sqrt(var + eps)."""
-    torch.manual_seed(0)
+    """The weight on the grid is the one of both: w gamma / sqrt(var + eps).
+
+    The search for the step may clip the largest weights: those lie at the grid's ends.
+    """
+    torch.manual_seed(seed)
+    network = nn.Sequential(layer(), norm(6), nn.ReLU(), nn.Flatten(1), nn.LazyLinear(4))
     for _ in range(20):
-        norm(layer(torch.randn(16, *shape) * 2 + 1))
-    network = nn.Sequential(layer, norm, nn.ReLU(), nn.Flatten(1), nn.LazyLinear(4)).eval()
-    network(torch.randn(2, *shape))
+        network(torch.randn(16, *shape) * 2 + 1)
+    network.eval()
     found = flexround.quantize(network, samples(32, *shape), "rtn", 8)
-    gain = (norm.weight if norm.affine else 1.0) / (norm.running_var + norm.eps).sqrt()
-    whole = layer.weight * gain.reshape(-1, *[1] * (layer.weight.dim() - 1))
+    first, folded = network[0], network[1]
+    gain = (folded.weight if folded.affine else 1.0) / (folded.running_var + folded.eps).sqrt()
+    whole = first.weight * gain.reshape(-1, *[1] * (first.weight.dim() - 1))
     step = found.layers["0"].scale.item()
-    assert (found.layers["0"].dequantize() - whole).abs().max() <= step * 0.51
+    reached = whole.clamp(-128 * step, 127 * step)
+    assert (found.layers["0"].dequantize() - reached).abs().max() <= step * 0.501
+    assert (whole != reached).float().mean() < 0.1
 
 
 @pytest.mark.parametrize(
