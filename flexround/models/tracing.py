@@ -133,6 +133,21 @@ def same_output(found: Tensor, wanted: Tensor, near: float = 1e-4) -> bool:
     return torch.allclose(found, wanted, rtol=near, atol=least, equal_nan=True)
 
 
+def told_apart(example: Tensor) -> Tensor:
+    """Return example [samples, ...] as two samples that differ.
+
+    A block that needs a sample's earlier values can't be told from one that does not where another
+    sample has the same.
+    """
+    first, other = example[:1], example[1:2]
+    if other.shape != first.shape or torch.equal(first, other):
+        other = first.flip(-1)
+        if first.is_floating_point():
+            draws = torch.Generator().manual_seed(0)
+            other = other + torch.rand(first.shape, generator=draws).to(first)
+    return torch.cat([first, other])
+
+
 def first_line(error: Exception) -> str:
     """Return an error's kind and the first line of what it says."""
     text = str(error).strip().splitlines()

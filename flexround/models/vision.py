@@ -22,7 +22,7 @@ from flexround.models.batch_norm import fold_batch_norm
 from flexround.models.coverage import without_left
 from flexround.models.equalization import absorb_biases, equalize, replace_relu6
 from flexround.models.network_checks import check_chain, check_network
-from flexround.models.tracing import trace
+from flexround.models.tracing import told_apart, trace
 from flexround.models.vision_blocks import find_blocks
 
 # Class names, so that a torchvision run need not import timm.
@@ -181,7 +181,7 @@ class VisionAdapter(ModelAdapter):
         self.device = self.storage_device = device
         self.leave = leave
         self.model = model.eval().requires_grad_(False).to(device)
-        self._example = _told_apart(example).to(device)
+        self._example = told_apart(example).to(device)
         for module in self.model.modules():
             if getattr(module, "inplace", False):
                 module.inplace = False  # type: ignore[assignment]
@@ -228,18 +228,3 @@ class VisionAdapter(ModelAdapter):
 
         parts = torch.arange(len(outputs)).split(64)
         return (cache or ActivationCache()).store(map(inputs, parts))
-
-
-def _told_apart(example: Tensor) -> Tensor:
-    """Return example [samples, ...] as two samples that differ.
-
-    A block that needs a sample's earlier values can't be told from one that does not where another
-    sample has the same.
-    """
-    first, other = example[:1], example[1:2]
-    if other.shape != first.shape or torch.equal(first, other):
-        other = first.flip(-1)
-        if first.is_floating_point():
-            draws = torch.Generator().manual_seed(0)
-            other = other + torch.rand(first.shape, generator=draws).to(first)
-    return torch.cat([first, other])
