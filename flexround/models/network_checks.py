@@ -104,9 +104,10 @@ def check_chain(adapter: ModelAdapter, example: Tensor, order: Trace) -> None:
                 f"only networks that are a chain of blocks can be reconstructed{why}",
                 block.name,
             )
+    alike = torch.zeros(len(example), dtype=torch.long)  # one sample's stand for all samples'
     with ExitStack() as stack:
         for block, output in zip(
-            blocks, [*(o[:1] for o in outputs[:-1]), outputs[-1]], strict=True
+            blocks, [*(o[alike] for o in outputs[:-1]), outputs[-1]], strict=True
         ):
             stack.enter_context(stub_forward(block.module, output))
         if not same_output(adapter.forward(example), order.output):

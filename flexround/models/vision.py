@@ -21,7 +21,7 @@ from flexround.models.base import ModelAdapter, check_kind
 from flexround.models.batch_norm import fold_batch_norm
 from flexround.models.coverage import without_left
 from flexround.models.equalization import absorb_biases, equalize, replace_relu6
-from flexround.models.network_checks import check_chain, check_network
+from flexround.models.network_checks import NoChain, check_chain, check_network
 from flexround.models.tracing import told_apart, trace
 from flexround.models.vision_blocks import find_blocks
 
@@ -195,7 +195,12 @@ class VisionAdapter(ModelAdapter):
         self.coverage()
         # One sample's output of every block stands in for it when a later block's input is wanted.
         self._stand_ins = [order.first[block.module].output[:1] for block in self._blocks]
-        check_chain(self, self._example, order)
+        self._whole_batches = False
+        try:
+            check_chain(self, self._example, order)
+        except NoChain:  # it may be a chain that reads its batch's size off the images
+            self._whole_batches = True
+            check_chain(self, self._example, order)
 
     def widest(self, inputs: Tensor) -> int:
         """Return how many values of a sample a block takes or gives at most."""
@@ -218,11 +223,13 @@ class VisionAdapter(ModelAdapter):
 
         def inputs(part: Tensor) -> Tensor:
             here = rows(outputs, part, self.device)
+            # One sample stands for as many as the network has to see.
+            alike = torch.zeros(len(part) if self._whole_batches else 1, dtype=torch.long)
             with ExitStack() as stack:
                 for block, stand_in in zip(self._blocks[:index], self._stand_ins, strict=False):
-                    stack.enter_context(stub_forward(block.module, stand_in))
+                    stack.enter_context(stub_forward(block.module, stand_in[alike]))
                 stack.enter_context(stub_forward(self._blocks[index].module, here))
-                return record_calls(target, self.forward, [self._example[:1]]).inputs.to(
+                return record_calls(target, self.forward, [self._example[alike]]).inputs.to(
                     outputs.device
                 )
 

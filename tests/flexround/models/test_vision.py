@@ -168,6 +168,38 @@ def test_the_chain_gives_each_block_its_true_input(library, name):
     torch.testing.assert_close(outputs, adapter.forward(batch), rtol=1e-4, atol=1e-4)
 
 
+class Counting(nn.Module):
+    """A chain that reshapes by the number of images it was given, and may skip a layer as well."""
+
+    def __init__(self, skipping=False):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3), nn.Linear(6, 5)
+        self.skipping = skipping
+
+    def forward(self, x):
+        """Return logits."""
+        count, channels = len(x), 6
+        y = self.a(x).relu().view(count, channels, 62, 62)
+        z = self.b(y).view(count, channels, -1).mean(2)
+        return self.head(z + y.view(count, channels, -1).mean(2) if self.skipping else z)
+
+
+def test_a_chain_may_read_the_number_of_its_images():
+    adapter = VisionAdapter(Counting(), images(), None, CPU)
+    batch = images(5)
+    stream = adapter.record_calls([batch])
+    for index, block in enumerate(adapter.blocks()):
+        outputs = stream.replay_all(block.module, 3, CPU)
+        if index < 2:
+            stream = stream.with_inputs(adapter.advance(index, outputs))
+    torch.testing.assert_close(outputs, adapter.forward(batch), rtol=1e-4, atol=1e-4)
+
+
+def test_a_skip_is_seen_where_the_number_of_images_is_read():
+    with pytest.raises(ValueError, match="block head needs more than the output of b"):
+        VisionAdapter(Counting(skipping=True), images(), None, CPU)
+
+
 def test_a_network_that_is_no_chain_is_refused():
     class Skipping(nn.Module):
         def __init__(self):
