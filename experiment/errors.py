@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -82,18 +83,26 @@ def _is_refusal(error: Exception) -> bool:
     """Return whether error is one of REFUSED that Hydra or OmegaConf has raised itself."""
     if isinstance(error, HydraException | OmegaConfBaseException):
         return True
+    return _raised_in(error).partition(".")[0] in ("hydra", "omegaconf")
+
+
+def _raised_in(error: Exception) -> str:
+    """Return the name of the module that has raised error."""
     found = error.__traceback__
     while found is not None and found.tb_next is not None:
         found = found.tb_next
-    module = "" if found is None else str(found.tb_frame.f_globals.get("__name__"))
-    return module.partition(".")[0] in ("hydra", "omegaconf")
+    return "" if found is None else str(found.tb_frame.f_globals.get("__name__"))
 
 
 def one_line(error: Exception) -> str:
     """Return what Hydra or OmegaConf refuses on one line, with the way out."""
     if isinstance(error, OverrideParseException):
         return _unparsed(error)
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError):
+        return _sentences(str(error.__cause__))  # what one of ours has refused in words
     if isinstance(error, ASSERTED) and not isinstance(error, OmegaConfBaseException):
+        if _raised_in(error) == BasicSweeper.__module__:  # its one assertion
+            return "hydra.sweeper.max_batch_size: give 1 or more, or leave it out"
         return (
             f"the options do not compose ({' '.join(str(error).split())}); is one of them below "
             "another that is a value, such as preprocessing.mean.x=1?"
