@@ -86,6 +86,13 @@ class Task(ABC):
     def example(self) -> Any:
         """Return two samples of the size that the task feeds; values do not matter."""
 
+    def traced(self) -> Any:
+        """Return two samples with every input that `evaluate` gives, for an export's graph.
+
+        `load` or `bare` has been called.
+        """
+        return self.example()
+
     @abstractmethod
     def calibration(self, num_samples: int, seed: int) -> Sequence[Any]:
         """Return num_samples training samples, drawn by seed, as one batch or several.

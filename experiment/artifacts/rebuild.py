@@ -51,7 +51,7 @@ def _onnx(rebuilt: Rebuilt, folder: Path, out: Path) -> None:
     from flexround.artifact.exports.onnx import export
 
     with written_folder(out) as place:
-        batch = rebuilt.task.example()
+        batch = rebuilt.task.traced()
         export(rebuilt.adapter, rebuilt.artifact.layers, batch, place / "model.onnx")
 
 

@@ -199,6 +199,10 @@ class TransformerTask(FineTunable):
         """Return two short sequences."""
         return {"input_ids": torch.arange(8).view(2, 4)}
 
+    def traced(self) -> Tokens:
+        """Return two texts of unequal length, with the mask and the segments of their tokens."""
+        return dict(self._tokenizer(["a", "a b c"], padding=True, return_tensors="pt"))
+
     def finetuned_folder(self, model: LanguageModel) -> Path:
         """Return where the fine-tuned network of this task and model lies."""
         return self._checkpoints_dir / self.name / model.name

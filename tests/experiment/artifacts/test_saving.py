@@ -105,6 +105,28 @@ def test_export_writes_what_onnxruntime_runs(tool, results_of, tmp_path):
     assert (status, "exists" in err) == (1, True)
 
 
+def test_an_encoders_export_takes_masks_and_segments(tool, results_of, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra export is not installed")
+    _, folder = saved(
+        results_of, "model=tiny_bert", "task.max_len=32", "quant=rtn", "bits=8", "num_samples=8",
+        "progress=false",
+    )  # fmt: skip
+    out = tmp_path / "onnx"
+    status, printed, err = tool("export", folder, "--to", "onnx", "--out", out)
+    assert (status, printed.strip()) == (0, str(out)), err
+    rebuilt = rebuild.rebuild(folder)
+    ids = torch.randint(5, 60, (3, 12), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(12) < torch.tensor([12, 7, 3])[:, None]).long()
+    batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": mask * (ids % 2)}
+    with torch.no_grad():
+        expected = rebuilt.adapter.forward(batch)
+        unmasked = rebuilt.adapter.forward({"input_ids": ids})
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {name: values.numpy() for name, values in batch.items()})
+    near = (expected - unmasked).abs().max().item() / 10
+    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=near, rtol=0)
+
+
 def test_another_number_is_an_error(tool, results_of):
     record, folder = saved(results_of, *VISION)
     held = load_file(folder / FILE)
