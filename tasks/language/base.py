@@ -106,9 +106,11 @@ class TransformerTask(FineTunable):
         return checkpoint or model.source
 
     def write_architecture(self, network: nn.Module, folder: Path) -> None:
-        """Write the configuration of network and its tokenizer into folder."""
-        config: Any = network.config
-        config.save_pretrained(folder)
+        """Write the configurations of network and its tokenizer into folder."""
+        its: Any = network
+        its.config.save_pretrained(folder)
+        if its.can_generate():  # unchecked: save_pretrained refuses some that the hub has
+            its.generation_config.to_json_file(folder / "generation_config.json")
         self._tokenizer.save_pretrained(folder)
 
     def describe(self, model: LanguageModel, checkpoint: str | None, folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The compressed-tensors format, which transformers and vLLM load.
+"""The compressed-tensors format, which transformers loads, and vLLM where it has a kernel.
 
 Layout: github.com/vllm-project/compressed-tensors, compressors/{pack,naive}_quantized. Codes
 and zero points are signed, q - 2^(bits - 1). pack-quantized packs them densely into int32 words:
@@ -9,7 +9,7 @@ transformers 5.24 with compressed-tensors 0.20 gives packed zero points no room 
 weights compressed, so asymmetric weights are marked to be dequantized while they are loaded; that
 leaves activations alone, so asymmetric weights with quantized activations go into int-quantized.
 So do asymmetric ones of several numbers of bits, which that dequantization unpacks as if all had
-those of one scheme.
+those of one scheme, and weights of 8 bits with quantized activations, which vLLM has in bytes only.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def export(artifact: Artifact, adapter: ModelAdapter, folder: Path, out: Path) -
         check_integer(layer.grid, name, NAME)
     inputs = _inputs(artifact, adapter)
     symmetric = all(layer.grid.symmetric for layer in artifact.layers.values())
-    one_width = len({layer.grid.bits for layer in artifact.layers.values()}) == 1
-    packed = symmetric or (one_width and not inputs)
+    widths = {layer.grid.bits for layer in artifact.layers.values()}
+    packed = widths != {8} and symmetric if inputs else symmetric or len(widths) == 1
     kind = "pack-quantized" if packed else "int-quantized"
     tensors: dict[str, Tensor] = {}
     schemes: dict[str, list[str]] = {}  # layers by the JSON of their scheme

@@ -29,6 +29,7 @@ from flexround.models.base import ModelAdapter
 
 NAME = "the GPTQ layout"
 BITS = (2, 3, 4, 8)
+GROUPS = (16, 32, 64, 128, 256, 512, 1024)  # of all kernels of GPTQModel together
 WORD = 32
 CLASSES = ("Linear", "Conv1D")
 
@@ -116,6 +117,12 @@ def _check(layer: QuantizedTensor) -> None:
     bits = layer.grid.bits
     if bits not in BITS:
         raise ValueError(f"{NAME} has {', '.join(map(str, BITS))} bit, not {bits}")
+    group = getattr(layer.grid.granularity, "group_size", None)
+    if group not in (None, *GROUPS):
+        raise ValueError(
+            f"{NAME} is read in groups of {', '.join(map(str, GROUPS))}, not {group}; export to "
+            "compressed-tensors, which has any"
+        )
     if any(size % WORD for size in layer.codes.shape):
         raise ValueError(
             f"{NAME} fills words of {WORD} channels; the weight is {list(layer.codes.shape)}"

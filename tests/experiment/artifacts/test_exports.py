@@ -108,13 +108,17 @@ ACTIVATIONS = {
 }
 
 
-@symmetries
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "form"),
+    [(4, True, "pack-quantized"), (4, False, "int-quantized"), (8, True, "int-quantized")],
+)
 @pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
-def test_it_quantizes_activations_too(activation, symmetric, tmp_path):
-    grid = Grid(4, symmetric, PerChannel())
+def test_it_quantizes_activations_too(activation, bits, symmetric, form, tmp_path):
+    """W8A8 is in bytes, which vLLM's kernels take; so is what does not load when it is packed."""
+    grid = Grid(bits, symmetric, PerChannel())
     target, _, folder = exported(compressed_tensors, tmp_path, "llama", grid, activation)
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    assert config["format"] == ("pack-quantized" if symmetric else "int-quantized")
+    assert config["format"] == form
     found, expected = logits(loaded(folder)), logits(target.model)
     plain, _ = quantized("llama", grid)
     effect = (logits(plain.model) - expected).abs().max()
@@ -237,6 +241,13 @@ def test_gptq_holds_conv1d_as_any_linear_layer(tmp_path):
         weight = target.model.get_submodule(name).weight.T  # Conv1D stores [in, out]
         found = opened(tensors, name, 4, "gptq")
         torch.testing.assert_close(found, weight, rtol=2**-11, atol=0)
+
+
+def test_groups_that_no_kernel_reads_are_refused_by_gptq():
+    codes, ones = torch.zeros(32, 96, dtype=torch.int16), torch.ones(64, 1)
+    layer = QuantizedTensor(codes, ones, 0 * ones, Grid(4, True, PerGroup(48)))
+    with pytest.raises(ValueError, match=r"read in groups of 16, 32, .* not 48; export to comp"):
+        gptq._check(layer)
 
 
 def test_a_zero_point_of_zero_takes_the_second_version():

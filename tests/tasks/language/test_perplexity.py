@@ -143,6 +143,17 @@ def tiny_model(family="llama"):
     return LanguageModel(f"tiny_{family}", f"tiny:{family}", "causal", [])
 
 
+def test_an_artifact_keeps_how_its_network_generates(cache_dir, tmp_path):
+    """Also what transformers' own writer refuses, a temperature without sampling, as hubs have."""
+    task = modeling(cache_dir)
+    network = task.load(tiny_model(), None)
+    network.generation_config.eos_token_id = [1, 2]
+    network.generation_config.temperature = 0.6
+    task.write_architecture(network, tmp_path)
+    found = transformers.GenerationConfig.from_pretrained(tmp_path)
+    assert (found.eos_token_id, found.temperature) == ([1, 2], 0.6)
+
+
 def test_perplexity_is_that_of_transformers_own_loss(cache_dir):
     task = modeling(cache_dir)
     network = task.load(tiny_model(), None)
