@@ -6,7 +6,7 @@ for the step size (arXiv 1902.08153, eq. 3).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -191,6 +191,13 @@ class QuantizedTensor:
         """Return what the codes stand for in the dtype of scale, [out, in, *kernel]."""
         rows = self.grid.granularity.group(self.codes).to(self.scale.dtype)
         return self.grid.decode(rows, self.scale, self.zero_point).reshape(self.codes.shape)
+
+    def on(self, device: torch.device) -> QuantizedTensor:
+        """Return the same on device."""
+        codes, scale, zero_point = (
+            values.detach().to(device) for values in (self.codes, self.scale, self.zero_point)
+        )
+        return replace(self, codes=codes, scale=scale, zero_point=zero_point)
 
     def check(self) -> None:
         """Check that these are integers of the grid.

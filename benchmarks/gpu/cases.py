@@ -20,7 +20,7 @@ from flexround.ranges import LpSearch, LpSearch2D, MinMax, Ranges
 from flexround.reconstruction.callbacks import Callback, ReportLog
 from flexround.reconstruction.checkpoints import Checkpoints
 from flexround.reconstruction.layerwise import Solve
-from flexround.reconstruction.precision import Precision
+from flexround.reconstruction.precision import Precision, tensor_float32
 from flexround.reconstruction.reconstruction import Reconstruction
 
 Preset = Literal["block", "layer", "qdrop", "brecq"]
@@ -102,7 +102,8 @@ def quantized(
 ) -> Quantized:
     """Return what case finds on device."""
     adapter: ModelAdapter
-    adapter, calibration = NETWORKS[case.network](device)
+    with tensor_float32(False):  # folding BatchNorm is checked by the outputs
+        adapter, calibration = NETWORKS[case.network](device)
     granularity = PerGroup(case.groups) if case.groups else PerChannel()
     log, quantizer = ReportLog(), case.quantizer()
     factory: QuantizerFactory = quantizer

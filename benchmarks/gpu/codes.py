@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -67,7 +67,8 @@ def rows(context: Context) -> Iterator[Row]:
 def _compared(case: TinyCase, context: Context, iters: int) -> Row:
     """Return how what case finds on the device lies from what it finds on the CPU."""
     with tensor_float32(False):  # for the outputs; quantizing sees to itself
-        own, other = quantized(case, context.device, iters), quantized(case, CPU, iters)
+        plain = replace(case, precision="float32") if case.precision == "tf32" else case
+        own, other = quantized(case, context.device, iters), quantized(plain, CPU, iters)
     found = shares(own.integers, other.integers)
     found["output"] = _distance(own, other)
     differing = reports_differ(own.reports.blocks, other.reports.blocks)

@@ -32,6 +32,7 @@ from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import MinMax
 from flexround.reconstruction.learning import learn
 from flexround.reconstruction.precision import Precision, check_precision, products, tensor_float32
+from flexround.reconstruction.room import home_of
 from flexround.reconstruction.unit import reconstruction_loss
 
 MEASURED = 2.0  # seconds of iterations that a median is taken of
@@ -72,8 +73,10 @@ class Bench:
 
     @cached_property
     def _made(self) -> Any:
-        adapter, unit, calls = reached(self.case, self.context.device)
-        outputs = calls.replay_all(unit.module, self.case.batch_size, adapter.device)
+        with tensor_float32(False):  # folding BatchNorm is checked by the outputs
+            adapter, unit, calls = reached(self.case, self.context.device)
+            calls = calls.placed(home_of(adapter, calls))  # as a run has them
+            outputs = calls.replay_all(unit.module, self.case.batch_size, adapter.device)
         return adapter, unit, calls, unit.output(outputs)
 
     def floor(self, precision: Precision) -> Timed:

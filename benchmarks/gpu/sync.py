@@ -74,7 +74,7 @@ class Places:
     @contextmanager
     def _warnings(self) -> Iterator[None]:
         def show(message: Warning | str, *_: Any, **__: Any) -> None:
-            if "synchroniz" in str(message):
+            if "called a synchronizing" in str(message):
                 self.add()
 
         before = torch.cuda.get_sync_debug_mode()

@@ -14,12 +14,13 @@ from torch import nn
 from flexround.api.calibration import batches_of, count, first
 from flexround.api.networks import adapter_of, copy_of, device_called, home_of
 from flexround.api.presets import LAYER_BITS, Choice, Kind, choose
-from flexround.artifact.artifact import Size, on_cpu, size_of
+from flexround.artifact.artifact import Size, size_of
 from flexround.calibration.activation_cache import ActivationCache
 from flexround.grid import Grid, QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.models.coverage import Coverage
 from flexround.reconstruction.callbacks import ReportLog
+from flexround.reconstruction.precision import tensor_float32
 from flexround.reconstruction.report import BlockReport
 from flexround.reconstruction.samples import first_samples
 from flexround.reconstruction.settings import Settings
@@ -129,11 +130,12 @@ def quantize(
     at_work = home if device is None else device_called(device)
     own, log = choice.values["model"], ReportLog()
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
-        adapter = adapter_of(
-            copy_of(model), kind, first(batches), at_work, own["leave"], own["first_last_bits"]
-        )
+        with tensor_float32(False):  # folding BatchNorm is checked by the outputs
+            adapter = adapter_of(
+                copy_of(model), kind, first(batches), at_work, own["leave"], own["first_last_bits"]
+            )
         integers = _integers(adapter, batches, choice, seed, log)
-    layers = {name: on_cpu(layer) for name, layer in integers.items()}
+    layers = {name: layer.on(torch.device("cpu")) for name, layer in integers.items()}
     network = _finished(adapter, model, home)
     return Quantized(network, layers, log.blocks, adapter.coverage(), _settings(choice))
 

@@ -119,7 +119,7 @@ def take(
     plain = _plain(adapter.model, layers)
     plain |= {name: tensor for name, tensor in adapter.state() if name in plain}  # offloaded too
     return Artifact(
-        {name: on_cpu(q) for name, q in integers.items()},
+        {name: q.on(torch.device("cpu")) for name, q in integers.items()},
         {name: _name(_weight(layer).dtype) for name, layer in layers.items()},
         sites,
         {name: tensor.detach().cpu() for name, tensor in plain.items()},
@@ -155,13 +155,6 @@ def _same(what: str, there: Mapping[str, list[int]], here: Mapping[str, list[int
                 f"the artifact is another model's: {what} {name} is {there.get(name, 'absent')} "
                 f"in it and {here.get(name, 'absent')} in the network"
             )
-
-
-def on_cpu(layer: QuantizedTensor) -> QuantizedTensor:
-    """Return layer's integers on the CPU."""
-    return QuantizedTensor(
-        layer.codes.cpu(), layer.scale.detach().cpu(), layer.zero_point.detach().cpu(), layer.grid
-    )
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -207,7 +207,7 @@ class ModelAdapter(ABC):
 
         Return its integers where they may stay until the end of the run.
         """
-        return integers
+        return {name: held.on(self.storage_device) for name, held in integers.items()}
 
     def release(self, module: nn.Module) -> None:
         """Send a copy of a block at work home."""

@@ -64,7 +64,7 @@ def _inside(
         quantized = _calls_inside(job, block, unit.module, quantized)
         plain = _calls_inside(job, work.teacher.module, source, plain)
         outputs = plain.replay_all(source, job.settings.batch_size, job.adapter.device)
-    return plain, quantized, unit.all_outputs(outputs, quantized.cache)
+    return plain, quantized, unit.all_outputs(outputs, quantized.cache, job.adapter.device)
 
 
 def _calls_inside(
@@ -205,7 +205,7 @@ def learn(
     if settings.patience:
 
         def held_out_error() -> float:
-            with _hard(quantizers), job.quantized_activations():
+            with _hard(quantizers), job.quantized_activations(), tensor_float32(False):
                 return job.held_out_error(unit, inputs, targets)
 
         best = EarlyEnd(settings.patience, settings.iters, held_out_error, learned)

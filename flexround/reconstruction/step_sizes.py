@@ -66,7 +66,7 @@ def _learn_block(job: UnitJob, work: BlockAtWork, iters: int) -> None:
     assert work.outputs is not None, "the walk gives the full-precision outputs"
     watch, name = Stopwatch(job.adapter.device), _name(work.block)
     (unit,) = units_of(work.block, "block")
-    targets = unit.all_outputs(work.outputs, work.quantized.cache)
+    targets = unit.all_outputs(work.outputs, work.quantized.cache, job.adapter.device)
     activations = job.init_activation_ranges(unit, work.quantized)
     inputs = work.plain if feeds_plain(job) else work.quantized
     with job.activations.on():
@@ -106,7 +106,7 @@ def _learn(
             activation.after_step()
 
     def held_out_error() -> float:
-        with on():
+        with on(), tensor_float32(False):
             return job.held_out_error(unit, inputs, targets)
 
     best = None

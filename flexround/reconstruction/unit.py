@@ -82,11 +82,12 @@ class Unit:
         """Return the module's output after the activation function that belongs to it."""
         return raw if self.activation is None else self.activation(raw)
 
-    def all_outputs(self, raw: Tensor, cache: ActivationCache) -> Tensor:
-        """Return the same for all samples of raw [samples, ...], held by cache."""
+    def all_outputs(self, raw: Tensor, cache: ActivationCache, device: torch.device) -> Tensor:
+        """Return the same for all samples of raw [samples, ...], made on device, held by cache."""
         if self.activation is None:
             return raw
-        return cache.store(self.output(part) for part in raw.split(PART))
+        parts = (self.output(part.to(device)).to(raw.device) for part in raw.split(PART))
+        return cache.store(parts)
 
 
 def units_of(block: Block, kind: Literal["block", "layer"]) -> list[Unit]:

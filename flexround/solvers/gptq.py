@@ -168,7 +168,7 @@ class GPTQ:
         order = torch.arange(into, device=weight.device)
         if self.act_order:
             order = hessian.diagonal().argsort(descending=True)
-        ordered = hessian[order][:, order]
+        ordered, places = hessian[order][:, order], order.cpu().tolist()  # read once
         exact_factor = self._factor(ordered)
         factor = exact_factor.to(weight.dtype)
         rest, codes = weight[:, order].clone(), torch.empty_like(weight.T)
@@ -196,8 +196,8 @@ class GPTQ:
                     columns.rescale(j, now, hessian, ranges, self.scales)
                 column = block[j - start]
                 aim = correction.aim if j == 0 else None
-                code, value = columns.round(int(order[j]), column if aim is None else aim)
-                codes[order[j]] = code
+                code, value = columns.round(places[j], column if aim is None else aim)
+                codes[places[j]] = code
                 put_off[0][0][j - start] = (column - value) / factor[j, j]
                 for moved, _ in put_off[1:]:
                     moved[j - start] = column

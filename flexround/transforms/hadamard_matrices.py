@@ -55,12 +55,12 @@ def keeping_mean(rotation: Tensor) -> Tensor:
     A LayerNorm takes the mean from its input: it commutes with rotations that keep the mean alone.
     """
     size = len(rotation)
-    ones = torch.full((size,), 1 / math.sqrt(size), dtype=rotation.dtype)
+    ones = torch.full((size,), 1 / math.sqrt(size)).to(rotation)
     normal = rotation @ ones - ones
     if normal.norm() < 1e-12:
         return rotation
     normal = normal / normal.norm()
-    return rotation - 2 * torch.outer(normal, normal @ rotation)
+    return rotation - 2 * torch.outer(normal, rotation.T @ normal)
 
 
 def _orders(size: int) -> list[int]:

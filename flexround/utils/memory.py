@@ -16,6 +16,9 @@ ADVICE = (
     "lower recon.batch_size, or give stream_gib=1 (streams beyond it lie on disk), "
     "stream_dtype=bfloat16, offload=true (a language model one block at a time)"
 )
+# What has no exception of its own: torch's allocator on the CPU, and for page-locked memory, and
+# the libraries on a GPU.
+SHORT = ("allocate memory", "not enough m", "out of memory", "ALLOC_FAILED")
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -24,8 +27,7 @@ def is_shortage(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    text = str(error)  # torch's allocator on the CPU has no exception of its own
-    return isinstance(error, RuntimeError) and ("allocate memory" in text or "not enough m" in text)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in SHORT)
 
 
 @contextmanager

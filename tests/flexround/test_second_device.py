@@ -32,6 +32,7 @@ from flexround.models.language_adapter import LanguageAdapter
 from flexround.models.vision import VisionAdapter
 from flexround.reconstruction import block_walk, learning, optimize, room
 from flexround.reconstruction.checkpoints import FileCheckpoints
+from flexround.transforms.hadamard_matrices import keeping_mean, random_hadamard
 from tasks.language.tiny_families import FAMILIES, config_of
 from tests import stand_in
 from tests.conftest import some_slow
@@ -120,12 +121,17 @@ def quantized(adapter, batches, *overrides, where="auto", checkpoints=None):
 
 
 def check_same(made, device, *overrides):
-    """Look that a run on device gives the CPU's integers and outputs."""
+    """Look that a run on device gives the CPU's integers and outputs.
+
+    Integers of finished blocks lie where the blocks do: the device has room for those at work.
+    """
     expected, outputs = quantized(*made(CPU), *overrides)
-    found, own = quantized(*made(device), *overrides)
+    adapter, batches = made(device)
+    found, own = quantized(adapter, batches, *overrides)
     assert found.keys() == expected.keys()
     for name, integers in found.items():
-        assert integers.codes.device.type == device.type
+        held = {integers.codes.device, integers.scale.device, integers.zero_point.device}
+        assert held == {adapter.storage_device}
         moved = (integers.codes.cpu() != expected[name].codes).float().mean()
         assert moved <= 2e-3, f"{name}: {moved:.1%} of the codes are others"
     for output, wanted in zip(own, outputs, strict=True):
@@ -209,6 +215,30 @@ def test_ranges_of_a_run_that_goes_on_lie_where_they_did(device, recon, tmp_path
         held = [q.qparams() for q in adapter.activations.quantizers()]
         places.append([values[name].device for values in held for name in ("scale", "zero_point")])
     assert places[0] == places[1] == [device] * len(places[0])
+
+
+def test_a_rotation_that_keeps_the_mean(device):
+    """By itself: a stand-in's tensors can't be followed through a network, as transforms do."""
+    rotation = random_hadamard(12, torch.Generator().manual_seed(0))
+    found = keeping_mean(rotation.to(device)).cpu()
+    torch.testing.assert_close(found, keeping_mean(rotation))
+
+
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_an_activation_function_with_weights_of_its_own(device, where):
+    def made(on):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = nn.Sequential(
+                nn.Conv2d(3, 6, 3), nn.PReLU(6), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 4)
+            )
+            batches = [torch.randn(3, 3, 8, 8)]
+            return VisionAdapter(net, torch.randn(2, 3, 8, 8), None, on), batches
+
+    expected, _ = quantized(*made(CPU))
+    found, _ = quantized(*made(device), where=where)
+    for name, integers in found.items():
+        assert torch.equal(integers.codes.cpu(), expected[name].codes)
 
 
 @pytest.mark.parametrize("ranges", members("ranges"))
