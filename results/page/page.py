@@ -90,22 +90,30 @@ class Folder:
     Attributes:
         path: relative to the page.
         option: what the command line of another view must say of it, nothing for the default one.
+        is_file: whether they are lines of one file, in which no run has a file of its own.
     """
 
     path: str
     option: str = ""
+    is_file: bool = False
 
     @classmethod
     def of(cls, folder: Path, out: Path) -> Folder:
         """Return what a page at out says of folder."""
+        folder = folder.expanduser()
         path = os.path.relpath(folder.resolve(), out.resolve().parent)
         same = folder.resolve() == DEFAULT.resolve()
-        return cls(path, "" if same else shlex.join(["--results-dir", str(folder)]))
+        option = "" if same else shlex.join(["--results-dir", str(folder)])
+        return cls(path, option, folder.is_file())
 
     @property
     def link(self) -> str:
         """The path as a part of an address."""
         return "/".join(quote(part) for part in Path(self.path).parts)
+
+    def of_run(self, run_id: str) -> str:
+        """Return the address of the file that has a run's record."""
+        return self.link if self.is_file else f"{self.link}/{quote(run_id)}.json"
 
 
 def write(
@@ -155,16 +163,14 @@ def page(
             "width": _widths(frame),
         },
         data={
-            "folder": folder.link, "option": folder.option,
+            "folder": None if folder.is_file else folder.link, "option": folder.option,
             **runs_of(runs),
         },
         ranking=ranking_of(records, by),
         searches=searches_of(beside.searches),
         claims=claims_of(beside.claims),
         numbers=("width", *NUMBERS),
-        strays=[
-            (r, f"{folder.link}/{quote(r.run_id)}.json") for r in records if r.run_id not in shown
-        ],
+        strays=[(r, folder.of_run(r.run_id)) for r in records if r.run_id not in shown],
         count=len(records),
         newest=moment(max(record.started for record in records)),
         style=Markup((HERE / "page.css").read_text()),
@@ -203,7 +209,7 @@ def _tables(frame: pd.DataFrame, runs: Sequence[Sequence[Record]]) -> list[Table
         apart = [name for name in told if any(row[name] != "-" for row in rows)]
         facts = [record for row in rows for record in runs[row["place"]]]
         better = next((r.higher_is_better for r in facts if r.higher_is_better is not None), True)
-        metric = next((row["metric"] for row in rows if row["metric"]), "value")
+        metric = next((row["metric"] for row in rows if pd.notna(row["metric"])), "value")
         columns = [*COLUMNS[:2], *((name, name, "a setting") for name in apart), *COLUMNS[2:]]
         tables.append(
             Table(

@@ -64,7 +64,8 @@ function unitsOf(row, run, open) {
 
 function article(row, run, isFirst) {
   const [commit, versions, device] = data.made[run.made];
-  const link = make("a", {
+  // Where all records are lines of one file, none is a file of its own.
+  const link = data.folder === null ? run.id : make("a", {
     href: `${data.folder}/${encodeURIComponent(run.id)}.json`, textContent: run.id,
   });
   const status = make("span", { textContent: run.status, className: run.status === "ok" ? "" : "bad" });

@@ -72,9 +72,10 @@ function settingsOf(row) {
   return new Map([...Object.entries(shared), ...own[row.place].map((at) => values[at])]);
 }
 
-// Options of a command that choose the row's setting.
+// Options of a command that choose the row's setting; W4A8 has bits=4 and act_bits=8.
 function chosenBy(row) {
-  const settings = [["bits", settingsOf(row).get("bits")],
+  const acts = /A(\d+)$/.exec(row.width);
+  const settings = [["bits", settingsOf(row).get("bits")], ...(acts ? [["act_bits", acts[1]]] : []),
     ...row.apart.map((key) => [key, row.texts.get(key)])];
   return ["--task", row.task, "--model", row.model,
     ...settings.flatMap(([key, value]) => ["--where", `${key}=${value}`])];

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import html
 import re
+import shlex
 
 import pytest
 
-from results.page.page import page
+from results.__main__ import main
+from results.page.page import Folder, page
 from results.page.sections import Beside
 from results.page.units import units_of
+from results.records.store import Store
 from tests.results.page.test_page import EVIL, chromium, clicked, needs_chromium
 from tests.results.records.test_store import record
 
@@ -81,6 +84,30 @@ def test_two_rows_are_set_side_by_side_over_their_common_seeds(tmp_path, board):
     assert "<title>#compare=f0&amp;compare=a0</title>" in found
 
 
+def test_a_rows_command_is_of_its_width_with_activations_alone(tmp_path, capsys):
+    store = Store(tmp_path / "results")
+    store.root.mkdir()
+    rows = [
+        record(f"{quant}{acts}{seed}", float(90 + seed), quant=quant, seed=seed,
+               settings={"bits": 4, "seed": seed} | ({"act_bits": acts} if acts else {}))
+        for quant in ("flexround", "adaround") for acts in (None, 8, 6) for seed in (0, 1)
+    ]  # fmt: skip
+    for row in rows:
+        store.write(row)
+    text = page(rows, [], Folder.of(store.root, tmp_path / "page.html"))
+    both = ["resnet18 flexround W4A8", "resnet18 adaround W4A8"]
+    panel = text_of(dumped(tmp_path, text, choose(*both)), "section", 'id="comparison"')
+    (command,) = re.findall(r"python -m results (.*?)\s{2}", panel)
+    assert "--where bits=4 --where act_bits=8" in command
+    assert main([*shlex.split(command), "--format", "csv"]) == 0
+    widths = {line.split(",")[2] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert widths == {"W4A8"}
+    both = ["resnet18 flexround W4", "resnet18 adaround W4"]
+    panel = text_of(dumped(tmp_path, text, choose(*both)), "section", 'id="comparison"')
+    assert "--where bits=4" in panel
+    assert "act_bits=" not in panel
+
+
 def test_a_link_shows_the_same_comparison_on_a_page_made_anew(tmp_path, board):
     linked = "compare=f1&compare=a2&sort=digits.descending.mean"
     first = text_of(dumped(tmp_path, board, "", linked), "section", 'id="comparison"')
@@ -123,13 +150,20 @@ def test_an_opened_run_shows_its_units_and_its_curve(tmp_path, board):
     assert (ys[2] - ys[1]) / (ys[1] - ys[0]) == pytest.approx(2.0, rel=0.1)
 
 
+def test_a_run_of_a_file_of_records_has_no_link(tmp_path):
+    text = page(runs(), [], Folder("kept.jsonl", is_file=True))
+    found = dumped(tmp_path, text, "", "run=f1")
+    assert "record  f0" in text_of(found, "article", "class")
+    assert "<a " not in found.partition("<script")[0]
+
+
 def test_a_run_beyond_the_pages_room_names_the_command(tmp_path):
     rows = runs()
     text = page(rows, [], "results", Beside(units=rows[:0]))
     text = text.replace('"whole":true', '"whole":false')
     found = dumped(tmp_path, text, "", "run=f0")
-    wanted = "python -m results plot curves --task digits --model resnet18 --where quant=flexround"
-    assert wanted in found
+    wanted = "python -m results plot curves --task digits --model resnet18 --where bits=4"
+    assert f"{wanted} --where quant=flexround --where seed=0" in found
     assert not units_of(rows, most=10)["whole"]
 
 

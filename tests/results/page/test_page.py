@@ -140,6 +140,13 @@ def test_settings_that_tell_rows_apart_are_columns_of_their_task_alone():
     assert [row[2] for row in texts] == ["True", "False", "W4"]
 
 
+def test_a_heading_names_the_metric_where_the_first_row_has_none():
+    failed = record("x", status="failed", bits=2, settings={"bits": 2, "seed": 0}, metric=None)
+    rows = [failed, record("a", started="2"), record("y", status="failed", task="t", metric=None)]
+    heads = re.findall(r"<h2 id=\"t\d\">(\w+) <small>(\w+),", page(rows, [], "results"))
+    assert dict(heads) == {"digits": "top1", "t": "value"}
+
+
 def test_what_failed_with_other_settings_is_told_below():
     stray = record("stray", status="failed", settings={"bits": 4, "seed": 0, "num_samples": 5000})
     text = page([record("a"), stray], [], "../results")
