@@ -192,6 +192,11 @@ def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> Non
 def idle_options(cfg: DictConfig) -> dict[str, list[str]]:
     """Return the options that do nothing for what was chosen, by the group that makes them idle."""
     idle = {group: list(options) for group, options in cfg.idle.items()}
+    if cfg.calibration is not None and "protocol" in cfg.calibration:  # its name cuts the samples
+        rest = [f"protocol.{key}" for key in cfg.protocol if key not in ("_target_", "name")]
+        for group, own in idle.items():
+            if "protocol" in own:
+                idle[group] = [o for o in own if o != "protocol"] + rest
     language = not str(cfg.model._target_).endswith(".VisionModel")
     for group, besides in idle_besides(cfg.granularity, language, cfg.clipping).items():
         idle.setdefault(group, []).extend(besides)

@@ -306,6 +306,18 @@ def test_options_that_a_range_a_rule_or_a_model_leaves_idle_are_refused(options)
         check_idle(composed(*options), options, options)
 
 
+def test_a_protocol_cuts_the_samples_of_a_harness_that_calibrates_on_a_text():
+    """The harness has no windows of its own; calibration=text names the protocol."""
+    harness = ["model=tiny_llama", "task=zero_shot"]
+    for chosen in ("text", "python_docs"):
+        given = [*harness, f"calibration={chosen}", "protocol=gptq"]
+        check_idle(composed(*given), given, given)
+        assert composed(*given).calibration.protocol == "gptq"
+    for given in (["calibration=c4", "protocol=gptq"], ["calibration=text", "protocol.window=64"]):
+        with pytest.raises(ValueError, match=f"{given[-1]} does nothing with the chosen task"):
+            check_idle(composed(*harness, *given), given, given)
+
+
 def test_a_rank_counts_under_the_rule_that_takes_it():
     ranks = [composed("quant=lrq", "model=tiny_llama", f"quant.rank={rank}") for rank in (4, 8)]
     assert run_id(identity(ranks[0])) != run_id(identity(ranks[1]))
