@@ -12,11 +12,12 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
@@ -90,9 +91,17 @@ def has_idle_loop(cfg: DictConfig) -> bool:
 def validate(cfg: DictConfig) -> None:
     """Import every `_target_` of cfg and check the arguments given to it against its signature.
 
+    What cfg.idle has of the task is taken out of it: a model's file says how long its samples are,
+    for the tasks that ask.
+
     Raises:
         ValueError: names the option, what it is, and what the signature takes.
     """
+    for option in chain.from_iterable(cfg.get("idle", {}).values()):
+        group, _, key = option.partition(".")
+        if group == "task" and key in cfg.task:
+            with open_dict(cfg.task):
+                del cfg.task[key]
     plugins = cfg.get("plugins") or ()
     found = [
         (path, part, target_of(path, part, plugins))

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from experiment.artifacts.provenance import check_free, is_of
-from experiment.build import build, check_plugins
+from experiment.build import build, check_plugins, validate
 from experiment.checks import check_choices, does_nothing, idle_options
 from experiment.conditions import changes, conditions
 from experiment.config import check_keys
@@ -84,6 +84,7 @@ class Job:
         expected, found = self.cfg.task.get("expected"), record.fp_value
         if expected is None or found is None or abs(found - expected) <= self.cfg.task.tolerance:
             return
+        validate(self.cfg)
         task = build(self.cfg.task, self.cfg.plugins)
         task.check_full_precision({**record.fp_metrics, str(record.metric): found})
 
@@ -177,8 +178,6 @@ def _identity(cfg: DictConfig) -> dict[str, Any]:
     try:
         return identity(cfg)
     except (TypeError, AttributeError, KeyError):
-        from experiment.build import validate  # with it comes everything heavy
-
         validate(cfg)  # tells a value of another type than its option takes
         raise
 

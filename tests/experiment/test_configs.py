@@ -306,6 +306,19 @@ def test_options_that_a_range_a_rule_or_a_model_leaves_idle_are_refused(options)
         check_idle(composed(*options), options, options)
 
 
+@pytest.mark.parametrize("task", ["glue/sst2", "webnlg", "python_topics"])
+def test_a_models_own_length_of_samples_is_for_tasks_that_take_one(task):
+    """gemma2_2b has task.seq_len and task.begin_with_bos, sixteen models the first."""
+    given = ["model=gemma2_2b", f"task={task}"]
+    cfg = composed(*given)
+    check_idle(cfg, given, given)
+    validate(cfg)
+    assert not {"seq_len", "begin_with_bos"} & set(cfg.task)
+    given.append("task.seq_len=64")
+    with pytest.raises(ValueError, match="task.seq_len=64 does nothing with the chosen task"):
+        check_idle(composed(*given), given, given)
+
+
 def test_a_protocol_cuts_the_samples_of_a_harness_that_calibrates_on_a_text():
     """The harness has no windows of its own; calibration=text names the protocol."""
     harness = ["model=tiny_llama", "task=zero_shot"]
