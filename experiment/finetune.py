@@ -5,6 +5,7 @@ The network is written to checkpoints_dir/TASK/MODEL, where `run.py` looks for i
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from experiment.finetuned import finetuning_facts, network_digest
 from experiment.identity import pin, plain, with_digests
 from experiment.options import OF_FINETUNING
 from experiment.sweeps.jobs import as_typed
-from flexround.utils.atomic_files import check_writable
+from flexround.utils.atomic_files import check_writable, sweep, write_whole, written_folder
 from flexround.utils.file_errors import storage_errors
 from flexround.utils.leaving import undoing
 from results.records.claim import Claim
@@ -36,7 +37,12 @@ from results.records.selection import flatten
 log = logging.getLogger("finetune")
 
 # Options of a task that decide the rows of its train split.
-ROWS = ("data", "corpus", "path", "local", "files", "max_len", "stride", "protocol.window")
+ROWS = (
+    "data", "corpus", "path", "local", "files", "max_len", "stride", "protocol.window",
+    "begin_with_bos",
+)  # fmt: skip
+# What the name of a folder ends in that holds a network which is trained and not yet evaluated.
+UNEVALUATED = ".unevaluated"
 
 
 def check_used(cfg: DictConfig) -> None:
@@ -172,27 +178,68 @@ def _make(
     made_of: dict[str, Any],
     contents: Contents,
 ) -> None:
-    """Fine-tune a network and leave it in folder."""
+    """Fine-tune a network and leave it in folder.
+
+    Until it is evaluated it lies beside folder, whole, and the next command goes on from there.
+
+    Raises:
+        ValueError: as the task does; of what is trained already, it says where that is.
+    """
+    from flexround.models.language_adapter import LanguageAdapter
+
+    task, model, _ = parts
+    device, kept = device_of(cfg.device), folder.with_name(f"{folder.name}{UNEVALUATED}")
+    if not _is_trained(kept, made_of):
+        _train(cfg, parts, kept, made_of, contents)
+    log.info("trained; it is kept in %s until it is evaluated", kept)
+    try:
+        # Read anew: the adapter changes a network in place, which is not what is to be kept.
+        network = task.load(model, str(kept))
+        metrics = task.evaluate(LanguageAdapter(network, task.example(), device))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; the trained network is whole in {kept}: give the command again to evaluate "
+            f"it, run.py checkpoint={kept} to use it as it is, or delete it to train anew"
+        ) from error
+    facts = finetuning_facts(kept) | {"metrics": metrics}
+    sweep(kept / "finetune.json")  # what one that was killed here has left would go along
+    write_whole(kept / "finetune.json", json.dumps(facts, indent=2).encode())
+    with written_folder(folder) as part:
+        kept.replace(part)
+    log.info("%s: %s", folder, ", ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
+
+
+def _is_trained(kept: Path, made_of: dict[str, Any]) -> bool:
+    """Return whether kept holds a network that was made of what is asked for."""
+    there = finetuning_facts(kept)
+    return all(there.get(name) == value for name, value in made_of.items())
+
+
+def _train(
+    cfg: DictConfig,
+    parts: tuple[Any, Any, Any],
+    kept: Path,
+    made_of: dict[str, Any],
+    contents: Contents,
+) -> None:
+    """Fine-tune a network and leave it in kept, with all that is known before it is evaluated."""
     import torch
 
-    from flexround.models.language_adapter import LanguageAdapter
     from tasks.language.pretrained import save
 
     task, model, recipe = parts
-    device = device_of(cfg.device)
     network = task.fresh(model, cfg.checkpoint, cfg.seed)
     rows, collator = task.training_rows(), task.collator()
-    network = recipe.train(network, rows, collator, cfg.seed, device)
-    metrics = task.evaluate(LanguageAdapter(network, task.example(), device))
+    for _ in task.evaluation_data() or ():
+        pass  # what it lacks is told now, not after hours of training
+    network = recipe.train(network, rows, collator, cfg.seed, device_of(cfg.device))
     facts = {
         "task": task.name,
         "model": model.name,
         **made_of,
         "model_source": model.source,
         "model_source_digest": network_digest(model.source, contents),
-        "metrics": metrics,
         "threads": torch.get_num_threads(),
         "processor": processor(),
     }
-    save(network, task.tokenizer, folder, facts)
-    log.info("%s: %s", folder, ", ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
+    save(network, task.tokenizer, kept, facts)

@@ -139,7 +139,11 @@ class TransformerTask(FineTunable):
         return self.load(model, f"{BARE}{folder}")
 
     def fresh(self, model: LanguageModel, checkpoint: str | None, seed: int) -> nn.Module:
-        """Return the network to fine-tune, a missing head drawn by seed; keep its tokenizer."""
+        """Return the network to fine-tune, a missing head drawn by seed; keep its tokenizer.
+
+        Raises:
+            ValueError: as `load` does, and when more is missing than a head.
+        """
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network, tokenizer = self.open(checkpoint or model.source, self.head())

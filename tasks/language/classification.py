@@ -96,9 +96,9 @@ class Classification(TransformerTask):
         for metric in metrics:
             if metric not in METRICS:
                 raise ValueError(f"task.metrics={metric}: give some of {', '.join(METRICS)}")
-        known = data.files if isinstance(data, Glue) else {}
-        if unknown := [s for s in splits.values() if known and s.partition("[")[0] not in known]:
-            raise ValueError(f"task.splits: {unknown[0]} is none of {', '.join(known)}")
+        if isinstance(data, Glue):
+            for split in splits.values():
+                data.check_split(split)
         self.metric = metrics[0]
         self._data, self._num_labels, self._metrics = data, num_labels, metrics
         self._splits, self._max_len = splits, max_len

@@ -14,6 +14,7 @@ from torch import nn
 
 from tasks.base import Collator, Row
 from tasks.bounds import Count, NotNegative, Share, WholeNotNegative
+from tasks.language.heads import heads_of
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class LoRA:
     """Low-rank updates of some layers; they are merged into the weights in the end.
+
+    A classifier's head, which may just have been drawn, trains as a whole.
 
     Attributes:
         rank: of the updates.
@@ -35,14 +38,19 @@ class LoRA:
     targets: list[str]
 
     def add_to(self, network: nn.Module) -> Any:
-        """Return network with updates that train, and all else frozen.
+        """Return network with updates that train, its head too where it has one, all else frozen.
 
         Raises:
-            ValueError: when no layer is called as in targets.
+            ValueError: when no layer below the head is called as in targets.
         """
         from peft import LoraConfig, get_peft_model
 
-        layers = [m for name, m in network.named_modules() if name.endswith(tuple(self.targets))]
+        heads = heads_of(network)
+        inside = tuple(f"{name}." for name in heads)
+        layers = [
+            m for name, m in network.named_modules()
+            if name.endswith(tuple(self.targets)) and not f"{name}.".startswith(inside)
+        ]  # fmt: skip
         if not layers:
             raise ValueError(
                 f"recipe.lora.targets={self.targets}: {type(network).__name__} has no such layers"
@@ -54,7 +62,10 @@ class LoRA:
             target_modules=self.targets,
             # transformers' Conv1D keeps its weight as [in, out].
             fan_in_fan_out=not isinstance(layers[0], nn.Linear),
+            modules_to_save=heads or None,
         )
+        if heads:  # Adam's second moment vanishes in half precision, and inputs are of one type
+            network = network.float()
         return get_peft_model(network, config)
 
 
@@ -98,6 +109,9 @@ class Recipe:
         """Return network fine-tuned on device alone, in eval mode on the CPU, LoRA merged."""
         import accelerate  # noqa: F401  the Trainer's own error, when it is missing, is longer
 
+        config: Any = getattr(network, "config", None)
+        use_cache = getattr(config, "use_cache", None)
+
         # Adam's second moment vanishes in half precision; LoRA trains its own float32 weights.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # LoRA's first weights, before the Trainer seeds all else
@@ -133,6 +147,8 @@ class Recipe:
         log.info("%d rows, mean training loss %.4f", len(rows), loss)
         if self.lora is not None:
             trained = trained.merge_and_unload()
+        if use_cache is not None:
+            config.use_cache = use_cache  # the Trainer has set its own, which would be saved
         done: nn.Module = trained.cpu().eval()
         return done
 

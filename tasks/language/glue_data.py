@@ -18,6 +18,9 @@ from tasks.language.text_files import read_text
 
 log = logging.getLogger(__name__)
 
+# A split, or the part of it from one example to before another, as `datasets` has it for the hub.
+SPLIT = re.compile(r"(\w+)(?:\[(-?\d+)?:(-?\d+)?\])?")
+
 
 class Example(NamedTuple):
     """One or two texts with a label: a class, or a score."""
@@ -68,10 +71,25 @@ class Glue:
     classes: list[str] | None
     names: list[str] | None
 
+    def check_split(self, split: str) -> None:
+        """Check that split, or the part of one that it names, can be asked for.
+
+        Raises:
+            ValueError: when there is none of that name, or no part of a file is named so.
+        """
+        name = split.partition("[")[0]
+        if name not in self.files:
+            raise ValueError(f"task.splits: {split} is none of {', '.join(self.files)}")
+        if self.local is not None and SPLIT.fullmatch(split) is None:
+            raise ValueError(
+                f"task.splits: {split} can't be cut from a file of data_dir={self.local}; give "
+                f"{name}, or a part of it by whole numbers such as {name}[:100] or {name}[100:200]"
+            )
+
     def examples(self, split: str) -> list[Example]:
-        """Return the split's examples."""
+        """Return the examples of a split, or of the part of it that is named as in NAME[:100]."""
         if self.local is not None:
-            return self._read(self._path(split, Path(self.local).expanduser()))
+            return self._part(split, Path(self.local).expanduser())
         names = [f"{self.folder}/{names[0]}" for names in self.files.values()]
         rows = load_hub("nyu-mll/glue", self.subset, split, None, names)
         found = [Example(tuple(row[c] for c in self.columns), row["label"]) for row in rows]
@@ -80,6 +98,18 @@ class Glue:
                 f"{split} of nyu-mll/glue's {self.subset} has no labels; give another split"
             )
         return found
+
+    def _part(self, split: str, root: Path) -> list[Example]:
+        """Return the examples of split, whole or a part, of a file in root."""
+        match = SPLIT.fullmatch(split)
+        assert match is not None, "check_split has been called"
+        name, *ends = match.groups()
+        found = self._read(path := self._path(name, root))
+        first, last = (None if end is None else int(end) for end in ends)
+        part = found[first:last]
+        if not part or any(end is not None and abs(end) > len(found) for end in (first, last)):
+            raise ValueError(f"task.splits: {path} has {len(found)} examples, no {split} of them")
+        return part
 
     def _path(self, split: str, root: Path) -> Path:
         names = self.files[split]

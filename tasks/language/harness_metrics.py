@@ -15,10 +15,19 @@ AVERAGES = ("acc", "acc_norm", PAPER)
 # What PAPER takes, the first that there is; those behind acc are of tasks that generate an answer.
 ORDER = ("acc_norm", "acc", "exact_match", "em", "f1", "prompt_level_strict_acc")
 SHARES = ("exact_match", "em", "f1", "contains", "mcc")  # besides accuracies, of any name
+# By the class of lm-eval's own tasks in Python, what they give in percent already.
+IN_PERCENT = {"SQuAD2": ("f1",), "_SCROLLSTask": ("f1", "em")}
 
 
-def is_share(metric: str) -> bool:
-    """Return whether lm-eval gives the metric as a share of 1, which is told in percent here."""
+def is_share(metric: str, item: Any = None) -> bool:
+    """Return whether lm-eval gives the metric as a share of 1, which is told in percent here.
+
+    item is the task or group that it is a metric of; None is one that a YAML alone describes.
+    """
+    tasks = item.get_all_tasks() if is_group(item) else [item]
+    kinds = {kind.__name__ for task in tasks for kind in type(task).__mro__}
+    if any(metric in IN_PERCENT.get(kind, ()) for kind in kinds):
+        return False
     return metric in SHARES or "acc" in metric
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import json
 import logging
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -15,6 +19,8 @@ import numpy as np
 import torch
 
 from tasks.language.harness_metrics import chosen, is_group, metrics_of, name_of
+
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # where an object lies: another in each process
 
 
 class HarnessTasks:
@@ -160,3 +166,21 @@ def isolated() -> Iterator[None]:
         logging.disable(disabled)
         random.setstate(state)
         np.random.set_state(numpy_state)
+
+
+def as_text(found: Any) -> str:
+    """Return an item, or the settings of a task or group, as text: the same in every process."""
+    return json.dumps(found, sort_keys=True, default=_lasting)
+
+
+def _lasting(value: Any) -> Any:
+    """Return what stands for a value that JSON does not have: of a function its source."""
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if not callable(value):
+        return ADDRESS.sub("", str(value))
+    try:
+        return inspect.getsource(value)
+    except (TypeError, OSError):  # it is built in, or an object that can be called
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return f"{named.__module__}.{named.__qualname__}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from flexround.utils.memory import is_shortage
+from tasks.language.heads import heads_of
 
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 # A byte of a file holds 5 weights at most (GGUF's IQ1_S), and a network makes masks, tables of
@@ -25,6 +26,7 @@ WEIGHTS = (".safetensors", ".bin", ".gguf")
 A_BYTE, BESIDES = 8, 2**28
 MOST = {r"(num|n)_\w*layers?$": 1024, r"(num|n)_\w*experts\w*$": 4096, "num_labels$": 2**16}
 KERNELS = ("attn_implementation", "experts_implementation")
+PUT_IN = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # tokens that no text has to spell
 
 
 @contextmanager
@@ -104,15 +106,49 @@ def _first_line(error: Exception) -> str:
 
 
 def check_vocabulary(network: nn.Module, tokenizer: Any, source: str) -> None:
-    """Check that every token has an embedding.
+    """Check that every token that a text can become has an embedding.
+
+    Special ones may lie past the end, as Gemma 3's for an image does in its models of text alone,
+    but for those that the tokenizer itself puts in.
 
     Raises:
         ValueError: when the tokenizer is another model's.
     """
     embeddings: Any = network.get_input_embeddings()  # type: ignore[operator]
     rows = embeddings.weight.shape[0]
-    if len(tokenizer) > rows:
+    if len(tokenizer) <= rows:
+        return
+    added = tokenizer.added_tokens_decoder.items()
+    unused = {token for token, what in added if what.special}
+    unused -= {getattr(tokenizer, f"{name}_token_id") for name in PUT_IN}
+    if any(token >= rows and token not in unused for token in tokenizer.get_vocab().values()):
         raise ValueError(
             f"{source}: the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings; "
             "they do not belong together"
         )
+
+
+def check_weights(
+    network: nn.Module, report: Mapping[str, Any], source: str, makes_head: bool
+) -> None:
+    """Check that transformers' report has a weight of source for every one of network.
+
+    With makes_head those of a head may be missing, or another head's.
+
+    Raises:
+        ValueError: names some that are not there.
+    """
+    missing = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    if makes_head:
+        drawn = tuple(f"{name}." for name in heads_of(network))
+        missing = {name for name in missing if not name.startswith(drawn)}
+    if not missing:
+        return
+    told = f"{source} has no weights for {', '.join(sorted(missing)[:3])}"
+    kind = type(network).__name__
+    if makes_head:
+        raise ValueError(
+            f"{told}: only the head of a {kind} may be missing, which fine-tuning makes; give a "
+            "whole checkpoint"
+        )
+    raise ValueError(f"{told}: it is no checkpoint of a {kind}; give a fine-tuned one")

@@ -74,9 +74,12 @@ class LanguageModeling(TransformerTask):
         check_positions(network, source, longest, "task.seq_len and protocol.window")
 
     def training_rows(self) -> Sequence[Row]:
-        """Return the train split in blocks as the run_clm example cuts them."""
+        """Return the train split in blocks as the run_clm example cuts them.
+
+        They begin as the windows do that are evaluated.
+        """
         blocks = Protocol("run_clm", "train", self._protocol.window, None)
-        windows = blocks.windows(self._corpus, self._tokenizer)
+        windows = self._begun(blocks.windows(self._corpus, self._tokenizer))
         return [{"input_ids": window, "labels": window} for window in windows]
 
     def collator(self) -> Collator:

@@ -18,7 +18,13 @@ from flexround.utils.atomic_files import written_folder
 from flexround.utils.file_errors import number_of
 from tasks.first_use import first_use, not_kept
 from tasks.language.hub import split_revision
-from tasks.language.network_files import check_size, check_vocabulary, config_of, told
+from tasks.language.network_files import (
+    check_size,
+    check_vocabulary,
+    check_weights,
+    config_of,
+    told,
+)
 from tasks.package_files import PACKAGE, path_of
 
 log = logging.getLogger(__name__)
@@ -62,10 +68,11 @@ def load(auto: Any, source: str, head: dict[str, Any] | None = None) -> tuple[nn
     """Return (network in float32 or its own half precision, tokenizer) of source.
 
     auto is transformers' AutoModelFor... class of the task; head are settings of its config, given
-    when a head is to be made: the network is then missing only that.
+    when a head is to be made: the network may then be missing that, and nothing else.
 
     Raises:
-        ValueError: when the source can't be had or read, or model and tokenizer do not match.
+        ValueError: when the source can't be had or read, lacks a weight, or model and tokenizer do
+            not match.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging as hf_logging
@@ -92,12 +99,7 @@ def load(auto: Any, source: str, head: dict[str, Any] | None = None) -> tuple[nn
             trust_remote_code=False,
         )
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
-    missing = sorted(report["missing_keys"])
-    if missing and head is None:
-        raise ValueError(
-            f"{source} has no weights for {', '.join(missing[:3])}: it is no checkpoint of a "
-            f"{type(network).__name__}; give a fine-tuned one"
-        )
+    check_weights(network, report, source, makes_head=head is not None)
     check_vocabulary(network, tokenizer, source)
     return network, tokenizer
 

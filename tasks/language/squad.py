@@ -23,7 +23,6 @@ from tasks.language.squad_answers import (
     Question,
     Spans,
     best_span,
-    exact_match,
     locate,
     read,
     scores,
@@ -125,16 +124,19 @@ class Squad(TransformerTask):
 
     @torch.no_grad()
     def evaluate(self, adapter: ModelAdapter) -> dict[str, float]:
-        """Return F1 and exact match; an answer is the best one over all windows of its question."""
+        """Return F1 and exact match in percent, the means over the questions.
+
+        An answer is the best one over all windows of its question.
+        """
         questions = self.texts()
         answers = self._answers(adapter, questions)
         golds = [question.answers for question in questions]
-        right = [
-            any(exact_match(answer, gold) for gold in own)
-            for answer, own in zip(answers, golds, strict=True)
-        ]
-        self.outcomes = {"exact_match": torch.tensor(right)}
-        return scores(answers, golds)
+        found = scores(answers, golds)
+        self.outcomes = {
+            "f1": 100 * torch.tensor(found["f1"]),
+            "exact_match": torch.tensor(found["exact_match"]).bool(),
+        }
+        return {name: 100 * sum(own) / len(own) for name, own in found.items()}
 
     def check_full_precision(self, metrics: dict[str, float]) -> None:
         """Check the known F1, and that the network's head has been trained.

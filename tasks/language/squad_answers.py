@@ -148,11 +148,10 @@ def f1(answer: str, gold: str) -> float:
     return 2 * common / (len(given) + len(wanted)) if common else 0.0
 
 
-def scores(answers: Sequence[str], golds: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return the means over the questions in percent, each taking its best gold answer."""
-    totals = {}
+def scores(answers: Sequence[str], golds: Sequence[Sequence[str]]) -> dict[str, list[float]]:
+    """Return by metric the score of each question from 0 to 1, by its best gold answer."""
+    found = {}
     for name, score in (("f1", f1), ("exact_match", exact_match)):
         pairs = zip(answers, golds, strict=True)
-        best = [max(score(answer, gold) for gold in own) for answer, own in pairs]
-        totals[name] = 100 * sum(best) / len(best)
-    return totals
+        found[name] = [max(score(answer, gold) for gold in own) for answer, own in pairs]
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
@@ -21,7 +20,7 @@ from tasks.language.base import TransformerTask, check_at_least, check_positions
 from tasks.language.calibration_data import Calibration
 from tasks.language.harness_metrics import AVERAGES, is_group, metrics_of
 from tasks.language.harness_scores import likelihoods, outcomes, scores
-from tasks.language.harness_tasks import HarnessTasks, isolated
+from tasks.language.harness_tasks import HarnessTasks, as_text, isolated
 from tasks.language.protocols import begun
 
 log = logging.getLogger(__name__)
@@ -130,12 +129,12 @@ class ZeroShot(TransformerTask):
         """Yield the harness's version, and each task's settings with all its items."""
         yield metadata.version("lm-eval")
         for group in self._harness.groups.values():
-            yield json.dumps(group.to_dict(), sort_keys=True, default=str)
+            yield as_text(group.to_dict())
         for name, task in self._harness.tasks.items():
-            yield name, json.dumps(task.dump_config(), sort_keys=True, default=str)
+            yield name, as_text(task.config.to_dict(keep_callable=True))
             shots = (task.fewshot_docs() or ()) if self._num_fewshot > 0 else ()
             for document in (*task.eval_docs, *shots):
-                yield json.dumps(document, sort_keys=True, default=str)
+                yield as_text(document)
 
     @property
     def _harness(self) -> HarnessTasks:
@@ -186,7 +185,7 @@ class ZeroShot(TransformerTask):
         kept = dict[str, Tensor | None]()
         for name, metric in self._harness.metrics.items():
             item = self._harness.item(name)
-            own = scores(found["results"][name], metrics_of(item))
+            own = scores(found["results"][name], metrics_of(item), item)
             each |= {f"{name}.{key}": value for key, value in own.items()}
             given = [value for key, value in own.items() if key.partition(",")[0] == metric]
             if not given:
@@ -196,7 +195,7 @@ class ZeroShot(TransformerTask):
                 )
             values[name] = given[0]
             if not is_group(item):
-                kept[name] = outcomes(found["samples"][name], metric, values[name])
+                kept[name] = outcomes(found["samples"][name], metric, values[name], item)
         self.outcomes = {name: held for name, held in kept.items() if held is not None}
         votes = [values[name] for name in self._harness.votes]
         return values | each | {"average": sum(votes) / len(votes)}

@@ -16,6 +16,7 @@ from experiment.__main__ import main as experiment
 from experiment.command_line import command_line
 from results.records.store import Store
 from tasks.language import tiny_models
+from tasks.language.classification import Classification
 from tasks.language.finetuning import LoRA, Recipe
 from tests.tasks.language.test_classification import sentiment
 
@@ -131,6 +132,59 @@ def test_a_language_model_is_fine_tuned_on_its_corpus(tune, cli, tmp_path, resul
     assert tune(*again, "protocol.max_windows=3") is None, "of the evaluation alone"
     assert not list(folder.parent.glob("*.claim"))
     assert facts(folder)["recipe"]["max_steps"] == 40
+    assert "rows.begin_with_bos=false, not true" in tune(*again, "task.begin_with_bos=true")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["use_cache"] is True, "as it was, whatever an evaluation needs"
+
+
+def test_a_network_whose_evaluation_fails_is_kept_and_evaluated_by_the_next_command(
+    tune, cli, tmp_path, monkeypatch
+):
+    here = ["model=tiny_bert", "task=glue/sst2", f"data_dir={sentiment(tmp_path)}"]
+    recipe = ["recipe.lr=2e-3", "recipe.max_steps=4"]
+    folder = tmp_path / "ck" / "glue" / "sst2" / "tiny_bert"
+    kept = folder.with_name("tiny_bert.unevaluated")
+    with monkeypatch.context() as broken:
+
+        def evaluate(*_):
+            raise ValueError("outputs are nan")
+
+        broken.setattr(Classification, "evaluate", evaluate)
+        told = tune(*here, *recipe)
+    assert told == (
+        f"error: outputs are nan; the trained network is whole in {kept}: give the command again "
+        f"to evaluate it, run.py checkpoint={kept} to use it as it is, or delete it to train anew"
+    )
+    assert not folder.exists(), "nothing takes it for one that is finished"
+    assert "metrics" not in facts(kept)
+    weights = (kept / "model.safetensors").read_bytes()
+    run = ["quant=rtn", "bits=8", "num_samples=8"]
+    missing = cli(*here, f"checkpoints_dir={tmp_path}/ck", *run)
+    assert "there is no tiny_bert fine-tuned for glue/sst2" in missing.err
+    given = cli(*here, f"checkpoint={kept}", *run)
+    assert "never trained" not in given.err
+    trained = []
+    train = Recipe.train
+    monkeypatch.setattr(Recipe, "train", lambda *args: trained.append(1) or train(*args))
+    assert tune(*here, *recipe) is None
+    assert not trained, "it was trained before"
+    assert not kept.exists()
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert facts(folder)["metrics"].keys() == {"accuracy"}
+    assert facts(folder)["recipe"]["max_steps"] == 4
+    # What was made of something else is not taken for it.
+    folder.rename(kept)
+    assert tune(*here, *recipe, "seed=1") is None
+    assert trained
+    assert (facts(folder)["seed"], kept.exists()) == (1, False)
+
+
+def test_data_that_the_evaluation_lacks_are_missed_before_the_training(tune, tmp_path, monkeypatch):
+    sentiment(tmp_path)
+    (tmp_path / "dev.tsv").unlink()
+    monkeypatch.setattr(Recipe, "train", lambda *_: pytest.fail("it trains"))
+    told = tune("model=tiny_bert", "task=glue/sst2", f"data_dir={tmp_path}", "recipe.max_steps=1")
+    assert "has dev.tsv" in told
 
 
 LORA = [("gpt2", "c_attn"), pytest.param("llama", "q_proj,v_proj", marks=pytest.mark.slow)]
@@ -178,7 +232,49 @@ def test_lora_starts_from_weights_that_the_seed_draws(monkeypatch):
     assert not torch.equal(first(0, seed=1), own)
 
 
+SMALL = {
+    "vocab_size": 50, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "max_position_embeddings": 16,
+}  # fmt: skip
+HEADS = [
+    ("Llama", "SequenceClassification", "q_proj", ["score"]),
+    ("Bert", "SequenceClassification", "query", ["bert.pooler.dense", "classifier"]),
+    ("Bert", "QuestionAnswering", "query", ["qa_outputs"]),
+    ("Llama", "CausalLM", "q_proj", []),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("family", "task", "target", "heads"), HEADS)
+def test_under_lora_a_head_trains_and_is_left_as_a_plain_module(family, task, target, heads, dtype):
+    """It may have been drawn a moment ago; a language model's output is no such head."""
+    config = getattr(transformers, f"{family}Config")(**SMALL, pad_token_id=0)
+    network = getattr(transformers, f"{family}For{task}")(config).to(dtype)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    labels = {
+        "SequenceClassification": {"labels": 1}, "CausalLM": {"labels": [3, 4, 5]},
+        "QuestionAnswering": {"start_positions": 1, "end_positions": 2},
+    }[task]  # fmt: skip
+    rows = [{"input_ids": [3, 4, 5], **labels}] * 4
+    recipe = Recipe(1e-2, 2, 1, 2, 0.0, 0, 0.0, LoRA(4, 32, 0.0, [target]))
+    done = recipe.train(network, rows, transformers.default_data_collator, 0, torch.device("cpu"))
+    after = done.state_dict()
+    assert after.keys() == before.keys()
+    changed = {
+        name.removesuffix(".weight").removesuffix(".bias") for name, tensor in after.items()
+        if not torch.equal(tensor.to(dtype), before[name])
+    }  # fmt: skip
+    assert {name for name in changed if not name.endswith(target)} == set(heads)
+    assert any(name.endswith(target) for name in changed)
+    for name in heads:
+        assert type(done.get_submodule(name)) is torch.nn.Linear
+
+
 def test_a_layer_that_lora_does_not_find_is_named():
+    config = transformers.LlamaConfig(**SMALL, pad_token_id=0)
+    classifier = transformers.LlamaForSequenceClassification(config)
+    with pytest.raises(ValueError, match=r"targets=\['score'\]: Llama\w+ has no such layers"):
+        LoRA(4, 32, 0.0, ["score"]).add_to(classifier)
     with pytest.raises(ValueError, match=r"targets=\['nothing'\]: Linear has no such layers"):
         LoRA(4, 32, 0.0, ["nothing"]).add_to(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"recipe.lr=0.0: give a number above 0"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -76,3 +77,44 @@ def test_a_split_that_the_task_does_not_know_is_refused(split, cache_dir):
     told = rf"task.splits: {split} is none of train, .*validation_matched, validation_mismatched"
     with pytest.raises(ValueError, match=told):
         glue("mnli", "null", cache_dir, f"task.splits._mm={split}")
+
+
+def sliced(tmp_path, cache_dir, split):
+    lines = [f"{i} words\t{i % 2}\n" for i in range(10)]
+    (tmp_path / "dev.tsv").write_text(SST2 + "".join(lines))
+    task = glue("sst2", tmp_path, cache_dir, f"+task.splits._part='{split}'")
+    _, (_, *examples) = task.texts()
+    return [int(example.texts[0].split()[0]) for example in examples]
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [("[:4]", range(4)), ("[7:]", range(7, 10)), ("[2:5]", range(2, 5)), ("[-3:]", range(7, 10)),
+     ("[:-8]", range(2)), ("[:10]", range(10)), ("[:]", range(10)), ("", range(10))],
+)  # fmt: skip
+def test_a_part_of_a_local_split_is_that_of_the_hub(tmp_path, cache_dir, part, expected):
+    assert sliced(tmp_path, cache_dir, f"validation{part}") == list(expected)
+    datasets = pytest.importorskip("datasets")
+    if part:
+        (there,) = datasets.ReadInstruction.from_spec(f"validation{part}").to_absolute(
+            {"validation": 10}
+        )
+        assert range(there.from_ or 0, 10 if there.to is None else there.to) == expected
+
+
+@pytest.mark.parametrize("part", ["[:10%]", "[5]", "[a:b]", "[:5]+train", "[:5"])
+def test_a_part_that_no_file_has_is_refused_before_the_network_is_loaded(cache_dir, part):
+    told = (
+        rf"task.splits: validation{re.escape(part)} can't be cut from a file of data_dir=nowhere; "
+        r"give validation, or a part of it by whole numbers such as validation\[:100\]"
+    )
+    with pytest.raises(ValueError, match=told):
+        glue("sst2", "nowhere", cache_dir, f"+task.splits._part='validation{part}'")
+    glue("sst2", "null", cache_dir, f"+task.splits._part='validation{part}'")  # the hub's to say
+
+
+@pytest.mark.parametrize("part", ["[:11]", "[-11:]", "[6:6]", "[8:2]"])
+def test_a_part_beyond_the_file_or_an_empty_one_is_refused(tmp_path, cache_dir, part):
+    told = rf"task.splits: .*dev.tsv has 10 examples, no validation{re.escape(part)} of them"
+    with pytest.raises(ValueError, match=told):
+        sliced(tmp_path, cache_dir, f"validation{part}")

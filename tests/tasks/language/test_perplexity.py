@@ -192,6 +192,13 @@ def test_windows_and_samples_begin_with_bos_and_predict_the_same_tokens(cache_di
         (before,), (after,) = of(plain), of(begun)
         assert (after[:, 0] == begun._tokenizer.bos_token_id).all()
         assert torch.equal(after[:, 1:], before[:, 1:])
+    rows = [
+        torch.stack([row["input_ids"] for row in task.training_rows()]) for task in (plain, begun)
+    ]
+    assert (rows[1][:, 0] == begun._tokenizer.bos_token_id).all(), "as what is evaluated"
+    assert torch.equal(rows[1][:, 1:], rows[0][:, 1:])
+    row = begun.training_rows()[0]
+    assert torch.equal(row["labels"], row["input_ids"])
     begun._windows, begun._tokenizer.bos_token = None, None
     with pytest.raises(ValueError, match="begin_with_bos=true: this tokenizer has no <bos>"):
         begun.texts()

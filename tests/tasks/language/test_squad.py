@@ -99,7 +99,23 @@ def test_scores_of_one_answer_by_hand(answer, gold, expected_f1, expected_exact)
 
 def test_the_best_gold_answer_counts_and_means_are_over_questions():
     result = scores(["in 1843", "Rome"], [["the year", "1843"], ["Paris"]])
-    assert result == pytest.approx({"f1": 100 * (2 / 3) / 2, "exact_match": 0.0})
+    assert result["f1"] == pytest.approx([2 / 3, 0.0])
+    assert result["exact_match"] == [0.0, 0.0]
+
+
+def test_each_questions_f1_is_kept_in_percent(cache_dir, folder, monkeypatch):
+    """Of the main metric, which is their mean, as of exact match."""
+    task = opened(cache_dir, folder)
+    golds = [question.answers[0] for question in task.texts()]
+    given = [golds[0], f"{golds[1]} besides", "nothing of it", golds[3]]
+    monkeypatch.setattr(task, "_answers", lambda *_: given)
+    words = len(normalise(golds[1]).split())
+    metrics = task.evaluate(None)
+    each = [100, 100 * 2 * words / (2 * words + 1), 0, 100]
+    assert task.outcomes["f1"].tolist() == pytest.approx(each)
+    assert task.outcomes["exact_match"].tolist() == [True, False, False, True]
+    assert metrics["f1"] == pytest.approx(sum(each) / 4)
+    assert metrics["exact_match"] == 50
 
 
 SPANS = [None, None, (0, 3), (3, 7), (7, 9), None]  # [CLS] question, three of context, [SEP]
@@ -250,6 +266,7 @@ def test_an_adapter_of_a_real_network_is_scored(cache_dir, folder):
     assert 0 <= metrics["exact_match"] <= metrics["f1"] < 100
     right = task.outcomes["exact_match"].double()
     assert 100 * right.mean().item() == pytest.approx(metrics["exact_match"])
+    assert task.outcomes["f1"].mean().item() == pytest.approx(metrics["f1"])
 
 
 def test_full_precision_that_is_off_or_untrained_is_refused(cache_dir):

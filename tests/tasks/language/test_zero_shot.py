@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import inspect
 import json
 import logging
 import random
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +22,7 @@ from tasks.language.calibration_data import Stream
 from tasks.language.corpora import PythonDocs
 from tasks.language.harness_metrics import is_share
 from tasks.language.harness_scores import outcomes, scores
-from tasks.language.harness_tasks import isolated
+from tasks.language.harness_tasks import as_text, isolated
 from tasks.language.zero_shot import ZeroShot
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
@@ -191,6 +195,38 @@ def test_scores_are_all_metrics_by_their_filters_and_shares_in_percent():
     }  # fmt: skip
     assert is_share("prompt_level_strict_acc")
     assert not is_share("word_perplexity")
+
+
+def of_class(place, name):
+    """Return what is of lm-eval's own class by name alone: not each can be imported here."""
+    tree = ast.parse((Path(lm_eval.__file__).parent / "tasks" / place / "task.py").read_text())
+    made = {"ConfigurableTask": object}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            made[node.name] = type(node.name, tuple(made[base.id] for base in node.bases), {})
+    return made[name]()
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "metric"),
+    [("squadv2", "SQuAD2", "f1"), ("scrolls", "Qasper", "f1"), ("scrolls", "NarrativeQA", "f1"),
+     ("scrolls", "QuALITY", "em"), ("scrolls", "ContractNLI", "em")],
+)  # fmt: skip
+def test_what_a_task_gives_in_percent_is_told_as_it_is(place, name, metric):
+    task = of_class(place, name)
+    assert scores({f"{metric},none": 37.5}, [metric], task) == {metric: 37.5}
+    sample = {"doc_id": 0, "metrics": [metric], metric: 37.5, "filter": "none"}
+    assert outcomes([sample], metric, 37.5, task).tolist() == [37.5]
+    assert scores({"acc,none": 0.375}, ["acc"], task) == {"acc": 37.5}, "and a share in percent"
+
+
+def test_a_group_is_told_as_its_members_are():
+    class Group:
+        def get_all_tasks(self):
+            return [of_class("squad_completion", "SQUADCompletion"), of_class("squadv2", "SQuAD2")]
+
+    assert not is_share("f1", Group())
+    assert is_share("contains", Group()), "squad_completion gives a share"
 
 
 def test_outcomes_are_kept_where_the_score_is_their_mean():
@@ -439,3 +475,62 @@ def test_bad_input_is_one_line(folder, cli):
     outcome = cli(*SHORT, f"data_dir={folder}", "task.tasks=[line_end]")
     assert outcome.status == 1
     assert "no readable task line_end; did you mean line_ends" in outcome.err.splitlines()[-1]
+
+
+FUNCTION = "def shown(doc):\n    return f\"{kind}: {{doc['text']}}\"\n"
+
+
+def imported(path):
+    """Return the function of a Python file, another object each time."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.shown
+
+
+class Callable:
+    """An object that can be called."""
+
+    def __call__(self):
+        """Do nothing."""
+
+
+def test_functions_are_told_by_their_source_and_not_by_where_they_lie(tmp_path):
+    files = [tmp_path / "first.py", tmp_path / "same.py", tmp_path / "other.py"]
+    for file, kind in zip(files, ("Text", "Text", "Words"), strict=True):
+        file.write_text(FUNCTION.format(kind=kind))
+    first, same, other = map(imported, files)
+    assert as_text({"process": [first]}) == as_text({"process": [same]})
+    assert as_text({"process": [first]}) != as_text({"process": [other]})
+    assert as_text([partial(first, doc=1)]) == as_text([partial(same, doc=1)])
+    assert as_text([partial(first, doc=1)]) != as_text([partial(first, doc=2)])
+    assert as_text([Callable()]) == as_text([Callable()])
+    assert (
+        as_text([len, object(), {"b": b"x"}])
+        == '["builtins.len", "<object object>", {"b": "b\'x\'"}]'
+    )
+    assert as_text({"b": 1, "a": "at 0x1"}) == '{"a": "at 0x1", "b": 1}', "a text is as it is"
+
+
+def test_what_is_measured_on_is_told_alike_in_every_process(folder, cache_dir):
+    """lm-eval keeps the functions of a task in its fewshot_config too."""
+    (folder / "utils.py").write_text(FUNCTION.format(kind="Text"))
+    text = (folder / "line_ends.yaml").read_text()
+    given = text.replace(
+        'doc_to_text: "Text: {{text}}\\nRest:"', "doc_to_text: !function utils.shown"
+    )
+    assert given != text
+    (folder / "line_ends.yaml").write_text(given)
+    write_group(folder, "grouped", "line_ends")
+
+    def found():
+        task, _ = loaded(folder, cache_dir, tasks=["grouped"])
+        return [str(item) for item in task.texts()]
+
+    first = found()
+    assert not [item for item in first if " at 0x" in item]
+    assert any("def shown(doc)" in item for item in first)
+    (folder / "utils.py").write_text(FUNCTION.format(kind="Text"))  # which is read anew
+    assert found() == first
+    (folder / "utils.py").write_text(FUNCTION.format(kind="Words"))
+    assert found() != first

@@ -1,0 +1,28 @@
+"""Heads of networks: what a task puts on top of what all its networks share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+POOLER = "pooler"  # of an encoder, under its head: one that only guessed words was made without
+
+
+def heads_of(network: nn.Module) -> list[str]:
+    """Return the names of the modules that make up a transformers network's head, if it has one.
+
+    These are the modules with weights outside of its base model, and poolers. What a language model
+    puts out by is no head: none is drawn for a task.
+    """
+    its: Any = network
+    prefix = getattr(network, "base_model_prefix", "")
+    if not prefix or its.get_output_embeddings() is not None:
+        return []
+    found = [name for name, _ in network.named_modules() if name.rpartition(".")[2] == POOLER]
+    if not hasattr(network, prefix):  # the base model itself
+        return found
+    return found + [
+        name for name, module in network.named_children()
+        if name not in (prefix, *found) and next(module.parameters(), None) is not None
+    ]  # fmt: skip
