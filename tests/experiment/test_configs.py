@@ -315,7 +315,7 @@ def test_a_models_own_length_of_samples_is_for_tasks_that_take_one(task):
     validate(cfg)
     assert not {"seq_len", "begin_with_bos"} & set(cfg.task)
     given.append("task.seq_len=64")
-    with pytest.raises(ValueError, match="task.seq_len=64 does nothing with the chosen task"):
+    with pytest.raises(ValueError, match=r"task\.seq_len=64 does nothing with the chosen task"):
         check_idle(composed(*given), given, given)
 
 
