@@ -75,8 +75,8 @@ class Bench:
     def _made(self) -> Any:
         with tensor_float32(False):  # folding BatchNorm is checked by the outputs
             adapter, unit, calls = reached(self.case, self.context.device)
-            calls = calls.placed(home_of(adapter, calls))  # as a run has them
-            outputs = calls.replay_all(unit.module, self.case.batch_size, adapter.device)
+        calls = calls.placed(home_of(adapter, calls))  # as a run has them
+        outputs = calls.replay_all(unit.module, self.case.batch_size, adapter.device)
         return adapter, unit, calls, unit.output(outputs)
 
     def floor(self, precision: Precision) -> Timed:
@@ -228,13 +228,11 @@ def _row(
         check_precision(setting.precision, context.device)
     except ValueError as error:
         return context.refused(setting.facts, str(error))
-    refusal = None if large is None else large.refusal(context.free_gib())
-    if refusal is not None:
+    if large is not None and (refusal := large.refusal(context.free_gib())) is not None:
         return context.refused(setting.facts, refusal)
 
     def make() -> Row:
-        times = setting.timed()
-        median, spread = median_and_spread(times)
+        median, spread = median_and_spread(times := setting.timed())
         block = setting.bench.case.name
         if setting.method == FLOOR:
             floors[block, setting.precision] = median
