@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from experiment.values import MOST_THREADS
-from flexround.reconstruction.precision import tensor_float32
+from flexround.utils.tensor_float32 import tensor_float32
 from flexround.utils.threads import computing_on
 
 log = logging.getLogger("run")

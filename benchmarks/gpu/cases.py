@@ -20,8 +20,9 @@ from flexround.ranges import LpSearch, LpSearch2D, MinMax, Ranges
 from flexround.reconstruction.callbacks import Callback, ReportLog
 from flexround.reconstruction.checkpoints import Checkpoints
 from flexround.reconstruction.layerwise import Solve
-from flexround.reconstruction.precision import Precision, tensor_float32
+from flexround.reconstruction.precision import Precision
 from flexround.reconstruction.reconstruction import Reconstruction
+from flexround.utils.tensor_float32 import tensor_float32
 
 Preset = Literal["block", "layer", "qdrop", "brecq"]
 STATIC = StaticPerTensor(8, False, 8, 8, kv_bits=None, init_samples=4, ranges_from="quant")

@@ -23,8 +23,8 @@ from benchmarks.gpu.context import Context, Row
 from benchmarks.gpu.store import ROOT
 from flexround.grid import QuantizedTensor
 from flexround.reconstruction.checkpoints import FileCheckpoints
-from flexround.reconstruction.precision import tensor_float32
 from flexround.reconstruction.report import BlockReport
+from flexround.utils.tensor_float32 import tensor_float32
 
 CPU = torch.device("cpu")
 NEEDED = ("hydra", "omegaconf", "pydantic", "timm", "sklearn")  # of run.py

@@ -31,9 +31,10 @@ from flexround.cost import flop_counter
 from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import MinMax
 from flexround.reconstruction.learning import learn
-from flexround.reconstruction.precision import Precision, check_precision, products, tensor_float32
+from flexround.reconstruction.precision import Precision, check_precision, products
 from flexround.reconstruction.room import home_of
 from flexround.reconstruction.unit import reconstruction_loss
+from flexround.utils.tensor_float32 import tensor_float32
 
 MEASURED = 2.0  # seconds of iterations that a median is taken of
 FLOOR = "the block's own passes"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from flexround.reconstruction.precision import tensor_float32
+from flexround.utils.tensor_float32 import tensor_float32
 
 
 class Marks:

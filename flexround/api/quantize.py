@@ -20,11 +20,11 @@ from flexround.grid import Grid, QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.models.coverage import Coverage
 from flexround.reconstruction.callbacks import ReportLog
-from flexround.reconstruction.precision import tensor_float32
 from flexround.reconstruction.report import BlockReport
 from flexround.reconstruction.samples import first_samples
 from flexround.reconstruction.settings import Settings
 from flexround.transforms.base import Calibration, apply, check_kind
+from flexround.utils.tensor_float32 import tensor_float32
 
 
 @dataclass(frozen=True)

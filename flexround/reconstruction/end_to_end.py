@@ -27,10 +27,10 @@ from flexround.quantizers.adam import Adam
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.logit_loss import LogitLoss
 from flexround.reconstruction.optimize import UnitOptimizer, scheduled
-from flexround.reconstruction.precision import tensor_float32
 from flexround.reconstruction.report import Errors, Stopwatch
 from flexround.reconstruction.settings import Settings
 from flexround.structure import Layer, is_transposed, output_first
+from flexround.utils.tensor_float32 import tensor_float32
 
 NAME = "end_to_end"  # what is reported as if it were a unit
 LOOKED_AT = 16  # samples whose error is reported: a pass over all costs more than the iterations

@@ -24,13 +24,13 @@ from flexround.reconstruction.callbacks import Callback
 from flexround.reconstruction.checkpoints import Checkpoints, NoCheckpoints
 from flexround.reconstruction.checks import Checked, check_finite_samples, check_model, check_sites
 from flexround.reconstruction.drift import ExactBlock, check_no_experts
-from flexround.reconstruction.precision import tensor_float32
 from flexround.reconstruction.report import BlockReport, Errors, Iterations, Stopwatch, thin
 from flexround.reconstruction.room import SOLVED, check_room
 from flexround.reconstruction.snapshots import pack, unpack
 from flexround.reconstruction.together import Together, in_one_pass, in_order
 from flexround.solvers.base import DriftSolver, Solution, Solver, solve_layer
 from flexround.solvers.hessian import Hessians
+from flexround.utils.tensor_float32 import tensor_float32
 
 
 @dataclass(frozen=True)

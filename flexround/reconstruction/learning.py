@@ -31,10 +31,10 @@ from flexround.reconstruction.optimize import (
     scheduled,
     step_size_optimizer,
 )
-from flexround.reconstruction.precision import tensor_float32
 from flexround.reconstruction.report import Iterations, Stopwatch
 from flexround.reconstruction.starting import start_from_gptq
 from flexround.reconstruction.unit import Unit
+from flexround.utils.tensor_float32 import tensor_float32
 
 
 def quantize_unit(job: UnitJob, unit: Unit, work: BlockAtWork) -> dict[str, QuantizedTensor]:

@@ -44,12 +44,13 @@ from flexround.reconstruction.end_to_end import check_end_to_end, learn_end_to_e
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.learning import quantize_unit
 from flexround.reconstruction.logit_loss import LogitLoss, check_last_loss
-from flexround.reconstruction.precision import precision_on, tensor_float32
+from flexround.reconstruction.precision import precision_on
 from flexround.reconstruction.room import LEARNED, SOLVED, check_room
 from flexround.reconstruction.settings import Settings
 from flexround.reconstruction.step_sizes import feeds_plain, learn_step_sizes
 from flexround.reconstruction.unit import units_of
 from flexround.structure import Block
+from flexround.utils.tensor_float32 import tensor_float32
 
 
 class Reconstruction(Settings):

@@ -19,10 +19,10 @@ from flexround.reconstruction.block_walk import BlockAtWork, Walk, block_walk
 from flexround.reconstruction.early_end import EarlyEnd
 from flexround.reconstruction.job import UnitJob
 from flexround.reconstruction.optimize import UnitOptimizer, step_size_optimizer
-from flexround.reconstruction.precision import tensor_float32
 from flexround.reconstruction.report import Iterations, Stopwatch
 from flexround.reconstruction.unit import Unit, units_of
 from flexround.structure import Block
+from flexround.utils.tensor_float32 import tensor_float32
 
 POWER = 2.4
 

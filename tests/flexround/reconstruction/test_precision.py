@@ -13,7 +13,8 @@ from torch import nn
 
 from experiment.threads import running_on
 from flexround.activations.schemes import StaticPerTensor
-from flexround.reconstruction.precision import check_precision, precision_on, tensor_float32
+from flexround.reconstruction.precision import check_precision, precision_on
+from flexround.utils.tensor_float32 import tensor_float32
 from tests.flexround.quantizers.methods import METHODS
 from tests.flexround.reconstruction.test_reconstruction import (
     GRID,
