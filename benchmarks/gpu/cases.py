@@ -22,7 +22,6 @@ from flexround.reconstruction.checkpoints import Checkpoints
 from flexround.reconstruction.layerwise import Solve
 from flexround.reconstruction.precision import Precision
 from flexround.reconstruction.reconstruction import Reconstruction
-from flexround.utils.tensor_float32 import tensor_float32
 
 Preset = Literal["block", "layer", "qdrop", "brecq"]
 STATIC = StaticPerTensor(8, False, 8, 8, kv_bits=None, init_samples=4, ranges_from="quant")
@@ -103,8 +102,7 @@ def quantized(
 ) -> Quantized:
     """Return what case finds on device."""
     adapter: ModelAdapter
-    with tensor_float32(False):  # folding BatchNorm is checked by the outputs
-        adapter, calibration = NETWORKS[case.network](device)
+    adapter, calibration = NETWORKS[case.network](device)
     granularity = PerGroup(case.groups) if case.groups else PerChannel()
     log, quantizer = ReportLog(), case.quantizer()
     factory: QuantizerFactory = quantizer

@@ -74,8 +74,7 @@ class Bench:
 
     @cached_property
     def _made(self) -> Any:
-        with tensor_float32(False):  # folding BatchNorm is checked by the outputs
-            adapter, unit, calls = reached(self.case, self.context.device)
+        adapter, unit, calls = reached(self.case, self.context.device)
         calls = calls.placed(home_of(adapter, calls))  # as a run has them
         outputs = calls.replay_all(unit.module, self.case.batch_size, adapter.device)
         return adapter, unit, calls, unit.output(outputs)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +22,7 @@ from flexround.models.base import ModelAdapter
 from flexround.ranges import LpSearch, MinMax, Ranges
 from flexround.reconstruction.precision import Precision, check_precision
 from flexround.reconstruction.reconstruction import Reconstruction
-from flexround.reconstruction.report import PEAK
-from flexround.utils.memory import STATUS, proc_bytes
+from flexround.utils.memory import STATUS, forget_peak, proc_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES, FEW = 128, 20
@@ -131,8 +129,7 @@ def _measured(run: BlockRun, shape: Shape, context: Context) -> Row:
     node = described(run.quant)
     quantizer = made(node, **({"rank": min(1024, shape.hidden // 4)} if run.quant == "lrq" else {}))
     stages = Stages(context.device)
-    with suppress(OSError):  # Linux alone can forget a process's peak
-        PEAK.write_text("5")
+    forget_peak()
     with stages.watched():
         run.loop(shape.batch_size)(
             adapter, calibration, quantizer=quantizer, ranges=run.ranges,

@@ -24,7 +24,6 @@ from flexround.reconstruction.report import BlockReport
 from flexround.reconstruction.samples import first_samples
 from flexround.reconstruction.settings import Settings
 from flexround.transforms.base import Calibration, apply, check_kind
-from flexround.utils.tensor_float32 import tensor_float32
 
 
 @dataclass(frozen=True)
@@ -130,10 +129,9 @@ def quantize(
     at_work = home if device is None else device_called(device)
     own, log = choice.values["model"], ReportLog()
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
-        with tensor_float32(False):  # folding BatchNorm is checked by the outputs
-            adapter = adapter_of(
-                copy_of(model), kind, first(batches), at_work, own["leave"], own["first_last_bits"]
-            )
+        adapter = adapter_of(
+            copy_of(model), kind, first(batches), at_work, own["leave"], own["first_last_bits"]
+        )
         integers = _integers(adapter, batches, choice, seed, log)
     layers = {name: layer.on(torch.device("cpu")) for name, layer in integers.items()}
     network = _finished(adapter, model, home)

@@ -113,13 +113,8 @@ class OffloadedAdapter(LanguageAdapter):
             for key, tensor in block.module.state_dict().items()
         }
         return {
-            name: replace(
-                held,
-                codes=self._spill.write([held.codes]),
-                scale=held.scale.to(self.storage_device),
-                zero_point=held.zero_point.to(self.storage_device),
-            )
-            for name, held in integers.items()
+            name: replace(held, codes=self._spill.write([held.codes]))
+            for name, held in super().commit(block, integers).items()
         }
 
     def release(self, module: nn.Module) -> None:

@@ -24,6 +24,7 @@ from flexround.models.equalization import absorb_biases, equalize, replace_relu6
 from flexround.models.network_checks import NoChain, check_chain, check_network
 from flexround.models.tracing import told_apart, trace
 from flexround.models.vision_blocks import find_blocks
+from flexround.utils.tensor_float32 import tensor_float32
 
 # Class names, so that a torchvision run need not import timm.
 BLOCK_CLASSES = (
@@ -159,6 +160,7 @@ class VisionModel:
 class VisionAdapter(ModelAdapter):
     """A classifier of images [batch, 3, height, width], BatchNorm folded."""
 
+    @tensor_float32(False)  # the fold and the chain are checked by their outputs
     def __init__(
         self,
         model: nn.Module,

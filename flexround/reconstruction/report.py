@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from flexround.cost import Cost
-
-PEAK = Path("/proc/self/clear_refs")  # man 5 proc: 5 resets the peak resident set
-
+from flexround.utils.memory import forget_peak
 
 Curve = list[list[float]]
 
@@ -53,8 +49,7 @@ class Stopwatch:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            with contextlib.suppress(OSError):  # Linux alone can forget a process's peak
-                PEAK.write_text("5")
+            forget_peak()
 
     def report(
         self,
