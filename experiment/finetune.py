@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiment.build import build, check_plugins, validate
 from experiment.checks import check_filled, check_idle, check_values
@@ -41,6 +41,7 @@ ROWS = (
     "data", "corpus", "path", "local", "files", "max_len", "stride", "protocol.window",
     "begin_with_bos",
 )  # fmt: skip
+HOW = ("device_batch_size",)  # options of a recipe that change nothing of what is made
 # What the name of a folder ends in that holds a network which is trained and not yet evaluated.
 UNEVALUATED = ".unevaluated"
 
@@ -111,7 +112,7 @@ def _finetune(cfg: DictConfig) -> Path:
         "source": cfg.checkpoint or model.source,
         "source_digest": network_digest(cfg.checkpoint or model.source, contents),
         "seed": cfg.seed,
-        "recipe": OmegaConf.to_container(cfg.recipe, resolve=True),
+        "recipe": {n: value for n, value in plain(cfg)["recipe"].items() if n not in HOW},
         "rows": _rows(cfg, contents),
     }
     if not cfg.rerun and _is_there(folder, made_of):

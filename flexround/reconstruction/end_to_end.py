@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from flexround.activations.schemes import Activation
 from flexround.attach import Transposed, bake
-from flexround.calibration.activation_cache import rows
+from flexround.calibration.activation_cache import moved, rows
 from flexround.grid import Grid, QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import LanguageAdapter
@@ -117,7 +117,8 @@ def learn_end_to_end(
 
     def divergence(samples: Tensor) -> Tensor:
         with job.products():
-            outputs = adapter.hidden({name: values[samples] for name, values in tokens.items()})
+            batch = {n: moved(values[samples], adapter.device) for n, values in tokens.items()}
+            outputs = adapter.hidden(batch)
         return loss(outputs.float(), rows(targets, samples, adapter.device), samples)
 
     @torch.no_grad()

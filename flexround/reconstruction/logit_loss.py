@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flexround.calibration.activation_cache import moved
 from flexround.models.base import ModelAdapter
 
 # block is no loss of this module; logits the paper's, logits_mse what it compares that with (the
@@ -67,6 +68,9 @@ class LogitLoss:
         are held at once: with each piece's loss its gradient is computed.
         """
         counted, vocabulary = self.counted(samples), self.adapter.vocabulary()
+        batch = {n: moved(values[samples], outputs.device) for n, values in self.tokens.items()}
+        here = moved(counted, outputs.device)  # no piece waits for a copy
+        following = F.pad(batch["input_ids"][:, 1:], (0, 1), value=IGNORED)
         assert vocabulary, "check_last_loss has seen to it"
         at_once = max(1, PIECE // vocabulary)
         length = counted.shape[1]
@@ -81,7 +85,8 @@ class LogitLoss:
                     continue
                 part = outputs[piece].detach().requires_grad_(learns)
                 with torch.set_grad_enabled(learns):
-                    loss = self._sum(part, targets[piece], samples, piece, counted[piece])
+                    tokens = {name: values[piece] for name, values in batch.items()}
+                    loss = self._sum(part, targets[piece], tokens, here[piece], following[piece])
                 total += loss.detach()
                 if gradient is not None:
                     loss.backward()  # part is all that learns of what it is made of
@@ -94,14 +99,17 @@ class LogitLoss:
         return mean
 
     def _sum(
-        self, outputs: Tensor, targets: Tensor, samples: Tensor, piece: Any, counted: Tensor
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        batch: Mapping[str, Tensor],
+        counted: Tensor,
+        labels: Tensor,
     ) -> Tensor:
         """Return the summed loss of one piece of the samples."""
-        batch = {name: values[samples][piece] for name, values in self.tokens.items()}
         logits = self._head(batch, outputs)
         if self.kind == "next_token":
-            labels = self._labels(samples)[piece].to(logits.device)
-            flat = labels.masked_fill(~counted.to(logits.device), IGNORED).flatten()
+            flat = labels.masked_fill(~counted, IGNORED).flatten()
             return F.cross_entropy(
                 logits.flatten(0, 1), flat, ignore_index=IGNORED, reduction="sum"
             )
@@ -112,12 +120,7 @@ class LogitLoss:
             each = F.kl_div(own, wanted, reduction="none", log_target=True).sum(dim=-1)
         else:
             each = (logits - wanted).square().sum(dim=-1)
-        return (each * counted.to(each.device)).sum()
-
-    def _labels(self, samples: Tensor) -> Tensor:
-        """Return the token behind each one of samples, [batch, tokens]."""
-        ids = self.tokens["input_ids"][samples]
-        return F.pad(ids[:, 1:], (0, 1), value=IGNORED)
+        return (each * counted).sum()
 
     @cached_property
     def _head(self) -> Callable[[Any, Tensor], Tensor]:

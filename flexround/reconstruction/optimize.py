@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,8 @@ from flexround.reconstruction.report import Curve, Iterations
 
 # How often the loss is read: each reading makes a GPU wait.
 READ_EVERY = 10
+# Iterations that a GPU may be behind: while one runs the next one is there, with its batch.
+BEHIND = 2
 
 Schedule = Literal["constant", "cosine", "linear"]
 Scheduled = tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]
@@ -67,6 +70,25 @@ class BestParameters:
             param.copy_(held)
 
 
+class Pace:
+    """Keeps a GPU no more than BEHIND iterations behind what it has been asked for.
+
+    Each iteration's batch is copied to it as soon as it is asked for, and would pile up in its
+    memory until something is read off it.
+    """
+
+    def __init__(self) -> None:
+        self._asked: deque[torch.cuda.Event] = deque()
+
+    def step(self, device: torch.device) -> None:
+        """Note that an iteration has been asked for; wait for the one BEHIND before it."""
+        if device.type != "cuda":
+            return
+        self._asked.append(torch.cuda.current_stream(device).record_event())
+        if len(self._asked) > BEHIND:
+            self._asked.popleft().synchronize()
+
+
 @dataclass(frozen=True)
 class UnitOptimizer:
     """Stochastic descent over the calibration samples of the unit called name."""
@@ -97,7 +119,7 @@ class UnitOptimizer:
             ValueError: when the loss is not finite, or has no learned parameter in it; names the
                 unit.
         """
-        counter, curve, taken = StepCounter(), Curve(), 0
+        counter, curve, taken, pace = StepCounter(), Curve(), 0, Pace()
         for iteration in range(self.iters):
             batch = torch.randperm(samples, generator=self.generator)[: self.batch_size]
             for optimizer, _ in optimizers:
@@ -120,6 +142,7 @@ class UnitOptimizer:
                 if scheduler is not None:
                     scheduler.step()
             after_step()
+            pace.step(loss.device)
             taken = iteration + 1
             ends = isinstance(best, EarlyEnd) and best.ends(taken)
             if iteration % READ_EVERY == 0 or ends or taken == self.iters:

@@ -82,6 +82,8 @@ class Recipe:
         warmup_steps: steps in which the rate rises.
         label_smoothing: share of the target spread over all classes.
         lora: train low-rank updates only, or None for all weights.
+        device_batch_size: rows of a step that the device is given at once; their gradients are
+            added up, and the step is the same. None for all of them.
     """
 
     lr: float
@@ -92,11 +94,17 @@ class Recipe:
     warmup_steps: WholeNotNegative
     label_smoothing: Share
     lora: LoRA | None
+    device_batch_size: Count | None = None
 
     def __post_init__(self) -> None:
         for name in ("lr", "batch_size", "epochs"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"recipe.{name}={getattr(self, name)}: give a number above 0")
+        if self.device_batch_size and self.batch_size % self.device_batch_size:
+            raise ValueError(
+                f"recipe.device_batch_size={self.device_batch_size} does not divide "
+                f"recipe.batch_size={self.batch_size}; give a number that does"
+            )
 
     def train(
         self,
@@ -119,11 +127,13 @@ class Recipe:
         from transformers import PrinterCallback, Trainer, TrainingArguments
         from transformers.utils.logging import disable_progress_bar
 
+        at_once = self.device_batch_size or self.batch_size
         with tempfile.TemporaryDirectory() as scratch:
             arguments = TrainingArguments(
                 output_dir=scratch,
                 learning_rate=self.lr,
-                per_device_train_batch_size=self.batch_size,
+                per_device_train_batch_size=at_once,
+                gradient_accumulation_steps=self.batch_size // at_once,
                 num_train_epochs=self.epochs,
                 max_steps=self.max_steps or -1,
                 weight_decay=self.weight_decay,

@@ -244,6 +244,49 @@ HEADS = [
 ]
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("task", ["SequenceClassification", "CausalLM"])
+def test_a_step_in_parts_is_the_step(task, smoothing):
+    """Rows of unlike lengths too: a token counts as much whichever part it is in."""
+    pad, torn = {"input_ids": 0, "attention_mask": 0, "labels": -100}, range(1, 9)
+    draws = torch.Generator().manual_seed(0)
+    rows = [
+        {"input_ids": [*torch.randint(2, 50, (n,), generator=draws).tolist(), *[0] * (8 - n)],
+         "attention_mask": [1] * n + [0] * (8 - n)}
+        for n in torn
+    ]  # fmt: skip
+    for row, n in zip(rows, torn, strict=True):
+        causal = [*row["input_ids"][:n], *[pad["labels"]] * (8 - n)]
+        row["labels"] = causal if task == "CausalLM" else n % 2
+
+    def trained(**parts):
+        torch.manual_seed(0)
+        network = getattr(transformers, f"LlamaFor{task}")(
+            transformers.LlamaConfig(**SMALL, pad_token_id=0)
+        )
+        recipe = Recipe(1e-2, 8, 1, 2, 0.0, 0, smoothing, None, **parts)
+        collate = transformers.default_data_collator
+        return recipe.train(network, rows, collate, 0, torch.device("cpu")).state_dict()
+
+    whole, begin = trained(), trained(device_batch_size=8)
+    for parts in (4, 2):
+        for name, weight in trained(device_batch_size=parts).items():
+            torch.testing.assert_close(weight, whole[name], rtol=1e-3, atol=2e-5)
+    assert all(torch.equal(begin[name], whole[name]) for name in whole)
+
+
+def test_rows_at_once_are_no_part_of_what_is_made(tune, tmp_path):
+    here = ["model=tiny_bert", "task=glue/sst2", f"data_dir={sentiment(tmp_path)}"]
+    recipe = ["recipe.max_steps=1", "recipe.batch_size=8"]
+    assert tune(*here, *recipe, "recipe.device_batch_size=4") is None
+    assert tune(*here, *recipe) is None, "already there"
+    assert (
+        "device_batch_size" not in facts(tmp_path / "ck" / "glue" / "sst2" / "tiny_bert")["recipe"]
+    )
+    told = tune(*here, *recipe, "recipe.device_batch_size=3")
+    assert "recipe.device_batch_size=3 does not divide recipe.batch_size=8; give a" in told
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("family", "task", "target", "heads"), HEADS)
 def test_under_lora_a_head_trains_and_is_left_as_a_plain_module(family, task, target, heads, dtype):
