@@ -28,6 +28,7 @@ END = re.compile(r"(?<=[\w)\]`'\"%])\.(?= +[A-Z`]|$)")  # of a sentence
 OTHERS = {
     "recipe": "how finetune.py trains the full-precision network",
     "hydra/launcher": "where a sweep's runs (-m) are launched; without it one after the other",
+    "hydra/sweeper": "how a sweep (-m) finds its runs; without it all combinations that are given",
 }
 # What finetune.py takes; everything else does nothing in fine-tuning, and is refused there.
 OF_FINETUNING = (
