@@ -120,6 +120,7 @@ def _execute(job: Job, threads: int) -> Record:
             task,
             recon.batch_size,
             cfg.stream_dtype,
+            code=code_of(cfg),
         )
         full_precision = network()
         draft.network = full_precision.network
@@ -128,11 +129,12 @@ def _execute(job: Job, threads: int) -> Record:
         draft.fp_metrics = full_precision.metrics(job.settings)
         task.check_full_precision(draft.fp_metrics)
         checkpoints = checkpoints_of(job, full_precision, draft.precision)
+        draft.checkpoints = checkpoints
         start = full_precision  # what quantization starts from
         if transform is not None:
             draws = torch.Generator().manual_seed(cfg.seed)
             asked = {name: job.settings.get(name) for name in SEARCHED}
-            searches = full_precision.searches(seen, asked, bits, code_of(cfg))
+            searches = full_precision.searches(seen, asked, bits)
             sees = Calibration(seen, recon.batch_size, grid, own.activations, draws, searches)
             draft.transform = apply(transform, adapter, sees)
             if searches.reused:

@@ -1,8 +1,9 @@
 """Full-precision metrics and outputs, which all runs on one network share.
 
 Entries are found by the content of what they depend on: every weight, every calibration tensor, all
-that is measured on, and what decides the last bits of a sum (kind of device, threads, batch size,
-versions). No path is among it: what changes under its path never lends its old value.
+that is measured on, the code that computes it, and what decides the last bits of a sum (kind of
+device, threads, batch size, versions). No path is among it: what changes under its path never lends
+its old value.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class FullPrecision:
         task: Task,
         batch_size: int,
         stream_dtype: str = "float32",
+        *,
+        code: str,
     ) -> None:
         self._cache, self._adapter, self._calibration = cache, adapter, calibration
         self._task = task
@@ -61,6 +64,7 @@ class FullPrecision:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "versions": versions(),
+            "code": code,
             "config": _config(adapter.model),
         }
 

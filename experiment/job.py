@@ -50,14 +50,14 @@ class Job:
         return run_id(self.settings)
 
     def recorded(self) -> Record | None:
-        """Return the finished record of this very run, unless rerun=true.
+        """Return the finished record of this very run; under rerun=true one of this sweep alone.
 
         Raises:
             ValueError: when the run has failed before, unless retry_failed=true; when its full
                 precision is not what expected_fp= says.
         """
         record = self.store.get_or_quarantine(self.run_id)
-        if record is None or self.cfg.rerun:
+        if record is None or (self.cfg.rerun and not _is_of_this_sweep(record)):
             return None
         if record.status == "ok":
             self._check_full_precision(record)
@@ -148,6 +148,14 @@ class Job:
             **self.names,
         )
         return recording(self.store, base, self.conditions)
+
+
+def _is_of_this_sweep(record: Record) -> bool:
+    """Return whether another job of this sweep, of the same configuration, has made record."""
+    if record.status != "ok" or not _in_sweep():
+        return False
+    began = Path(HydraConfig.get().runtime.output_dir).parent / "multirun.yaml"
+    return began.is_file() and record.began >= began.stat().st_mtime
 
 
 def current_job(cfg: DictConfig) -> Job:

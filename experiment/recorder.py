@@ -22,6 +22,7 @@ from results.records.store import Store
 
 if TYPE_CHECKING:
     from flexround.models.coverage import Coverage
+    from flexround.reconstruction.checkpoints import FileCheckpoints
     from tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Draft:
     bits_per_layer: dict[str, int] = field(default_factory=dict)
     sensitivity: dict[str, dict[str, float]] = field(default_factory=dict)
     save: Callable[[Record], Path] | None = None  # writes the artifact that goes with the record
+    checkpoints: FileCheckpoints | None = None
     record: Record | None = None
 
     def watch(self, task: Task, reports: Any, logger: Logger | None) -> None:
@@ -112,6 +114,7 @@ def recording(
         task = draft.task
         metric = task.metric if task else None
         blocks = draft.reports.blocks if draft.reports else []
+        before = 0.0 if draft.checkpoints is None else draft.checkpoints.seconds_before
         return Record(
             status="failed" if error else "ok",
             error=error,
@@ -125,7 +128,7 @@ def recording(
             blocks=[asdict(block) for block in blocks],
             quantized_share=None if draft.coverage is None else draft.coverage.share,
             left=[] if draft.coverage is None else list(draft.coverage.left),
-            seconds=time.perf_counter() - clock,
+            seconds=time.perf_counter() - clock + before,
             peak_memory_gib=max([b.peak_memory_gib for b in blocks], default=0.0),
             device=draft.device,
             precision=draft.precision,

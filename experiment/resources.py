@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from experiment.conditions import versions
 from experiment.device import kind_of
 from experiment.full_precision import FullPrecision
 from experiment.identity import FULL_STREAMS
@@ -66,14 +67,14 @@ def checkpoints_of(job: Job, full_precision: FullPrecision, precision: str) -> F
     """Return what keeps the finished units of job, which serve a later attempt at it.
 
     That is one at the same computation: of the same record that rerun=true is to replace, by the
-    same code and torch, on the same kind of device, with as many threads, in the same precision; of
-    the same weights and calibration samples. A network that is trained on first use, or one that
+    same code and packages, on the same kind of device, with as many threads, in the same precision;
+    of the same weights and calibration samples. A network that is trained on first use, or one that
     its library fetches, is named by words alone, and may be another one in another cache.
     """
     key = {
         "replaces": job.store.replaced(job.run_id),
         "code": code_of(job.cfg),
-        "torch": torch.__version__,
+        "versions": versions(),
         "device": kind_of(full_precision.device),
         "threads": torch.get_num_threads(),
         "precision": precision,

@@ -28,6 +28,7 @@ class WandbLogger:
         self._run: Any = None
         self._units: list[str] = []
         self._done = 0
+        self._gone = False  # wandb's own process, beside this one
 
     def start(self, run_id: str, name: str, settings: dict[str, Any]) -> None:
         """Open the wandb run called name, or continue it where an attempt was cut off.
@@ -51,7 +52,7 @@ class WandbLogger:
 
     def step(self, unit: str, iteration: int, error: float) -> None:
         """Add a point to the unit's reconstruction curve."""
-        self._run.log({f"loss/{unit}": error, "iteration": iteration})
+        self._log({f"loss/{unit}": error, "iteration": iteration})
 
     def end_block(self, report: BlockReport) -> None:
         """Add the unit's error before and after."""
@@ -64,7 +65,16 @@ class WandbLogger:
             "error/seconds": report.seconds,
             "unit": self._done,
         }
-        self._run.log({name: value for name, value in facts.items() if value is not None})
+        self._log({name: value for name, value in facts.items() if value is not None})
+
+    def _log(self, facts: dict[str, Any]) -> None:
+        """Log facts; nothing more once that has failed, since the run is worth more than they."""
+        if self._gone:
+            return
+        self._gone = True
+        with _mirrored():
+            self._run.log(facts)
+            self._gone = False
 
     def keep(self, record: Record, folder: Path) -> None:
         """Log the artifact in folder, named by the record, as a wandb artifact."""
@@ -89,8 +99,11 @@ class WandbLogger:
 
 @contextmanager
 def _mirrored() -> Iterator[None]:
-    """Say where the mirror lacks something: the record is written, and is worth more."""
+    """Say where the mirror lacks something: the run and its record are worth more."""
+    from wandb.errors import Error
+
     try:
         yield
-    except OSError as error:
-        log.warning("wandb's mirror of the run is not whole: %s", told(error))
+    except (OSError, Error) as error:
+        text = told(error) if isinstance(error, OSError) and error.errno else str(error)
+        log.warning("wandb's mirror of the run is not whole: %s", text or type(error).__name__)

@@ -192,7 +192,7 @@ def report(overrides: Sequence[str]) -> str:
 
 def _time(runs: Sequence[PlannedRun]) -> str:
     """Return how long what is not done may take, from the records so far."""
-    left = [run for run in runs if run.record is None]
+    left = list({run.run_id: run for run in runs if run.record is None}.values())
     if not runs:
         return "time: none of them can be run"
     if not left:

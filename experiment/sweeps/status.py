@@ -106,7 +106,7 @@ class Sweep:
         ]
         typed = as_typed(hydra.task)
         task = [o for o in typed if o.partition("=")[0] not in ("retry_failed", "rerun")]
-        again = ["retry_failed=true"] if failed else []
+        again = ["retry_failed=true"] if failed and door == "run.py" else []
         if self._config.rerun:  # or the records from before would stand for what is left
             again = ["rerun=true"]
         return shlex.join(["python", door, "-m", *task, *again, *own])
@@ -124,6 +124,8 @@ class Sweep:
         queue: set[str] | None,
     ) -> tuple[State, str]:
         facts = {} if folder is None else facts_in(folder)
+        if not facts and folder is not None and _started(folder):  # it says no more at first
+            return ("running", "") if launching else ("lost", "no word of its end")
         if not facts:
             return ("waiting", "") if launching else ("lost", "it was never started")
         if "checkpoint" in facts:  # of finetune.py, which leaves no record

@@ -21,7 +21,6 @@ from experiment.sweeps.jobs import (
     check_numbered,
     facts_in,
     forget_jobs,
-    job_folders,
     jobs_of,
     sweep_overrides,
 )
@@ -79,9 +78,8 @@ class SweepTable(Callback):
         if self._claim is not None:
             self._claim.release()
         self._held.close()
-        folders = job_folders(Path(config.hydra.sweep.dir))
-        jobs = [job for job in folders if int(job.name) < self._count]  # an earlier one had more
-        outcomes = [_outcome(job) for job in jobs]
+        folder, store = Path(config.hydra.sweep.dir), Store(config.results_dir)
+        outcomes = [_outcome(folder / str(number), store) for number in range(self._count)]
         trouble = None
         try:
             self._tell(config, outcomes)
@@ -90,7 +88,7 @@ class SweepTable(Callback):
         errors = [o["error"] for o in outcomes if "error" in o]
         if errors:
             raise SystemExit(
-                f"error: {len(errors)} of {len(jobs)} runs failed, the first: {errors[0]}"
+                f"error: {len(errors)} of {len(outcomes)} runs failed, the first: {errors[0]}"
             )
         if trouble is not None:
             raise SystemExit(f"error: the runs are recorded, but not their table: {trouble}")
@@ -153,6 +151,17 @@ def _by(config: DictConfig) -> list[str]:
     return [key for key in swept if key not in (*groups, "bits", "seed")]
 
 
-def _outcome(job: Path) -> dict[str, str]:
+def _outcome(job: Path, store: Store) -> dict[str, str]:
+    """Return the facts that a job has left; an error where it says nothing of its end.
+
+    On a full disk a job may neither have its record nor its error written.
+    """
     facts = facts_in(job)
-    return facts or {"error": f"job {job.name} ended without a word; its log is in {job}"}
+    if not facts:
+        return {"error": f"job {job.name} ended without a word; its log is in {job}"}
+    if "run_id" not in facts or "error" in facts or "running" in facts:
+        return facts
+    record = store.peek(facts["run_id"])
+    if record is None:
+        return {"error": f"job {job.name} has left no record; its log is in {job}"}
+    return facts | ({} if record.error is None else {"error": record.error})

@@ -42,7 +42,7 @@ class Record:
         quantized_share: of the weights in the model's blocks; None where the run failed before it
             was known, and in records from before it was kept.
         left: the weights in the blocks that model.leave has kept in full precision.
-        seconds: wall time of the run.
+        seconds: wall time of the run, with that of units which an attempt before it has finished.
         peak_memory_gib: largest of the blocks' peaks.
         device: cpu, or the GPU's name.
         precision: of the matrix products that a unit was learned by, which recon.precision=auto

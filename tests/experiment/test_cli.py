@@ -468,6 +468,26 @@ def test_a_vision_run_imports_no_transformers_and_no_wandb(cache_dir, results_di
     assert "LOADED ['torch', 'torchvision']" in out
 
 
+def test_a_run_outlives_the_wandb_that_mirrors_it(cli, tmp_path, results_dir, monkeypatch):
+    """Its process may be killed beside a run of hours; that is told once."""
+    import wandb
+
+    asked = []
+
+    def gone(self, *_, **__):
+        asked.append(1)
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setattr(wandb.sdk.wandb_run.Run, "log", gone)
+    outcome = cli(*TINY, "quant=flexround", *SHORT, "logger=wandb", f"logger.dir={tmp_path}")
+    wandb.teardown()
+    assert outcome.status == 0, outcome.err
+    assert outcome.err.count("wandb's mirror of the run is not whole: Connection lost") == 1
+    assert asked == [1]
+    (record,) = Store(results_dir).load()
+    assert record.status == "ok"
+
+
 def test_wandb_offline_keeps_the_curves(cli, tmp_path, results_dir):
     import wandb
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from experiment import execute as execution
+from experiment import resources
 from flexround.models.vision import VisionModel
 from flexround.reconstruction.checkpoints import FileCheckpoints
 from results.records.store import Store
@@ -61,7 +64,17 @@ def same(cache_dir, folder, monkeypatch):
     return []
 
 
-@pytest.mark.parametrize("change", [same, other_weights, other_samples, other_precision])
+def other_packages(cache_dir, folder, monkeypatch):
+    """Have another version of a package whose code has a part in what a network computes."""
+    there = resources.versions()
+    monkeypatch.setattr(resources, "versions", lambda: there | {"timm": "0"})
+    return []
+
+
+CHANGES = [same, other_weights, other_samples, other_precision, other_packages]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_units_of_another_computation_are_made_anew(
     cli, results_dir, cache_dir, tmp_path, monkeypatch, change
 ):
@@ -76,3 +89,14 @@ def test_units_of_another_computation_are_made_anew(
     assert one.run_id == other.run_id
     assert one.metrics == other.metrics
     assert [b["error_after"] for b in one.blocks] == [b["error_after"] for b in other.blocks]
+
+
+def test_a_record_has_the_seconds_of_units_of_an_earlier_attempt(cli, results_dir, monkeypatch):
+    """By a clock that stands still the attempt that goes on takes none itself."""
+    cut_off(cli, monkeypatch, *LEARNED)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "perf_counter", lambda: 0.0)
+        resumed = cli(*LEARNED, "retry_failed=true")
+    assert GOES_ON in resumed.err
+    (record,) = Store(results_dir).load()
+    assert record.seconds == record.blocks[0]["seconds"] > 0

@@ -135,8 +135,8 @@ class Measured:
         """Take any."""
 
 
-def shared(cache, model, batch_size=8, task=None):
-    return FullPrecision(cache, model, calibration(), task or Measured([]), batch_size)
+def shared(cache, model, batch_size=8, task=None, code="1"):
+    return FullPrecision(cache, model, calibration(), task or Measured([]), batch_size, code=code)
 
 
 def test_a_reference_is_shared_by_what_was_measured_on_and_in_its_own_type(tmp_path):
@@ -158,6 +158,20 @@ def test_metrics_are_shared_by_what_was_measured_on(tmp_path):
     assert shared(cache, model, task=again).metrics({}) == {"top1": 0.0}
     assert shared(cache, model, task=changed).metrics({}) == {"top1": 1.0}
     assert (one.times, again.times, changed.times) == (1, 0, 1)
+
+
+def test_nothing_is_lent_to_other_code(tmp_path):
+    """Of a mended forward pass the modules and weights are as before, and the values are not."""
+    cache, model = Cache(tmp_path, 1), adapter()
+    before, after = Measured([torch.zeros(1)]), Measured([torch.zeros(1)])
+    assert shared(cache, model, task=before).metrics({}) == {"top1": 0.0}
+    after.evaluate_reference = lambda _: {"top1": 2.0}
+    mended = shared(cache, model, task=after, code="2")
+    assert mended.metrics({}) == {"top1": 2.0}
+    old, new = torch.zeros(1, 3), torch.ones(1, 3)
+    shared(cache, model).outputs().get(0, lambda: old)
+    assert torch.equal(shared(cache, model).outputs().get(0, lambda: new), old), "of the same code"
+    assert torch.equal(shared(cache, model, code="2").outputs().get(0, lambda: new), new)
 
 
 def test_files_are_read_once_while_their_times_stay(tmp_path, monkeypatch):

@@ -123,6 +123,14 @@ def test_what_run_py_would_refuse_is_not_counted_as_to_do(cli, capsys, fine, ref
     ]
 
 
+def test_equal_configurations_take_the_time_of_one(cli, results_dir, cache_dir, capsys):
+    where = (f"results_dir={results_dir}", f"cache_dir={cache_dir}")
+    assert cli(*TINY, "quant=rtn", "num_samples=32", "bits=3", *where).status == 0
+    out = said(capsys, *TINY, "quant=rtn", "num_samples=32", "seed=0,0,0", *where)[1]
+    assert out.startswith("3 runs: 3 to do\n  2 of them have another one's configuration")
+    assert "minutes for 1 runs" in out
+
+
 def test_the_refused_runs_of_a_sweep_stand_beside_the_others(capsys):
     out = said(capsys, *TINY, "quant=rtn", "bits=2,3,4", "ranges=lp,imatrix")[1].splitlines()
     assert out[0] == "6 runs: 3 to do, 3 refused"

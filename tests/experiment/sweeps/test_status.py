@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 
 import pytest
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from experiment.__main__ import main as experiment
+from experiment.config import composed
+from experiment.sweeps.jobs import LAUNCHER
 from experiment.sweeps.status import Sweep
+from results.records.claim import Claim
 from results.records.store import Store
 from tests.experiment.sweeps.test_sweeps import QUICK, break_evaluation
 
@@ -49,6 +55,37 @@ def test_a_rerun_that_was_killed_is_not_done_by_the_record_of_before(cli, status
     lines = status()
     assert lines[0].endswith(": 1 runs, 1 lost")
     assert "rerun=true" in lines[-1]
+
+
+def test_an_equal_job_of_a_rerun_is_computed_once(cli, results_dir):
+    assert cli("-m", *QUICK, "rerun=true", "seed=0,0").status == 0
+    assert not list((results_dir / "history").glob("*.json")), "the second takes the first one's"
+    assert cli("-m", *QUICK, "rerun=true", "seed=0,0").status == 0
+    assert len(list((results_dir / "history").glob("*.json"))) == 1
+
+
+def test_a_job_that_says_nothing_yet_is_at_work_while_the_sweep_is(cli, status, tmp_path):
+    assert cli("-m", *QUICK).status == 0
+    (tmp_path / "sweep" / "0" / "outcome.json").unlink()
+    assert status()[1].endswith(": no word of its end")
+    claim = Claim(tmp_path / "sweep" / LAUNCHER)
+    assert claim.take() is None
+    assert status()[0].endswith(": 1 runs, 1 running")
+    claim.release()
+
+
+def test_the_command_that_finishes_a_fine_tuning_is_one_that_it_takes(status, tmp_path):
+    folder = tmp_path / "sweep"
+    given = ["model=bert_base", "task=glue/mrpc,glue/rte"]
+    cfg = composed(given, RunMode.MULTIRUN, config="finetune")
+    OmegaConf.set_struct(cfg, False)
+    cfg.hydra.runtime.cwd, cfg.hydra.job.config_name = str(tmp_path), "finetune"
+    (folder / "0").mkdir(parents=True)
+    OmegaConf.save(cfg, folder / "multirun.yaml")
+    (folder / "0" / "outcome.json").write_text(json.dumps({"error": "out of memory"}))
+    lines = status()
+    assert lines[0].endswith(": 2 runs, 1 failed, 1 lost")
+    assert lines[-1] == f"  python finetune.py -m {given[0]} {given[1]}"
 
 
 def test_a_later_attempt_elsewhere_does_what_has_failed(cli, status, monkeypatch):

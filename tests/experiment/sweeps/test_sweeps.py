@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from experiment.__main__ import main as experiment
 from experiment.errors import PLACES
-from experiment.sweeps.table_callback import _remarks
+from experiment.sweeps.table_callback import SweepTable, _remarks
 from flexround.utils.processes import start_of
 from results.__main__ import main as results
 from results.records.claim import Claim, me
@@ -150,6 +152,24 @@ def test_a_full_disk_is_one_line_and_loses_nothing(cli, results_dir, monkeypatch
     assert [p.name for p in results_dir.rglob("*.part")] == []
 
 
+def test_a_sweep_does_not_end_well_where_a_job_has_left_no_record(tmp_path):
+    """On a full disk neither the record nor the error may be written; a folder may be missing."""
+    folder = tmp_path / "sweep"
+    (folder / "0").mkdir(parents=True)
+    (folder / "0" / "outcome.json").write_text(json.dumps({"run_id": "abc"}))
+    sweep = SweepTable()
+    sweep._count = 2
+    cfg = OmegaConf.create(
+        {"hydra": {"sweep": {"dir": str(folder)}, "runtime": {"choices": {}}, "sweeper": {},
+                   "overrides": {"task": []}}, "results_dir": str(tmp_path / "results")}
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        sweep.on_multirun_end(cfg)
+    assert str(end.value).startswith(
+        f"error: 2 of 2 runs failed, the first: job 0 has left no record; its log is in {folder}/0"
+    )
+
+
 def status(capsys, folder):
     capsys.readouterr()
     code = experiment(["status", str(folder)])
@@ -169,7 +189,7 @@ def test_status_tells_done_failed_running_and_lost(cli, results_dir, tmp_path, c
         store.path(records[bits].run_id).unlink()
     claim = store.claim(records[3].run_id)
     claim.take()
-    (sweep / "3" / "outcome.json").unlink()
+    shutil.rmtree(sweep / "3")
     lines = status(capsys, sweep)[1].splitlines()
     claim.release()
     assert lines[0] == f"{sweep}: 4 runs, 1 failed, 1 running, 2 lost"
