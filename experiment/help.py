@@ -33,12 +33,13 @@ SUCH_AS = {
 }
 FLAGS = {
     "--help [GROUP]": "this text, or the members of a group with a line each",
-    "-m": "a sweep: every combination of values that stand in a list (bits=4,3,2)",
+    "-m": "a sweep: every combination of values that stand in a list ({several})",
     "--cfg job": "the composed configuration, and nothing is run",
     "--info defaults-tree": "which files it is composed of",
     "--shell-completion install=bash": 'print what completes options: eval "$(python ...)"',
     "--hydra-help": "all flags of Hydra",
 }
+SEVERAL = {"run.py": "bits=4,3,2", "finetune.py": "model=opt_125m,gpt_neo_125m"}
 WIDEST = 110
 
 
@@ -63,7 +64,7 @@ def _whole(door: str) -> str:
         "\n".join(_entry(f"{o.name} [{o.default}]", o.line, 34) for o in _scalars(door)),
         f"An option of a member is given by its dotted name, such as {SUCH_AS[door]};"
         "\ndocs/reference/options.md has them all. Flags:",
-        "\n".join(_entry(flag, line, 34) for flag, line in FLAGS.items()),
+        "\n".join(_entry(f, line.format(several=SEVERAL[door]), 34) for f, line in FLAGS.items()),
         "Examples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[door]),
     ]
     return "\n\n".join(parts)

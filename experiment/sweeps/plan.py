@@ -20,6 +20,7 @@ from experiment.conditions import changes, conditions
 from experiment.config import composed
 from experiment.finetuned import uses_finetuned
 from experiment.identity import identity_of, pin, plain, run_id
+from experiment.options import first_sentence
 from experiment.sweeps.jobs import jobs_of, names_of, search_path, sweep_overrides
 from experiment.sweeps.search_space import trials_of
 from results.records.record import Record
@@ -214,6 +215,6 @@ def experiments() -> str:
     lines = []
     for path in sorted(EXPERIMENTS.rglob("*.yaml")):
         name = path.relative_to(EXPERIMENTS).with_suffix("").as_posix()
-        words = path.read_text().splitlines()[1].lstrip("# ")
-        lines.append(f"{name:18}{len(jobs([f'experiment={name}'])):5} runs  {words}")
+        count = len(jobs([f"experiment={name}"]))
+        lines.append(f"{name:18}{count:5} runs  {first_sentence(path)}")
     return "\n".join(lines)
