@@ -29,6 +29,9 @@ STREAM_DEVICES = ("auto", "cuda", "cpu")
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
+FEW = 3  # members of a group that a message names
+
+
 def check_choices(
     cfg: DictConfig, choices: Mapping[str, Any], own: Sequence[str], sweep: Sequence[str]
 ) -> None:
@@ -40,6 +43,11 @@ def check_choices(
         ValueError: for settings that do not go together.
     """
     check_values(cfg)
+    if choices.get("scale") == "smoke" and choices.get("experiment") is None:
+        raise ValueError(
+            "scale=smoke is an experiment's, of which it makes a trial in minutes; give "
+            "experiment=NAME, or leave it out"
+        )
     check_idle(cfg, own, sweep)
     check_filled(cfg, choices)
     check_loop(cfg)
@@ -183,10 +191,22 @@ def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> Non
             continue
         for key, text in given.items():
             if any(does_nothing(key, option, cfg) for option in options):
+                others = _members_taking(group, key)
+                way = f"give {' or '.join(others)}" if others else f"choose another {group}="
                 raise ValueError(
-                    f"{text} does nothing with the chosen {group}; leave it out, or choose "
-                    f"another {group}="
+                    f"{text} does nothing with the chosen {group}; leave it out, or {way}"
                 )
+
+
+def _members_taking(group: str, option: str) -> list[str]:
+    """Return GROUP=MEMBER of the few members that option does something under, if they are few."""
+    conf = ROOT / "conf" / group
+    taking = []
+    for path in sorted(conf.glob("*.yaml")):
+        idle = OmegaConf.select(OmegaConf.load(path), f"idle.{group}")
+        if not below(option, idle or ()):
+            taking.append(f"{group}={path.stem}")
+    return taking if len(taking) <= FEW else []
 
 
 def idle_options(cfg: DictConfig) -> dict[str, list[str]]:

@@ -48,7 +48,9 @@ def separated(words: Sequence[str]) -> tuple[list[str], list[str]]:
     except argparse.ArgumentError as error:
         raise ValueError(f"{error}; --hydra-help lists what there is") from error
     if unknown:
-        raise ValueError(f"{unknown[0]}: no such flag; --hydra-help lists what there is")
+        plain = unknown[0].lstrip("-")
+        way = f"an option has no dashes: {plain}; " if "=" in plain else ""
+        raise ValueError(f"{unknown[0]}: no such flag; {way}--hydra-help lists the flags")
     overrides: list[str] = known.overrides
     flags = list(words)
     for override in reversed(overrides):  # the last of equal words: a flag's value stands earlier

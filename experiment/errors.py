@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiment import ROOT
-from experiment.options import of_members
+from experiment.options import members_with, of_members
 from flexround.utils.arguments import shown
 from flexround.utils.file_errors import number_of, told
 
@@ -40,6 +40,10 @@ WANTED = {
     "is not Optional": "a value, or leave it out",
     "ListConfig, list or tuple": "a list, [A,B]",
 }
+
+
+# What other programs call an option.
+ALIASES = {"method": ["quant"], "quantizer": ["quant"], "dataset": ["task"]}
 
 
 @contextmanager
@@ -110,6 +114,14 @@ def one_line(error: Exception) -> str:
     text = _sentences(str(error))
     if "INTERVAL_SWEEP" in text:
         return "interval() names no values that a sweep could run; give range(a,b,step) or a list"
+    several = re.search(r"Ambiguous value for argument '(.*?)' 1\. To use", text)
+    if several:
+        key, _, value = several[1].partition("=")
+        quoted = f"{key}={QuotedString(value, Quote.double).with_quotes()}"
+        return (
+            f"{several[1]}: several values are a sweep, which takes -m beside them; a value that "
+            f"has commas is quoted: {shlex.quote(quoted)}"
+        )
     there = re.search(r"already at '([^']*)'", text)
     if there:
         return f"+{there[1]}: an option is not added but set; give {there[1]}=VALUE, without +"
@@ -150,20 +162,28 @@ def _sentences(text: str) -> str:
     lines = [line.strip() for line in text.splitlines()]
     noise = ("full_key:", "object_type=", "To append to your config", "See https://hydra.cc")
     text = " ".join(line for line in lines if line and not line.startswith(noise))
-    return re.sub(r" Available options in '([\w/]+)':\s*(.*)", _listed, text)
+    return re.sub(r"'([\w/.-]+)' Available options in '([\w/]+)':\s*(.*)", _listed, text)
 
 
 def _listed(match: re.Match[str]) -> str:
     # Hydra lists one folder; names such as glue/rte lie deeper. A leading _ is a shared part.
-    group = match[1] if match[1].startswith("hydra/") else match[1].partition("/")[0]
-    return f"; available {group}: {members(group)}"
+    group = match[2] if match[2].startswith("hydra/") else match[2].partition("/")[0]
+    return f"'{match[1]}'{available(group, match[1].removeprefix(f'{group}/'))}"
 
 
-def members(group: str) -> str:
+def available(group: str, name: str) -> str:
+    """Return what there is in a config group, for a message that it has no member of that name."""
+    names = members(group)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.7)
+    told = f" did you mean {' or '.join(near)}?" if near else ""
+    return f";{told} available {group}: {', '.join(names)}"
+
+
+def members(group: str) -> list[str]:
     """Return the names of a config group's members; one that begins with _ is a shared part."""
     root = ROOT / "conf" / group
     names = [path.relative_to(root).with_suffix("") for path in sorted(root.rglob("*.yaml"))]
-    return ", ".join(name.as_posix() for name in names if not name.name.startswith("_"))
+    return [name.as_posix() for name in names if not name.name.startswith("_")]
 
 
 def _options_of_learning() -> list[str]:
@@ -176,17 +196,21 @@ def _nearest_key(cause: OmegaConfBaseException) -> str:
     unknown = isinstance(cause, ConfigAttributeError | ConfigKeyError)
     if not unknown or parent is None or key is None or not hasattr(parent, "keys"):
         return ""
-    known = [str(name) for name in parent]
+    known = [str(name) for name in parent if not str(name).startswith("_")]
     if "sequential" in known and key in _options_of_learning():
         return (
             "; it is for methods that learn, and does nothing with a solver: leave it out, or give "
             "the solvers of a sweep a command of their own"
         )
-    same = _elsewhere(parent, str(key))
+    same = [*_elsewhere(parent, str(key)), *ALIASES.get(str(key), ())]
     alike = difflib.get_close_matches(str(key), known, n=1, cutoff=0.75 if same else 0.6)
     near = [*alike, *same]
     if near:
         return f"; did you mean {' or '.join(near)}?"
+    full = str(parent._get_full_key(key))
+    if others := members_with(full):
+        group = full.partition(".")[0]
+        return f"; it is an option of {' and '.join(f'{group}={name}' for name in others)}"
     return f"; known keys: {', '.join(known)}"
 
 

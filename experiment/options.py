@@ -84,14 +84,21 @@ def scalars() -> list[Option]:
 
 def of_members(key: str) -> list[str]:
     """Return the options GROUP.KEY that members of groups have for this KEY."""
-    found: dict[str, None] = {}
-    for each in groups():
-        for path in each.members.values():
-            text = path.read_text()
-            whole = text.startswith("# @package _global_")
-            names = (o.name if whole else f"{each.name}.{o.name}" for o in options_in(text))
-            found |= dict.fromkeys(name for name in names if name == f"{each.name}.{key}")
-    return list(found)
+    return [f"{g.name}.{key}" for g in groups() if members_with(f"{g.name}.{key}")]
+
+
+def members_with(option: str) -> list[str]:
+    """Return the members of a group that have an option, GROUP.KEY."""
+    name = option.partition(".")[0]
+    found = group(name)
+
+    def has(path: Path) -> bool:
+        text = path.read_text()
+        above = "" if text.startswith("# @package _global_") else f"{name}."
+        return any(f"{above}{own.name}" == option for own in options_in(text))
+
+    members = {} if found is None else found.members
+    return [n for n, path in members.items() if any(map(has, (*parents(name, path), path)))]
 
 
 def parents(group: str, path: Path) -> list[Path]:

@@ -101,7 +101,9 @@ def _check_member(override: Override, key: str, text: str) -> None:
         return
     outside = isinstance(value, str) and (value.startswith("/") or ".." in value.split("/"))
     if not isinstance(value, str) or not value or outside:
-        raise ValueError(f"{text}: that is no member of {key}; available {key}: {members(key)}")
+        raise ValueError(
+            f"{text}: that is no member of {key}; available {key}: {', '.join(members(key))}"
+        )
 
 
 def _check_flag(override: Override, key: str, text: str) -> None:

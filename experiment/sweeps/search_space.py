@@ -59,7 +59,8 @@ def space_of(method: str, given: Sequence[Override]) -> dict[str, Interval]:
     if not found:
         raise ValueError(
             f"hydra/sweeper=optuna: quant={method} has nothing to search; conf/search has "
-            f"{members('search')}; or give an interval, such as 'recon.lr=interval(1e-3,1e-1)'"
+            f"{', '.join(members('search'))}; or give an interval, such as "
+            "'recon.lr=interval(1e-3,1e-1)'"
         )
     return found
 

@@ -136,7 +136,10 @@ class TransformerTask(FineTunable):
 
     def bare(self, model: LanguageModel, checkpoint: str | None, folder: Path) -> nn.Module:
         """Return the network that folder describes; keep its tokenizer."""
-        return self.load(model, f"{BARE}{folder}")
+        network, tokenizer = self.open(f"{BARE}{folder}")
+        self._keep(tokenizer, model)
+        self.check_network(network, checkpoint or model.source)
+        return network
 
     def fresh(self, model: LanguageModel, checkpoint: str | None, seed: int) -> nn.Module:
         """Return the network to fine-tune, a missing head drawn by seed; keep its tokenizer.

@@ -144,10 +144,22 @@ def test_a_loss_that_is_not_finite_fails_by_block(cli, results_dir):
 EARLY = {
     "model": (
         ["model=resnet19"],
-        ["Could not find 'model/resnet19'", "available model", "resnet18"],
+        ["Could not find 'model/resnet19'; did you mean resnet18 or resnet50? available model: "],
     ),
-    "quant": (["quant=flexrond"], ["Could not find 'quant/flexrond'", "flexround_fixed_s1"]),
-    "task": (["task=digit"], ["Could not find 'task/digit'", "available task"]),
+    "quant": (
+        ["quant=flexrond"],
+        ["Could not find 'quant/flexrond'; did you mean flexround or ", "flexround_fixed_s1"],
+    ),
+    "task": (["task=digit"], ["Could not find 'task/digit'; did you mean digits", "available"]),
+    "nothing_like": (["task=xyz"], ["Could not find 'task/xyz'; available task: c4"]),
+    "alias": (["method=rtn"], ["did you mean quant?"]),
+    "another_members": (["quant.rank=64"], ["quant.rank", "it is an option of quant=lrq"]),
+    "no_sweep": (
+        ["quant=rtn,flexround"],
+        ["error: quant=rtn,flexround: several values are a sweep, which takes -m beside them"],
+    ),
+    "smoke": (["scale=smoke"], ["scale=smoke is an experiment's", "give experiment=NAME"]),
+    "dashes": (["--bits=4"], ["--bits=4: no such flag; an option has no dashes: bits=4; "]),
     "key": (["recon.iter=3"], ["recon.iter", "did you mean iters"]),
     "top": (["bit=3"], ["bit", "did you mean bits"]),
     "alone": (["iters=3"], ["iters", "did you mean recon.iters?"]),
@@ -160,7 +172,17 @@ EARLY = {
     "bits_word": (["bits=four"], ["bits", "four", "Integer"]),
     "seed": (["seed=-1"], ["seed=-1: give a whole number from 0 to 4294967295"]),
     "samples": (["num_samples=0"], ["num_samples=0"]),
-    "group_idle": (["group_size=64"], ["group_size=64 does nothing with the chosen granularity"]),
+    "group_idle": (
+        ["group_size=64"],
+        [
+            "group_size=64 does nothing with the chosen granularity; leave it out, or give "
+            "granularity=per_group"
+        ],
+    ),
+    "act_bits_idle": (
+        ["act_bits=4"],
+        ["give activation=dynamic_per_token or activation=static_per_tensor"],
+    ),
     "recon_idle": (["quant=rtn", "recon.iters=9"], ["recon.iters=9 does nothing", "quant"]),
     "lr_idle": (["quant=adaquant", "recon.lr=1"], ["recon.lr=1 does nothing", "quant"]),
     "preset": (

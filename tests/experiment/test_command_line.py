@@ -42,7 +42,9 @@ def test_flags_stand_anywhere(words, flags, overrides):
 
 @pytest.mark.parametrize("words", ["--multi-run bits=3", "bits=3 -z", "--cfg bits=3"])
 def test_a_flag_that_there_is_not_is_refused(words):
-    with pytest.raises(ValueError, match=r"--hydra-help lists what there is") as refused:
+    with pytest.raises(
+        ValueError, match=r"--hydra-help lists (what there is|the flags)$"
+    ) as refused:
         separated(words.split())
     assert len(str(refused.value).splitlines()) == 1
 
@@ -62,7 +64,7 @@ UNQUOTED = {
     "braces": ("results_dir=a{1}", """'results_dir="a{1}"'"""),
     "half": ("checkpoint='a b", """'checkpoint="a b"'"""),
     "word": ("bits", "give KEY=VALUE"),
-    "comma": ("checkpoint=a,b", "quote the value: key=\\'value1,value2\\'"),
+    "comma": ("checkpoint=a,b", """a value that has commas is quoted: 'checkpoint="a,b"'"""),
     "interval": ("bits=interval(2,4)", "interval"),
     "added": ("+bit=3", "bit: there is no such option; did you mean bits?"),
     "forced": ("++bit=3", "bit: there is no such option; did you mean bits?"),

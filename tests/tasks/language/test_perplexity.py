@@ -284,7 +284,7 @@ def test_every_family_runs_to_its_record(cli, results_dir, family):
      (["model=resnet18", "task=python_docs"], "the model is vision, the task is for causal models"),
      (["model.kind=encoder"], "the model is encoder, the task is for causal models"),
      (["model.source=tiny:mamba"], "model.source=tiny:mamba: give one of bert, gpt2"),
-     (["protocol.window=300"], "has 256 positions"),
+     (["protocol.window=300"], "tiny:llama has 256 positions"),
      (["task=text"], "task=text needs data_dir=PATH"),
      (["data_dir=somewhere"], "data_dir=somewhere does nothing with the chosen task"),
      (["protocol=runclm"], "available protocol: file, gptq, run_clm")],
