@@ -202,15 +202,15 @@ def _nearest_key(cause: OmegaConfBaseException) -> str:
             "; it is for methods that learn, and does nothing with a solver: leave it out, or give "
             "the solvers of a sweep a command of their own"
         )
+    full = str(parent._get_full_key(key))
+    if others := members_with(full):
+        group = full.partition(".")[0]
+        return f"; it is an option of {' and '.join(f'{group}={name}' for name in others)}"
     same = [*_elsewhere(parent, str(key)), *ALIASES.get(str(key), ())]
     alike = difflib.get_close_matches(str(key), known, n=1, cutoff=0.75 if same else 0.6)
     near = [*alike, *same]
     if near:
         return f"; did you mean {' or '.join(near)}?"
-    full = str(parent._get_full_key(key))
-    if others := members_with(full):
-        group = full.partition(".")[0]
-        return f"; it is an option of {' and '.join(f'{group}={name}' for name in others)}"
     return f"; known keys: {', '.join(known)}"
 
 

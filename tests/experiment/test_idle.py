@@ -28,9 +28,25 @@ MORE = (
 )  # fmt: skip
 
 
+UNLEARNED = ("rtn", "cdquant")
+# What leaves options without effect besides the method: a choice, swept as with others.
+UNDER = {
+    "start": ("cdquant", ("quant.start=choice(owc)",), "quant.gptq.damp=choice(0.5)"),
+    "mode": ("cdquant", ("quant.mode=choice(cyclic)",), "quant.seed=choice(7)"),
+    "e2e": ("flexround", ("recon.e2e_iters=choice(0)",), "recon.e2e_lr=1 recon.e2e_batch_size=1"),
+    "patience": ("flexround", ("recon.patience=choice(1)", "recon.held_out=4"),
+                 "recon.keep_best=true"),
+    "clip": ("rtn", ("transform=awq", "transform.clip=choice(false)"),
+             "transform.clip_candidates=2"),
+    "ranges": ("rtn", ("ranges=choice(min_max)",), "clipping=false"),
+    "activation": ("rtn", ("activation=choice(dynamic_per_token)", "act_bits=4"),
+                   "act_init_samples=1 act_ranges_from=fp"),
+}  # fmt: skip
+
+
 def value_of(cli, results_dir, method, *options):
     """Return the id and value of a sweep's run of method, computed anew whatever is recorded."""
-    learns = () if method == "rtn" else ("recon.iters=2", "recon.batch_size=4")
+    learns = () if method in UNLEARNED else ("recon.iters=2", "recon.batch_size=4")
     # Of a sweep over all that makes options idle, as in one with other methods.
     args = (*LLAMA, f"quant=choice({method})", *learns, *options, "rerun=true")
     outcome = cli("-m", *args)
@@ -45,6 +61,12 @@ def test_what_is_idle_for_a_method_changes_nothing(cli, results_dir, method):
     plain = value_of(cli, results_dir, method, *more)
     for options in IDLE[method]:
         assert value_of(cli, results_dir, method, *more, *options.split()) == plain, options
+
+
+@pytest.mark.parametrize(("method", "choice", "idle"), UNDER.values(), ids=UNDER)
+def test_what_is_idle_under_a_choice_changes_nothing(cli, results_dir, method, choice, idle):
+    plain = value_of(cli, results_dir, method, *choice)
+    assert value_of(cli, results_dir, method, *choice, *idle.split()) == plain
 
 
 def test_round_to_nearest_learns_no_scales_end_to_end(cli, results_dir):
