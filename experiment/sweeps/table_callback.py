@@ -117,13 +117,17 @@ class SweepTable(Callback):
 
 
 def _print_searches(config: DictConfig, records: Sequence[Record]) -> None:
-    """Print the searches that have trials among records."""
+    """Print the searches whose trials are all among records."""
     from results.records.searches import load
     from results.tables.search import report, searched
 
     known = {record.run_id: record for record in records}
-    found = searched(list(load(Path(config.results_dir))), known)
-    print(report([one for one in found if any(one.records)]))
+    # Another search of the folder may have a trial in common, as the setting as it stands is one.
+    own = [
+        one for one in load(Path(config.results_dir))
+        if {trial.run_id for trial in one.trials} - {None} <= known.keys()
+    ]  # fmt: skip
+    print(report([one for one in searched(own, known) if any(one.records)]))
 
 
 def _remarks(outcomes: Sequence[dict[str, str]]) -> Iterator[str]:

@@ -66,9 +66,13 @@ function shown(value, signed) {
 
 const finished = (row) => row.runs.filter((run) => run.status === "ok");
 
-// The value of each seed; of several runs of one, that of the last, as `results compare` has it.
+// The value of each seed; of several runs of one, which differ in quant.seed, their mean.
 function bySeed(row) {
-  return new Map(finished(row).map((run) => [run.seed, Number(run.value)]));
+  const values = new Map();
+  for (const run of finished(row)) {
+    values.set(run.seed, [...(values.get(run.seed) ?? []), Number(run.value)]);
+  }
+  return new Map([...values].map(([seed, own]) => [seed, mean(own)]));
 }
 
 function pairedSeeds(first, second) {

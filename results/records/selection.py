@@ -38,7 +38,7 @@ def select(records: Sequence[Record], where: dict[str, str]) -> list[Record]:
         # A group's member is told by its class: awq of the command line is AWQ.
         readings, folded = _readings(text), _folded(text)
         found = [(record, value_of(record, key)) for record in chosen]
-        chosen = [r for r, value in found if value in readings or _folded(value) == folded]
+        chosen = [r for r, v in found if _is_among(v, readings) or _folded(v) == folded]
     return chosen
 
 
@@ -72,6 +72,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     # lr for recon.lr: what is written for short is not close.
     near = [*dict.fromkeys([*(k for k in known if k.endswith(f".{name}")), *near])][:3]
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _is_among(value: Any, readings: Sequence[Any]) -> bool:
+    """Return whether value is one of readings; true is not 1."""
+    return any(value == r and isinstance(value, bool) == isinstance(r, bool) for r in readings)
 
 
 def _folded(value: Any) -> str | None:

@@ -15,16 +15,13 @@ from typing import Any
 
 import pandas as pd
 
-from results.records.given import below, by_hand, chosen_by_hand, word
-from results.records.off import TARGET
+from results.records.given import below, word
 from results.records.record import Record
-from results.records.selection import ABSENT, check_known, fact, facts, nearest, value_of
+from results.records.selection import ABSENT, check_known, facts, nearest, value_of
+from results.tables.ablation_groups import Group, Held, groups_of
 from results.tables.cell import SEEDS
 from results.tables.formats import MARK, PLUS_MINUS, latex, markdown
 from results.tables.leaderboard import CELL, TOLD_APART, mean_text, numbers
-
-Held = tuple[tuple[str, str], ...]
-Group = dict[Any, list[Record]]
 
 
 @dataclass
@@ -63,7 +60,7 @@ def ablation(records: Sequence[Record], setting: str, by: Sequence[str] = ()) ->
             f"{setting} is {word(values[0])} in all {len(having)} runs that have it; "
             f"python run.py -m {setting}=... with several values makes others"
         )
-    groups = _groups(having, setting, by)
+    groups = groups_of(having, setting, by)
     varied = {held: group for held, group in groups.items() if len(group) > 1}
     if not varied:
         raise ValueError(_nothing_alone(groups, setting))
@@ -90,68 +87,6 @@ def in_order(values: Iterable[Any]) -> list[Any]:
     numeric = [v for v in different if isinstance(v, int | float)]
     words = [v for v in different if v is not None and v not in numeric]
     return [*([None] if None in different else []), *sorted(numeric), *words]
-
-
-def _groups(records: Sequence[Record], setting: str, by: Sequence[str]) -> dict[Held, Group]:
-    """Return the runs by what is held, then by their value."""
-    given = _given(records, setting) | {*by}
-    alike: dict[Held, list[Record]] = {}
-    for record in records:
-        own = facts(record)
-        names = list(own) if record.overrides is None else [*CELL, "bits", "task_version", *given]
-        free = [name for name in names if name in SEEDS or below(name, [setting])]
-        held = {name for name in names if name in by or name not in free}
-        values = by_hand(record) | {name: word(value) for name, value in own.items()}
-        alike.setdefault(_texts(values, held), []).append(record)
-    groups: dict[Held, Group] = {}
-    for shared, members in alike.items():
-        swept = _swept(members, setting)
-        for record in members:
-            own = {name: fact(record, name, ABSENT) for name in swept}
-            held_too = _texts({n: word(v) for n, v in own.items() if v is not ABSENT}, swept)
-            group = groups.setdefault(tuple(sorted({*shared, *held_too})), {})
-            group.setdefault(value_of(record, setting), []).append(record)
-    for group in groups.values():
-        for value, runs in group.items():
-            group[value] = [r for r in runs if r.status == "ok"] or runs
-    return groups
-
-
-def _given(records: Sequence[Record], setting: str) -> set[str]:
-    """Return what was chosen by hand, by the names that hold for what was not, too.
-
-    A member of a group is its class where that tells the members apart, as granularity=per_tensor
-    by hand is what a task may have by itself. The group that setting is in is free.
-    """
-    told = [(by_hand(record), facts(record)) for record in records]
-    names = set()
-    for name in {name for record in records for name in chosen_by_hand(record)}:
-        if setting.startswith(f"{name}."):
-            continue
-        target = f"{name}.{TARGET}"
-        classes: dict[Any, set[str]] = {}
-        for hand, own in told:
-            if name in hand:
-                classes.setdefault(own.get(target), set()).add(hand[name])
-        alone = None not in classes and all(len(members) == 1 for members in classes.values())
-        names.add(target if alone else name)
-    return names
-
-
-def _texts(values: dict[str, str], names: Iterable[str]) -> Held:
-    return tuple(sorted((name, values[name]) for name in names if name in values))
-
-
-def _swept(members: Sequence[Record], setting: str) -> list[str]:
-    """Return the settings that one value of setting has several values of."""
-    seen: dict[tuple[str, Any], set[str]] = {}
-    done = [r for r in members if r.status == "ok"] or members
-    for record in done:
-        chosen = value_of(record, setting)
-        for name, value in facts(record).items():
-            if name not in SEEDS:
-                seen.setdefault((name, chosen), set()).add(word(value))
-    return list({name for (name, _), values in seen.items() if len(values) > 1})
 
 
 def _telling(keys: Sequence[Held], by: Sequence[str], setting: str) -> list[str]:

@@ -24,6 +24,18 @@ def measured_apart(runs: Sequence[Record]) -> str:
     return ""
 
 
+def by_seed(runs: Sequence[Record]) -> dict[int, list[Record]]:
+    """Return the runs of one cell by seed; of several of one, a seed of the method's own differs.
+
+    What a method draws by its own seed has no counterpart in another method, so that such runs are
+    never paired one by one: their mean is the value of their seed.
+    """
+    found: dict[int, list[Record]] = {}
+    for run in runs:
+        found.setdefault(run.seed, []).append(run)
+    return found
+
+
 def same(left: str, right: str) -> bool:
     """Return whether two cells have one value; a method without the setting has any of it."""
     return left == right or "-" in (left, right)

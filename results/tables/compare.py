@@ -12,11 +12,12 @@ from statistics import fmean
 from typing import Any
 
 import pandas as pd
+from numpy.typing import NDArray
 
 from results.records.outcomes import Outcomes
 from results.records.record import Record
 from results.records.selection import nearest
-from results.tables.alike import differing, measured_apart, same
+from results.tables.alike import by_seed, differing, measured_apart, same
 from results.tables.formats import latex, markdown
 from results.tables.leaderboard import rows_and_runs, width
 from results.tables.paired_tests import mcnemar, mean_interval, metric_interval, metric_of
@@ -24,7 +25,8 @@ from results.tables.paired_tests import mcnemar, mean_interval, metric_interval,
 NUMBERS = ("first", "second", "difference", "low", "high", "b", "c", "p")
 ALL = "all"  # stands for the seeds in the row of their mean
 DIGITS = {"kl": 5}  # decimals where two do not tell methods apart
-Pairs = dict[int, tuple[Record, Record]]
+Runs = Sequence[Record]  # of one seed and method: several where a seed of its own differs
+Pairs = dict[int, tuple[Runs, Runs]]
 
 
 @dataclass
@@ -66,9 +68,11 @@ def compare(
         raise ValueError(f"no run of {first} or {second} has finished")
     found = Comparison(first, second)
     for cell, pairs in _paired(found, *rows_and_runs(done, by)):
-        own = {seed: (outcomes(a), outcomes(b)) for seed, (a, b) in pairs.items()}
+        own = {
+            seed: (_outcomes(a, outcomes), _outcomes(b, outcomes)) for seed, (a, b) in pairs.items()
+        }
         _tell_missing(found, cell, pairs, own)
-        names = [next(iter(pairs.values()))[0].metric]
+        names = [next(iter(pairs.values()))[0][0].metric]
         names += [name for a, b in own.values() for name in a if name in b]
         for name in dict.fromkeys(map(str, names)):
             found.rows += _rows(cell, name, pairs, own)
@@ -77,6 +81,11 @@ def compare(
         raise ValueError(f"nothing of {first} and {second} can be compared: {reason}")
     found.remarks = list(dict.fromkeys(found.remarks))
     return found
+
+
+def _outcomes(runs: Runs, outcomes: Callable[[Record], Outcomes]) -> Outcomes:
+    """Return the outcomes of a seed's run; nothing of several, whose mean has none."""
+    return outcomes(runs[0]) if len(runs) == 1 else {}
 
 
 def _check_methods(records: Sequence[Record], first: str, second: str) -> None:
@@ -111,18 +120,19 @@ def _paired(
             if unlike := differing(left_runs[0], right_runs[0]):
                 found.remarks.append(f"{where} not compared: they differ in {unlike}")
                 continue
-            seeds = {r.seed: r for r in right_runs}
-            pairs = {r.seed: (r, seeds[r.seed]) for r in left_runs if r.seed in seeds}
+            mine, theirs = by_seed(left_runs), by_seed(right_runs)
+            pairs: Pairs = {seed: (mine[seed], theirs[seed]) for seed in mine if seed in theirs}
             if not pairs:
                 found.remarks.append(f"{where} not compared: no seed in common")
                 continue
-            apart = {seed: why for seed, pair in pairs.items() if (why := measured_apart(pair))}
+            of_both = {seed: [*a, *b] for seed, (a, b) in pairs.items()}
+            apart = {seed: why for seed, both in of_both.items() if (why := measured_apart(both))}
             for seed, why in apart.items():
                 found.remarks.append(f"{where} seed {seed} not compared: {why}")
-                del pairs[seed]
+                del pairs[seed], of_both[seed]
             if not pairs:
                 continue
-            if (count := len({r.network for pair in pairs.values() for r in pair} - {None})) > 1:
+            if (count := len({r.network for both in of_both.values() for r in both} - {None})) > 1:
                 found.remarks.append(f"{where}: its seeds are of {count} full-precision networks")
             if schedule := differing(left_runs[0], right_runs[0], own=True):
                 found.remarks.append(f"{where}: {found.first} and {found.second} have {schedule}")
@@ -139,10 +149,15 @@ def _tell_missing(
 ) -> None:
     where = " ".join(cell.values())
     for seed, held in own.items():
-        for record, outcomes in zip(pairs[seed], held, strict=True):
-            if not outcomes:
+        for runs, outcomes in zip(pairs[seed], held, strict=True):
+            if len(runs) > 1:
                 found.remarks.append(
-                    f"{where}: no test on samples, the run {record.run_id} ({record.quant} seed "
+                    f"{where} seed {seed}: no test on samples, {runs[0].quant} has the mean of "
+                    f"{len(runs)} runs, which differ in quant.seed"
+                )
+            elif not outcomes:
+                found.remarks.append(
+                    f"{where}: no test on samples, the run {runs[0].run_id} ({runs[0].quant} seed "
                     f"{seed}) keeps none of them; rerun=true computes it with them"
                 )
         for name in held[0].keys() & held[1].keys():
@@ -160,14 +175,11 @@ def _rows(
     rows = []
     for seed, (left, right) in pairs.items():
         a, b = (held.get(metric) for held in own[seed])
-        values = [
-            record.metrics.get(metric, None if kept is None else metric_of(kept, metric))
-            for record, kept in ((left, a), (right, b))
-        ]
-        if None in values:
+        first, second = _mean(left, metric, a), _mean(right, metric, b)
+        if first is None or second is None:
             continue
         row = cell | {"metric": metric, "seed": str(seed)} | dict.fromkeys(NUMBERS)
-        row |= _numbers(*values)  # type: ignore[arg-type]
+        row |= _numbers(first, second)
         if a is not None and b is not None and len(a) == len(b):
             row["low"], row["high"] = metric_interval(a, b, metric) or (None, None)
             if a.dtype == b.dtype == bool:
@@ -179,6 +191,14 @@ def _rows(
         mean["low"], mean["high"] = mean_interval([r["difference"] for r in rows]) or (None, None)
         rows.append(mean)
     return rows
+
+
+def _mean(runs: Runs, metric: str, kept: NDArray[Any] | None) -> float | None:
+    """Return the mean of a seed's runs, where the records lack it of what one has kept; or None."""
+    values = [run.metrics[metric] for run in runs if metric in run.metrics]
+    if len(values) == len(runs):
+        return fmean(values)
+    return None if kept is None else metric_of(kept, metric)
 
 
 def _numbers(first: float, second: float) -> dict[str, float]:

@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from results.records.off import turned_on
 from results.records.record import Record
+from results.tables.paper_cells import added, in_whole, is_trained
 from results.tables.paper_comparison import (
-    ASIDE,
     ComparedCell,
     full_precision,
-    in_whole,
     newest_version,
     one_configuration,
 )
@@ -120,7 +118,7 @@ def _values(cell: Cell, records: Sequence[Record]) -> list[float]:
     named = [r for r in records if (r.model, r.task) == (cell.model, cell.task)]
     named = [r for r in named if (r.task_version or 0) >= since]
     if cell.task not in TRAINED:
-        named = [r for r in named if r.settings.get("checkpoint") is None]
+        named = [r for r in named if not is_trained(r)]
     found = [r for r in named if in_whole(r, PROTOCOL)]
     if cell.method == "fp":
         return full_precision(found, cell.metric)
@@ -136,7 +134,7 @@ def _is(record: Record, cell: Cell) -> bool:
         return False
     if cell.task == "imagenet" and recon.get("unit") != UNITS.get(cell.method):
         return False
-    if turned_on(settings) - ASIDE - {"transform"}:  # which none of them has
+    if added(record) - {"transform"}:  # which none of them has
         return False
     words = cell.setting.split() or ["per_channel"]  # SQuAD's table does not say it once more
     kv_bits = None if activation is None else activation.get("kv_bits")

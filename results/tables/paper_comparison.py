@@ -2,7 +2,8 @@
 
 The paper's value of an ImageNet cell is the median of five trials; ours is the median of the seeds
 that there are. A difference counts as noise (~) when it is no larger than the standard deviation of
-at least two seeds. Which checkpoint was quantized shows in the full-precision rows.
+at least two seeds. Which checkpoint was quantized shows in the full-precision rows, and other
+numbers of samples or iterations than the paper's in the note.
 """
 
 from __future__ import annotations
@@ -15,29 +16,23 @@ from typing import Any
 
 import pandas as pd
 
-from results.records.given import by_hand
-from results.records.off import TARGET, turned_on
 from results.records.record import Record
 from results.records.selection import fact
 from results.tables.cell import differing
 from results.tables.formats import markdown
+from results.tables.paper_cells import TUNED, is_measured, is_run, other_numbers, task_of
 from results.tables.published_numbers import Cell, published
 
 LOWER_IS_BETTER = ("perplexity",)
-# How the paper measures perplexity.
-PROTOCOL = {"name": "run_clm", "split": "validation", "window": 1024, "max_windows": None}
-TRAINED = frozenset({"finetuned", "lora"})  # words for a network trained on the task before
-ALWAYS_TRAINED = ("glue/", "squad")
-TUNED = "tuned_lr"  # the word for a learning rate of each task's own
-ASIDE = {"stream_dtype"}  # of what a run can turn on, what is no part of its method
 
 
 @dataclass(frozen=True)
 class ComparedCell:
-    """A published cell with our values of it, one a seed."""
+    """A published cell with our values of it, one a seed, and what is to be noted of these."""
 
     cell: Cell
     ours: Sequence[float]
+    note: str = ""
 
     @property
     def value(self) -> float | None:
@@ -58,11 +53,11 @@ def compare_with_paper(table: str, records: Sequence[Record]) -> list[ComparedCe
     Raises:
         ValueError: when there is no such table, or runs of one cell differ in more than the seed.
     """
-    cells = [replace(c, task=_task(c)) for c in published(table) if "." not in c.metric]
+    cells = [replace(c, task=task_of(c)) for c in published(table) if "." not in c.metric]
     if not cells:
         raise ValueError(f"{table} lists settings, not results; they are in conf/tuned/")
     done = newest_version([record for record in records if record.status == "ok"])
-    return [ComparedCell(cell, _values(cell, done)) for cell in cells]
+    return [_compared(cell, done) for cell in cells]
 
 
 def newest_version(records: Sequence[Record]) -> list[Record]:
@@ -76,15 +71,18 @@ def newest_version(records: Sequence[Record]) -> list[Record]:
 def published_beside(record: Record) -> list[ComparedCell]:
     """Return the published cells that record is a run of, each with its value."""
     cells = [cell for cell in published() if "." not in cell.metric]
-    return [ComparedCell(cell, ours) for cell in cells if (ours := _values(cell, [record]))]
+    return [found for cell in cells if (found := _compared(cell, [record])).ours]
 
 
-def _values(cell: Cell, records: Sequence[Record]) -> list[float]:
-    found = [r for r in records if _is_measured(r, cell)]
+def _compared(cell: Cell, records: Sequence[Record]) -> ComparedCell:
+    found = [r for r in records if is_measured(r, cell)]
     if cell.method == "fp":
-        return full_precision(found, cell.metric)
-    own = [r for r in found if _is(r, cell)]
-    return one_configuration(cell, _best_rate(own, cell) if TUNED in cell.setting.split() else own)
+        return ComparedCell(cell, full_precision(found, cell.metric))
+    own = [r for r in found if is_run(r, cell)]
+    if TUNED in cell.setting.split():
+        own = _best_rate(own, cell)
+    ours = one_configuration(cell, own)
+    return ComparedCell(cell, ours, other_numbers(own[0], cell) if ours else "")
 
 
 def _best_rate(records: Sequence[Record], cell: Cell) -> list[Record]:
@@ -128,57 +126,6 @@ def one_configuration(cell: Cell, records: Sequence[Record]) -> list[float]:
     return [r.metrics[cell.metric] for r in found]
 
 
-def _is_measured(record: Record, cell: Cell) -> bool:
-    """Return whether record is of the cell's network in full precision, measured as it is."""
-    if (record.model, record.task) != (cell.model, _task(cell)):
-        return False
-    own, words = record.settings.get("checkpoint") is None, cell.setting.split()
-    if cell.task == "imagenet":
-        model = record.settings["model"]
-        changed = [name for name in ("equalize", "absorb_biases") if model.get(name)]
-        wanted = [name for name in ("equalize", "absorb_biases") if name in words]
-        return own == ("torchvision" in words) and changed == wanted
-    trained = bool(TRAINED.intersection(words)) or cell.task.startswith(ALWAYS_TRAINED)
-    return own != trained and in_whole(record, PROTOCOL)
-
-
-def in_whole(record: Record, protocol: dict[str, Any]) -> bool:
-    """Return whether a run is measured on every item, a perplexity by protocol."""
-    task = record.settings["task"]
-    if task.get("protocol") is None:
-        return task.get("limit") is None and task.get("max_eval") is None
-    return bool({name: task["protocol"].get(name) for name in protocol} == protocol)
-
-
-def _is(record: Record, cell: Cell) -> bool:
-    """Return whether a run of the cell's network is quantized as the cell is."""
-    settings, words = record.settings, cell.setting.split()
-    if record.quant != cell.method or turned_on(settings) - ASIDE:
-        return False
-    scheme = settings.get("activation")
-    if scheme is not None and (scheme[TARGET] != "StaticPerTensor" or scheme.get("kv_bits")):
-        return False
-    bits = f"W{record.bits}A{settings['act_bits']}" if scheme is not None else f"W{record.bits}"
-    together = scheme is not None and settings.get("recon", {}).get("act_steps") == "together"
-    wanted = {word.partition("=")[0]: word.partition("=")[2] for word in words}
-    samples = wanted.get("num_samples", str(settings["num_samples"]))
-    rows = cell.model.startswith("llama")  # whose weights have a scale for each
-    tried = "recon.lr" in by_hand(record)
-    return (
-        bits == (cell.bits if scheme is not None else cell.bits.partition("A")[0])
-        and (scheme is not None or cell.bits.endswith(("A16", "A32")))
-        and ("Q" if together else "B") == words[0]
-        and str(settings["num_samples"]) == samples
-        and settings["symmetric"] == (cell.task == "imagenet")
-        and settings["granularity"][TARGET] == ("PerChannel" if rows else "PerTensor")
-        and (not cell.task.startswith("glue/") or tried == (TUNED in words))
-    )
-
-
-def _task(cell: Cell) -> str:
-    return "five_shot" if "num_fewshot=5" in cell.setting.split() else cell.task
-
-
 def frame(joined: Sequence[ComparedCell]) -> pd.DataFrame:
     """Return one row a cell: names, ours, n, paper, difference, noise, and both ranks.
 
@@ -198,7 +145,7 @@ def frame(joined: Sequence[ComparedCell]) -> pd.DataFrame:
             "paper": j.cell.value,
             "difference": None if j.value is None else j.value - j.cell.value,
             "noise": j.noise,
-            "note": j.cell.note,
+            "note": "; ".join(filter(None, (j.cell.note, j.note))),
         }
         for j in joined
     ]

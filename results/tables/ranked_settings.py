@@ -9,13 +9,14 @@ from statistics import fmean
 from typing import Any
 
 from results.records.record import Record
-from results.tables.alike import differing, measured_apart, same
+from results.tables.alike import by_seed, differing, measured_apart, same
 from results.tables.leaderboard import rows_and_runs, width
 from results.tables.paired_tests import PERPLEXITY
 
 ABSENT = "-"  # of a method that has no such setting, and meets every value of it
 Names = tuple[str, ...]
 Cell = tuple[str, Names, Sequence[Record]]  # method, setting, runs
+Runs = dict[str, dict[int, list[Record]]]  # of a setting: by method and seed
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Setting:
     """One setting: its names, and the runs of each method there, by seed."""
 
     names: Names
-    runs: dict[str, dict[int, Record]]
+    runs: Runs
 
     def values(self, methods: Sequence[str]) -> list[float] | None:
         """Return the methods' means, larger ones better; None where no seed is in all.
@@ -34,14 +35,21 @@ class Setting:
         if not all(method in self.runs for method in methods):
             return None
         common = set.intersection(*(set(self.runs[method]) for method in methods))
-        seeds = [s for s in common if not measured_apart([self.runs[m][s] for m in methods])]
-        held = [[self.runs[method][seed] for seed in sorted(seeds)] for method in methods]
+        seeds = [
+            seed for seed in sorted(common)
+            if not measured_apart([run for m in methods for run in self.runs[m][seed]])
+        ]  # fmt: skip
         if not seeds:
             return None
-        sign = 1 if held[0][0].higher_is_better else -1
-        if held[0][0].metric == PERPLEXITY:  # what differs is a share of it
-            return [sign * fmean(log(r.value or 1.0) for r in runs) for runs in held]
-        return [sign * fmean(r.value or 0.0 for r in runs) for runs in held]
+        return [fmean(_height(self.runs[method][seed]) for seed in seeds) for method in methods]
+
+
+def _height(runs: Sequence[Record]) -> float:
+    """Return the mean of a seed's runs, larger ones better."""
+    sign = 1 if runs[0].higher_is_better else -1
+    if runs[0].metric == PERPLEXITY:  # what differs is a share of it
+        return sign * fmean(log(run.value or 1.0) for run in runs)
+    return sign * fmean(run.value or 0.0 for run in runs)
 
 
 def settings_of(done: Sequence[Record], by: Sequence[str], remarks: list[str]) -> Iterator[Setting]:
@@ -66,9 +74,7 @@ def settings_of(done: Sequence[Record], by: Sequence[str], remarks: list[str]) -
                 yield Setting(names, found)
 
 
-def _runs(
-    names: Names, cells: Sequence[Cell], remarks: list[str]
-) -> Iterator[dict[str, dict[int, Record]]]:
+def _runs(names: Names, cells: Sequence[Cell], remarks: list[str]) -> Iterator[Runs]:
     """Yield the runs of a setting by method and seed, of methods that compare with one another.
 
     Tell of each that compares with no other in what it differs.
@@ -92,13 +98,13 @@ def _runs(
             if quant not in alike[0]:
                 remarks.append(f"{where} without {quant}: it differs in {unlike}")
         elif len(methods) > 1:
-            yield {quant: {run.seed: run for run in runs} for quant, runs in methods.items()}
+            yield {quant: by_seed(runs) for quant, runs in methods.items()}
 
 
-def _measured_apart(names: Names, runs: dict[str, dict[int, Record]]) -> Iterator[str]:
+def _measured_apart(names: Names, runs: Runs) -> Iterator[str]:
     """Yield the seeds of a setting whose runs do not compare, though their settings do."""
     for seed in sorted(set().union(*runs.values())):
-        if why := measured_apart([own[seed] for own in runs.values() if seed in own]):
+        if why := measured_apart([run for own in runs.values() for run in own.get(seed, ())]):
             yield f"{' '.join(names)} seed {seed}: {why}; those are not compared"
 
 

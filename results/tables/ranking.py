@@ -106,7 +106,7 @@ def _pairs(
         for setting in settings:
             if (values := setting.values((first, second))) is not None:
                 differences.append(values[0] - values[1])
-                metrics.add(next(iter(setting.runs[first].values())).metric)
+                metrics.add(next(iter(setting.runs[first].values()))[0].metric)
         if differences:
             p = told_apart(differences, len(metrics) == 1)
             yield (first, second), (differences, p)

@@ -84,6 +84,19 @@ def test_two_rows_are_set_side_by_side_over_their_common_seeds(tmp_path, board):
     assert "<title>#compare=f0&amp;compare=a0</title>" in found
 
 
+def test_runs_of_one_seed_that_differ_in_a_seed_of_the_methods_own_are_averaged(tmp_path):
+    rows = [
+        record(f"l{own}", value, quant="lrq",
+               settings={"bits": 4, "seed": 0, "quant": {"seed": own}})
+        for own, value in enumerate((10.0, 50.0, 90.0))
+    ]  # fmt: skip
+    rows.append(record("f", 40.0, settings={"bits": 4, "seed": 0}))
+    text = page(rows, [], "results")
+    script = choose("resnet18 lrq W4", "resnet18 flexround W4")
+    panel = text_of(dumped(tmp_path, text, script), "section", 'id="comparison"')
+    assert "A \u2212 B: +10.00 top1 on the one common seed" in panel
+
+
 def test_a_rows_command_is_of_its_width_with_activations_alone(tmp_path, capsys):
     store = Store(tmp_path / "results")
     store.root.mkdir()

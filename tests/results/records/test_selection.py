@@ -81,6 +81,19 @@ def test_what_stands_in_a_table_is_a_value_that_chooses():
         assert select(records, {"checkpoint": spelled(value)}) == [records[i]]
 
 
+def test_true_is_chosen_by_true_and_one_by_one():
+    values = (True, 1, 1.0, False, 0)
+    records = [record(str(i), settings={"x": value}) for i, value in enumerate(values)]
+    chosen = {
+        text: [r.run_id for r in select(records, {"x": text})]
+        for text in ("true", "True", "1", "1.0", "false", "0", "2")
+    }
+    assert chosen == {
+        "true": ["0"], "True": ["0"], "1": ["1", "2"], "1.0": ["1", "2"], "false": ["3"],
+        "0": ["4"], "2": [],
+    }  # fmt: skip
+
+
 def test_a_group_is_chosen_by_its_member_and_an_option_by_what_it_is_when_off():
     awq = {"transform": {"_target_": "AWQ"}}
     search = {"ranges": {"_target_": "MinMax"}}

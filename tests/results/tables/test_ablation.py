@@ -121,6 +121,74 @@ def test_a_method_brings_its_own_schedule():
     assert "recon.lr (0.02, 0.05)" in found.remarks[0]
 
 
+def swept(quant, value, *given, **loop):
+    """Return a run of a sweep; loop is what its method has of recon."""
+    return run(value, quant=quant, given=[f"quant={quant}", *given], **loop)
+
+
+@pytest.mark.parametrize("option", ["recon.iters=100", "recon=fast"])
+def test_a_method_without_a_loop_is_beside_those_that_were_given_options_of_it(option):
+    """Its record leaves out what was idle."""
+    rows = [
+        swept("flexround", 95.0, option, **recon(100)),
+        swept("adaround", 96.0, option, **recon(100)),
+        swept("rtn", 50.0),
+    ]
+    found = ablation(rows, "quant")
+    assert found.table["quant"].tolist() == ["flexround", "adaround", "rtn"]
+    assert found.remarks == []
+
+
+def test_a_method_without_a_loop_is_beside_every_value_that_others_were_given():
+    rows = [
+        swept(quant, value + iters, f"recon.iters={iters}", **recon(iters))
+        for iters in (9, 20) for quant, value in (("flexround", 60.0), ("adaround", 70.0))
+    ]  # fmt: skip
+    solver = {"recon": {"_target_": "Solve", "sequential": True}}
+    rows += [swept("rtn", 50.0), swept("gptq", 55.0, **solver)]
+    found = ablation(rows, "quant")
+    assert found.table.groupby("recon.iters")["mean"].apply(list).to_dict() == {
+        "9": [69.0, 79.0, 50.0, 55.0], "20": [80.0, 90.0, 50.0, 55.0],
+    }  # fmt: skip
+    assert not [told for told in found.remarks if "no other" in told]
+
+
+def test_a_method_is_not_beside_runs_with_quantized_activations_for_want_of_their_bits():
+    static = {"activation": {"_target_": "Static", "bits": 4}, "act_bits": 4}
+    given = ["activation=static", "act_bits=4", "recon.iters=9"]
+    rows = [swept(quant, 90.0, *given, **recon(9), **static) for quant in ("flexround", "adaround")]
+    found = ablation([*rows, swept("rtn", 50.0, activation=None)], "quant")
+    assert found.table["quant"].tolist() == ["flexround", "adaround"]
+    assert found.remarks == ["1 runs have no other that differs in quant alone"]
+
+
+def test_a_member_of_the_varied_group_that_has_no_such_option_is_beside_every_value_of_it():
+    static = [
+        run(80.0 + bits, given=["activation=static", f"act_bits={bits}"], act_bits=bits,
+            activation={"_target_": "Static", "bits": bits})
+        for bits in (4, 8)
+    ]  # fmt: skip
+    bare = run(95.0, given=[], activation=None)
+    dynamic = run(90.0, given=["activation=dynamic", "act_bits=8"], act_bits=8,
+                  activation={"_target_": "Dynamic", "bits": 8})  # fmt: skip
+    found = ablation([*static, bare, dynamic], "activation").table
+    assert found[["act_bits", "activation", "mean"]].values.tolist() == [
+        ["4", "null", 95.0], ["4", "Static", 84.0],
+        ["8", "null", 95.0], ["8", "Static", 88.0], ["8", "Dynamic", 90.0],
+    ]  # fmt: skip
+
+
+def test_a_method_that_has_what_is_held_at_another_value_is_not_beside_it():
+    rows = [
+        swept("flexround", 95.0, "recon.iters=100", **recon(100)),
+        swept("adaround", 96.0, "recon.iters=100", **recon(100)), swept("lrq", 97.0, **recon(9)),
+        swept("rtn", 50.0, num_samples=8), swept("rtn", 51.0, "num_samples=9", num_samples=9),
+    ]  # fmt: skip
+    found = ablation(rows, "quant")
+    assert found.table["quant"].tolist() == ["flexround", "adaround"]
+    assert found.remarks[-1] == "3 runs have no other that differs in quant alone"
+
+
 def signround(iters, lr, *given):
     given = ["quant=signround", f"recon.iters={iters}", *given]
     return run(90.0 + lr, quant="signround", given=given, **recon(iters, lr=lr))

@@ -243,6 +243,35 @@ def test_a_setting_that_one_lacks_differs_where_the_other_could_have_it():
     assert differing(searched, bare) == "ranges._target_ LpSearch and MinMax"
 
 
+def drawn(quant, seed, own, value):
+    """Return a run of a method that draws by a seed of its own, too."""
+    one = run(quant, seed, value)
+    own_seed = {"quant": {"_target_": quant, "seed": own}}
+    return replace(one, run_id=f"{quant}{seed}-{own}", settings=one.settings | own_seed)
+
+
+def test_runs_of_one_seed_that_differ_in_a_seed_of_the_methods_own_are_averaged():
+    """Neither has a run of the other to be paired with: lrq and cdquant draw other things."""
+    right = outcomes(0, 0, 9, 1)[0]
+    three = [drawn("lrq", 0, own, v) for own, v in enumerate((10.0, 50.0, 90.0))]
+    for others, value in (
+        ([run("flexround", 0, 40.0)], 40.0),
+        ([drawn("cdquant", 0, own, v) for own, v in enumerate((20.0, 40.0))], 30.0),
+    ):
+        first, second = "lrq", others[0].quant
+        found = compare([*three, *others], lambda _: {"top1": right}, first, second)
+        (row,) = found.table.itertuples()
+        assert (row.first, row.second, row.difference) == (50.0, value, 50.0 - value)
+        assert math.isnan(row.low)
+        assert pd.isna(row.p)
+        told = "\n".join(found.remarks)
+        assert "seed 0: no test on samples, lrq has the mean of 3 runs, which differ in qua" in told
+    more = [*three, drawn("lrq", 1, 1, 70.0), run("flexround", 0, 40.0), run("flexround", 1, 60.0)]
+    table = compare(more, lambda _: {"top1": right}, "flexround", "lrq").table
+    assert table["difference"].tolist() == [-10.0, -10.0, -10.0]
+    assert table["p"].fillna(-1).tolist() == [-1, 1, -1], "seed 1 has one run of each"
+
+
 def test_csv_reads_back_to_the_same_table():
     found = compare(PAIRED, lambda _: {}, "flexround", "adaround")
     again = pd.read_csv(io.StringIO(render(found, "csv")), dtype={"b": "Int64", "c": "Int64"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -95,6 +96,20 @@ def test_settings_are_of_the_seeds_that_all_have():
     assert (found["one"]["mean_rank"], found["two"]["mean_rank"]) == (1, 2)
     with_other = [*records, run("two", 4, 70.0, 1)]
     assert rows(ranking(with_other))["one"]["mean_rank"] == 2, "50 against 75"
+
+
+@pytest.mark.parametrize("metric", ["top1", "perplexity"])
+def test_runs_of_one_seed_that_differ_in_a_seed_of_the_methods_own_are_averaged(metric):
+    """The last is ahead of two, their mean is not."""
+    own = dict(metric=metric, higher_is_better=metric == "top1")
+    values = (10.0, 20.0, 90.0) if metric == "top1" else (90.0, 80.0, 10.0)
+    records = [
+        replace(run("lrq", 4, value, set={"quant": {"_target_": "lrq", "seed": at}}, **own),
+                run_id=f"lrq-{at}")
+        for at, value in enumerate(values)
+    ]  # fmt: skip
+    found = rows(ranking([*records, run("two", 4, 50.0 if metric == "top1" else 20.0, **own)]))
+    assert (found["lrq"]["mean_rank"], found["two"]["mean_rank"]) == (2, 1)
 
 
 def test_too_few_settings_have_no_interval_and_no_test():
