@@ -21,10 +21,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from flexround.calibration.chain import in_float
 from flexround.grid import MAX_BITS, MIN_BITS, Grid
 from flexround.models.base import ModelAdapter
 from flexround.ranges import Ranges
 from flexround.structure import Layer, output_first
+from flexround.utils.loss_scale import loss_scale
 
 FINEST = 1 << 16  # steps of what the budget allows beyond the fewest bits
 Scores = Mapping[str, Mapping[int, float]]  # by layer and bits
@@ -105,11 +107,13 @@ def delta_loss(
         ValueError: when one is not finite; names the layer.
     """
     scores = dict.fromkeys(adapter.layers(), 0.0)
+    scaled_by = loss_scale(map(_weight, adapter.layers().values()))
     with _rounded(adapter, grid, ranges, scores), torch.enable_grad():
         for batch in batches:
             for rows in torch.arange(len(batch["input_ids"])).split(batch_size):
                 own = {name: values[rows] for name, values in batch.items()}
-                next_token_loss(adapter.forward(own), own).backward()
+                (scaled_by * next_token_loss(adapter.forward(own), own)).backward()
+    scores = {name: score / scaled_by for name, score in scores.items()}
     for name, score in scores.items():
         if not torch.isfinite(torch.tensor(score)):
             raise ValueError(f"layer {name}: its score at {grid.bits} bits is {score}")
@@ -144,8 +148,9 @@ def _rounded(
 
         def add(param: Tensor, name: str = name) -> None:
             assert param.grad is not None, "it is called once there is one"
-            change = exact[name].to(param) - param.detach()
-            scores[name] += (param.grad * change).abs().sum(dtype=torch.float64).item()
+            # In float32: float16 holds no product as small as theirs.
+            change = in_float(exact[name].to(param.device)) - in_float(param.detach())
+            scores[name] += (in_float(param.grad) * change).abs().sum(dtype=torch.float64).item()
             param.grad = None
 
         with torch.no_grad():

@@ -30,6 +30,7 @@ from flexround.reconstruction.optimize import UnitOptimizer, scheduled
 from flexround.reconstruction.report import Errors, Stopwatch
 from flexround.reconstruction.settings import Settings
 from flexround.structure import Layer, is_transposed, output_first
+from flexround.utils.loss_scale import loss_scale
 from flexround.utils.tensor_float32 import tensor_float32
 
 NAME = "end_to_end"  # what is reported as if it were a unit
@@ -114,6 +115,8 @@ def learn_end_to_end(
     adapter.prepare()
     watch, loss = Stopwatch(adapter.device), LogitLoss("logits", adapter, tokens, job.mask)
     learned = {layer.name: _scaled(layer, integers[layer.name]) for layer in layers}
+    # Adam's steps do not depend on it, but for eps.
+    scaled_by = loss_scale(adapter.model.parameters())
 
     def divergence(samples: Tensor) -> Tensor:
         with job.products():
@@ -132,7 +135,7 @@ def learn_end_to_end(
 
     def losses(batch: Tensor, _: float) -> tuple[Tensor, Tensor]:
         found = divergence(batch)
-        return found, found
+        return found, scaled_by * found
 
     samples = len(targets) - settings.held_out
     before = error()

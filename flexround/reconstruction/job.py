@@ -39,8 +39,9 @@ class _Mean:
     positions: int = 0
 
     def add(self, loss: float, positions: int) -> None:
-        self.total += loss * positions
-        self.positions += positions
+        if positions:  # a mean over none is NaN
+            self.total += loss * positions
+            self.positions += positions
 
     @property
     def value(self) -> float:

@@ -19,6 +19,11 @@ class GPTAQ(GPTQOnDrift):
     squares answer to the drift of input j: with D = (X_fp - X) X^T and H^-1 = U^T U,
     P = triu(D U^T, 1) U.
 
+    An input that is always zero in X, though not in X_fp, has its drift as well. It is taken as the
+    first column, so that all others move by w_j P_j = w_j D_j H^-1; its own code, which no output
+    sees, is that of 0. The authors' code sets w_j to 0 before and so loses this term of the
+    equation.
+
     Attributes:
         alpha: share of P that is used. The paper's derivation has 1, its authors' code 0.25.
     """
@@ -36,6 +41,7 @@ class GPTAQ(GPTQOnDrift):
         return super().cost(out, into) + own
 
     def _correct(
-        self, weight: Tensor, hessian: Tensor, across: Tensor, factor: Tensor
+        self, weight: Tensor, lost: Tensor, hessian: Tensor, across: Tensor, factor: Tensor
     ) -> Correction:
-        return Correction(pull=self.alpha * (across @ factor.T).triu(1) @ factor)
+        shift = self.alpha * lost @ across @ factor.T @ factor if lost.any() else None
+        return Correction(pull=self.alpha * (across @ factor.T).triu(1) @ factor, shift=shift)

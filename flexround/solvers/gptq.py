@@ -144,26 +144,33 @@ class GPTQ:
             own = own + torch.diag(dead[index].to(own.dtype))
             rows = slice(index * len(part), (index + 1) * len(part))
             across = None if drift is None else drift.across[index]
-            codes[rows] = self._solve(part, own, across, wide.rows(rows), ranges)
+            given = weight.reshape(parts.shape)[index]
+            codes[rows] = self._solve(part, given, own, across, wide.rows(rows), ranges)
         return wide.quantized(codes, weight)
 
     def _factor(self, hessian: Tensor) -> Tensor:
         return inverse_factor(hessian, self.damp)
 
     def _correct(
-        self, weight: Tensor, hessian: Tensor, across: Tensor, factor: Tensor
+        self, weight: Tensor, lost: Tensor, hessian: Tensor, across: Tensor, factor: Tensor
     ) -> Correction:
-        """Return what across, the drift's, adds; columns are in the order of their rounding."""
+        """Return what across, the drift's, adds; columns are in the order of their rounding.
+
+        weight [out, in] has 0 for inputs that are always zero, lost their weights and 0 elsewhere:
+        where only the quantized layers before make them zero, W X_fp has a part of them.
+        """
         return Correction()
 
     def _solve(
         self,
         weight: Tensor,
+        given: Tensor,
         hessian: Tensor,
         across: Tensor | None,
         columns: Columns,
         ranges: Ranges,
     ) -> Tensor:
+        """Return the codes of weight [out, in]; given is weight before always zero inputs' went."""
         into = weight.shape[1]
         order = torch.arange(into, device=weight.device)
         if self.act_order:
@@ -175,7 +182,8 @@ class GPTQ:
         correction = Correction()
         if across is not None:
             across = across[order][:, order]
-            correction = self._correct(rest.double(), ordered, across, exact_factor)
+            lost = given[:, order].double() - rest.double()
+            correction = self._correct(rest.double(), lost, ordered, across, exact_factor)
         if correction.shift is not None:
             rest += correction.shift.to(rest.dtype)
         pull = None if correction.pull is None else correction.pull.to(weight.dtype)

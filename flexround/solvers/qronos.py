@@ -23,7 +23,9 @@ class Qronos(GPTQOnDrift):
     """W_hat minimises |W X_fp - W_hat X|^2 greedily, every step an exact least squares answer.
 
     With D = (X_fp - X) X^T the first column is rounded from w_1 + w D_1 / H_11. The rest moves by
-    w D_rest (H_rest)^-1 for the drift, and as under GPTQ for the rounding.
+    w D_rest (H_rest)^-1 for the drift, and as under GPTQ for the rounding. w is the whole row here:
+    an input that is always zero in X, though not in X_fp, has its part in w D; its own code is that
+    of 0.
 
     Attributes:
         damp: share of H's largest eigenvalue that is added to H, where GPTQ's is of the mean
@@ -39,9 +41,9 @@ class Qronos(GPTQOnDrift):
         return inverse_factor(hessian, self.damp, _largest(hessian))
 
     def _correct(
-        self, weight: Tensor, hessian: Tensor, across: Tensor, factor: Tensor
+        self, weight: Tensor, lost: Tensor, hessian: Tensor, across: Tensor, factor: Tensor
     ) -> Correction:
-        pulled = weight @ across  # [out, in]
+        pulled = (weight + lost) @ across  # [out, in]
         rest = factor[1:, 1:]  # of the Hessian without the first column
         shift = torch.zeros_like(weight)
         shift[:, 1:] = pulled[:, 1:] @ rest.T @ rest

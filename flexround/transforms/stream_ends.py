@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,17 +68,31 @@ def rotate_ends(adapter: LanguageAdapter, ends: Ends, rotation: Tensor) -> int:
     """Turn the ends' weights in place; return the bytes of heads that were the embedding before."""
     adapter.model.to(adapter.storage_device)
     untied = sum(_untie(adapter, layer.module, ends.embeddings) for layer in ends.norm.layers)
-    absorb(ends.norm, ends.norm.name)
-    bias = getattr(ends.norm.source, "bias", None)
     own = rotation.to(weight_of(ends.norm.source).device)
-    if bias is not None:
-        bias.data.copy_((bias.data.double() @ own).to(bias))
-    for layer in ends.norm.layers:
-        turn_inputs(layer.module, own)
+    with _in_float64([ends.norm.source, *(layer.module for layer in ends.norm.layers)]):
+        absorb(ends.norm, ends.norm.name)
+        bias = getattr(ends.norm.source, "bias", None)
+        if bias is not None:
+            bias.data.copy_(bias.data @ own)
+        for layer in ends.norm.layers:
+            turn_inputs(layer.module, own)
     for embedding in ends.embeddings:
         weight = embedding.weight.data
         weight.copy_((weight.double() @ own).to(weight))
     return untied
+
+
+@contextmanager
+def _in_float64(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Hold the parameters of modules in float64, so that in the end they are rounded once."""
+    stored = [(param, param.data) for module in modules for param in module.parameters()]
+    for param, values in stored:
+        param.data = values.double()
+    try:
+        yield
+    finally:
+        for param, values in stored:
+            param.data = values.copy_(param.data)
 
 
 def _untie(adapter: LanguageAdapter, head: nn.Module, embeddings: Sequence[nn.Embedding]) -> int:

@@ -18,6 +18,7 @@ from tests.flexround.models.test_language import CPU, EXAMPLE, halves, network, 
 from tests.flexround.quantizers.methods import METHODS
 from tests.flexround.reconstruction.test_reconstruction import SETTING
 from tests.flexround.solvers.test_solvers import PLAIN
+from tests.flexround.test_cost import Keep
 
 STATIC = StaticPerTensor(8, False, 8, 8, None, 64, "quant")
 SHORT = replace(SETTING, iters=3, batch_size=3)
@@ -64,3 +65,20 @@ def test_what_stands_at_padded_places_has_no_part(family, case):
 def test_padding_in_front_has_no_part_either():
     one, other = (found("llama", "ranges", pad, "left") for pad in (3, 900))
     assert all(map(torch.equal, one, other))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_sample_of_padding_alone_has_no_part_in_an_error(batch_size):
+    """The error is a mean over tokens, of which a batch of such samples has none."""
+    batch, errors = tokens("right"), []
+    batch["attention_mask"][3] = 0
+    whole = batch["attention_mask"].any(1)
+    for given in (batch, {name: values[whole] for name, values in batch.items()}):
+        keep = Keep()
+        replace(SETTING, iters=0, batch_size=batch_size)(
+            LanguageAdapter(network("llama"), EXAMPLE, CPU), [given], quantizer=METHODS["rtn"],
+            ranges=MinMax(), grid=Grid(3, True, PerChannel()),
+            generator=torch.Generator().manual_seed(0), callbacks=[keep],
+        )  # fmt: skip
+        errors.append([report.error_after for report in keep.reports])
+    assert errors[0] == pytest.approx(errors[1], rel=1e-5)

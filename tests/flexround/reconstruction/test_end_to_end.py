@@ -88,6 +88,28 @@ def test_a_scales_slope_is_that_of_its_weights():
     torch.testing.assert_close(scaled.change.grad, expected)
 
 
+def test_gradients_do_not_vanish_in_float16():
+    """Adam's first step is against a gradient's sign; of one that is 0 it is none."""
+    changes, errors = [], []
+    for dtype in (torch.float16, torch.float32):
+        scales = []
+        for iters in (0, 1):
+            target = LanguageAdapter(network("llama", torch.float16).to(dtype), EXAMPLE, CPU)
+            keep = Keep()
+            integers = replace(SHORT, iters=0, e2e_batch_size=6, e2e_iters=iters)(
+                target, halves(tokens()), quantizer=METHODS["flexround"],
+                grid=Grid(6, False, PerGroup(8)), ranges=MinMax(),
+                generator=torch.Generator().manual_seed(0), callbacks=[keep],
+            )  # fmt: skip
+            scales.append(torch.cat([held.scale.flatten() for held in integers.values()]))
+        changes.append((scales[1] - scales[0]).sign())
+        errors.append(keep.reports[-1].error_before)
+    assert errors[0] == pytest.approx(errors[1], rel=0.02)
+    assert errors[1] < 1e-5, "the divergence is small"
+    assert (changes[0] != 0).all()
+    assert (changes[0] == changes[1]).double().mean() > 0.98
+
+
 def test_a_rate_of_nothing_leaves_the_network_as_it_is():
     plain, before, _ = quantized(replace(SHORT, e2e_iters=0))
     target, integers, _ = quantized(replace(SHORT, e2e_lr=1e-30))

@@ -23,16 +23,26 @@ QRONOS = Qronos(128, 1e-6, False, False, False, "ranges")
 SOLVERS = {"gptaq": GPTAQ_, "qronos": QRONOS}
 solvers = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 GRID = Grid(3, False, PerChannel())
+dead_inputs = pytest.mark.parametrize("dead", [(), (0,), (5,), (11,), (0, 7, 8)], ids=str)
 
 
-def case(features=12, out=7, samples=200, strength=0.3):
-    """Return (weight [out, in], inputs x and x_fp [samples, in]) in float64."""
+def case(features=12, out=7, samples=200, strength=0.3, dead=()):
+    """Return (weight [out, in], inputs x and x_fp [samples, in]) in float64; dead are 0 in x."""
     draws = torch.Generator().manual_seed(0)
     weight = torch.randn(out, features, generator=draws, dtype=torch.float64)
     inputs = activations(samples, features).double()
     noise = torch.randn(samples, features, generator=draws, dtype=torch.float64)
     mixed = torch.randn(features, features, generator=draws, dtype=torch.float64) / features**0.5
-    return weight, inputs, inputs + strength * (inputs @ mixed + 0.3 * noise)
+    exact = inputs + strength * (inputs @ mixed + 0.3 * noise)
+    inputs[:, list(dead)] = 0
+    return weight, inputs, exact
+
+
+def without(weight, dead):
+    """Return weight with 0 for the inputs dead, as its scales are chosen and it is rounded."""
+    clean = weight.clone()
+    clean[:, list(dead)] = 0
+    return clean
 
 
 def sums(inputs, exact):
@@ -56,27 +66,35 @@ def fitted(target, inputs):
     return torch.linalg.lstsq(inputs, target.T).solution.T
 
 
-def test_qronos_is_a_least_squares_fit_after_every_column():
+@dead_inputs
+def test_qronos_is_a_least_squares_fit_after_every_column(dead):
     """The paper's own iteration, which its Cholesky form is proven equal to (theorem 3.1)."""
-    weight, inputs, exact = case()
-    scale, zero = MinMax()(weight, GRID)
+    weight, inputs, exact = case(dead=dead)
+    scale, zero = MinMax()(without(weight, dead), GRID)
     target, rest, found = weight @ exact.T, weight.clone(), torch.zeros_like(weight)
     for j in range(weight.shape[1]):
         behind = inputs[:, j + 1 :]
         left = target - found[:, :j] @ inputs[:, :j].T - rest[:, j + 1 :] @ behind.T
-        best = left @ inputs[:, j] / inputs[:, j].square().sum()
-        found[:, j] = nearest(best, scale, zero)
+        if j not in dead:  # any value of it is as good, and 0 is what is kept
+            best = left @ inputs[:, j] / inputs[:, j].square().sum()
+            found[:, j] = nearest(best, scale, zero)
         if j + 1 < weight.shape[1]:
             rest[:, j + 1 :] = fitted(target - found[:, : j + 1] @ inputs[:, : j + 1].T, behind)
     own = solved(replace(QRONOS, damp=1e-14), weight, inputs, exact)
     torch.testing.assert_close(own.dequantize(), found)
 
 
-def test_gptaq_moves_the_columns_behind_by_least_squares():
-    """Min |V X_behind - (w_j - w_hat_j) x_j - w_j d_j|^2 after every column (section 3.2)."""
-    weight, inputs, exact = case()
-    scale, zero = MinMax()(weight, GRID)
-    drift, rest, found = exact - inputs, weight.clone(), torch.zeros_like(weight)
+@dead_inputs
+def test_gptaq_moves_the_columns_behind_by_least_squares(dead):
+    """Min |V X_behind - (w_j - w_hat_j) x_j - w_j d_j|^2 after every column (section 3.2).
+
+    All columns are behind one that is dead.
+    """
+    weight, inputs, exact = case(dead=dead)
+    drift, rest, found = exact - inputs, without(weight, dead), torch.zeros_like(weight)
+    scale, zero = MinMax()(rest, GRID)
+    for j in dead:
+        rest += fitted(torch.outer(weight[:, j], drift[:, j]), inputs)
     for j in range(weight.shape[1]):
         column = rest[:, j].clone()
         found[:, j] = nearest(column, scale, zero)
@@ -131,6 +149,33 @@ def test_the_output_is_nearer_to_the_full_precision_networks_than_gptqs(solver, 
     own = solved(solver, weight, inputs, exact, grid).dequantize()
     errors = [objective(weight, found, hessian, drift).sum() for found in (own, theirs)]
     assert errors[0] < 0.8 * errors[1]
+
+
+@solvers
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("granularity", [PerChannel(), PerGroup(8)], ids=["channel", "group"])
+@pytest.mark.parametrize("dead", [0, 5, 15])
+def test_a_relu_that_only_the_quantized_network_never_passes_is_made_up_for(
+    solver, act_order, granularity, dead
+):
+    """As far as least squares of the other inputs can, whose error is what no code goes below."""
+    draws = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 16, generator=draws, dtype=torch.float64)
+    mixed = torch.randn(16, 16, generator=draws, dtype=torch.float64) / 4
+    before = torch.randn(400, 16, generator=draws, dtype=torch.float64) @ (mixed + torch.eye(16))
+    noise = torch.randn(400, 16, generator=draws, dtype=torch.float64)
+    exact, inputs = before.relu(), (before + 0.1 * noise).relu()
+    inputs[:, dead] = 0
+    grid = Grid(4, False, granularity)
+    solver = replace(solver, act_order=act_order, static_groups=act_order)
+    own = solved(solver, weight, inputs, exact, grid).dequantize()
+    theirs = GPTQ_.quantize(weight, sums(inputs, exact)[0], grid, MinMax()).dequantize()
+    target = weight @ exact.T
+    best = fitted(target, inputs)
+    errors = [(target - found @ inputs.T).square().sum() for found in (own, theirs, best)]
+    assert (own[:, dead] == 0).all()
+    assert errors[0] < 0.75 * errors[1]
+    assert errors[0] < 1.5 * errors[2]
 
 
 @pytest.mark.parametrize("kind", ["linear", "grouped convolution"])

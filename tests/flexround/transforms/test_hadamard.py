@@ -15,9 +15,9 @@ from flexround.transforms.hadamard_matrices import (
     keeping_mean,
     random_hadamard,
 )
-from flexround.transforms.stream_ends import _takes_mean
+from flexround.transforms.stream_ends import Ends, _takes_mean, rotate_ends
 from tests.flexround.models.test_families import adapter_of, network, tokens
-from tests.flexround.transforms.test_transforms import calibration
+from tests.flexround.transforms.test_transforms import calibration, made_uneven
 
 # Widths of SmolLM2, GPT-2, Qwen2.5, LLaMA 13B and 33B, OPT and the heads of several.
 WIDTHS = (1, 2, 12, 20, 28, 36, 64, 80, 96, 104, 128, 576, 768, 896, 960, 1152, 1280, 1600)
@@ -97,6 +97,23 @@ def test_a_tied_head_is_untied_and_the_cost_is_told():
     assert found["untied_bytes"] == 1024 * 64 * 4
     assert model.config.tie_word_embeddings is False
     assert apply(Hadamard(True), adapter_of("llama"), calibration())["untied_bytes"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # gpt2's norm has a bias, its head none
+def test_the_head_and_the_last_norm_are_rounded_once(family, dtype):
+    """To what W diag(norm) Q and (bias / norm) Q are in float64."""
+    adapter = made_uneven(adapter_of(family, dtype))
+    model, draws = adapter.model, torch.Generator().manual_seed(3)
+    rotation = keeping_mean(random_hadamard(64, draws))
+    norm = model.model.norm if family == "llama" else model.transformer.ln_f
+    scale, weight = norm.weight.double(), model.lm_head.weight.double()
+    bias = None if family == "llama" else norm.bias.double()
+    rotate_ends(adapter, Ends.of(adapter, tokens(), 64), rotation)
+    assert torch.equal(model.lm_head.weight, ((weight * scale) @ rotation).to(dtype))
+    assert torch.equal(norm.weight, torch.ones(64, dtype=dtype))
+    if bias is not None:
+        assert torch.equal(norm.bias, ((bias / scale) @ rotation).to(dtype))
 
 
 def test_heads_are_turned_where_that_folds_and_only_if_asked():
