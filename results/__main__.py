@@ -8,6 +8,7 @@ if __name__ == "__main__":
     leaving.listen()  # before the imports, which take seconds
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -197,8 +198,11 @@ def _published(argv: Sequence[str]) -> str:
         try:
             published(args.table)
         except ValueError as error:
+            near = difflib.get_close_matches(args.table, set(COMMANDS) - {BOARD, PAPER}, n=1)
+            if near:
+                raise ValueError(f"no command {args.table}; did you mean {near[0]}?") from None
             others = f"other papers are {', '.join(PAPERS)}"
-            raise ValueError(f"{error} {others}") from None
+            raise ValueError(f"{error}; {others}") from None
         joined = frame(compare_with_paper(args.table, _chosen(args)))
     for column, name in (("model", args.model), ("task", args.task)):
         if name is None:

@@ -131,4 +131,5 @@ def _no(kind: str, name: str, known: set[str]) -> str:
     """Return that there is no such name, and the nearest that there are."""
     plain = re.sub(r"\W*0*(\d+)$", lambda m: m[1].zfill(2), name.lower())  # Table 2 is table02
     near = [plain] if plain in known else difflib.get_close_matches(name, sorted(known), n=3)
-    return f"no {kind} {name}; did you mean {' or '.join(near or sorted(known))}?"
+    told = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
+    return f"no {kind} {name}; {told}"

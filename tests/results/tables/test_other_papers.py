@@ -180,6 +180,7 @@ def test_seeds_are_one_cell_and_other_configurations_are_told():
     [
         ("signround/w5", ["no table signround/w5", "signround has cost, symmetric, v2, w2g128"]),
         ("gptq/optt", ["did you mean gptq/opt?", "gptq has bloom, cost, llama, llama_groups"]),
+        ("leaderbord", ["no command leaderbord; did you mean leaderboard?"]),
         ("lrqq", ["no table lrqq", "other papers are cdquant, gptq, lrq, signround"]),
         ("gptq/bloom", ["gptq/bloom can't be made here: BLOOM's blocks can't be replayed"]),
         ("signround/cost", ["signround/cost can't be made here: times and memory"]),
