@@ -37,7 +37,8 @@ class ReportLog:
     def begin(self, units: Sequence[str], iters: int) -> None:
         """Log the list of units."""
         self._units, self._done = len(units), 0
-        log.info("%d units of %d iterations: %s", len(units), iters, ", ".join(units))
+        learned = f" of {iters} iterations" if iters else ""  # solved or rounded: none
+        log.info("%d units%s: %s", len(units), learned, ", ".join(units))
 
     def step(self, unit: str, iteration: int, error: float) -> None:
         """Nothing: one line a unit is enough for a log."""
