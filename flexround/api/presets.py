@@ -31,6 +31,10 @@ GROUPS = ("granularity", "grid", "ranges", "activation", "transform")
 LAYER_BITS = "bits_per_layer"
 MAY_BE_NONE = ("model.first_last_bits",)  # though their default is a number
 NOT_GIVEN = ("scale",)  # of the roots: a sweep's, and no option of a call
+# Options of the command line that are arguments of a call, and none of its options.
+ARGUMENTS = (
+    "bits", "granularity", "group_size", "symmetric", "grid", "bits_per_layer", "act_bits", "seed",
+)  # fmt: skip
 
 
 @cache
@@ -138,18 +142,32 @@ def _set(tree: dict[str, Any], plain: Mapping[str, Any], name: str, value: Any) 
     """
     known = {key: default for key, default in _leaves(plain) if key not in NOT_GIVEN}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        group = name.partition(".")[0]
-        here = [key for key in known if key.startswith(f"{group}.")]
-        shown = here if "." in name and here else [key for key in known if "." not in key]
-        raise ValueError(f"{name}: there is no such option; {hint}there are {', '.join(shown)}")
+        raise ValueError(f"{name}: there is no such option; {_instead(name, known)}")
     if not (_is_like(known[name], value) or (value is None and name in MAY_BE_NONE)):
         raise ValueError(f"{name}={value!r}: give {_words(known[name])}, as {known[name]!r}")
     *parents, last = name.split(".")
     for parent in parents:
         tree = tree[parent]
     tree[last] = value
+
+
+def _instead(name: str, known: Iterable[str]) -> str:
+    """Return what may be meant by name, which is no option, and the options that there are.
+
+    A name counts by its last part, since a group is left out more often than a word is misspelt.
+    """
+    options = [key for key in known if key not in ARGUMENTS]
+    group, dot, _ = name.partition(".")
+    ends: dict[str, list[str]] = {}
+    for key in options if dot else known:  # an argument has no group
+        ends.setdefault(key.rpartition(".")[2], []).append(key)
+    near = difflib.get_close_matches(name.rpartition(".")[2], ends, n=1, cutoff=0.75)
+    meant = [key for end in near for key in ends[end]]
+    told = [f"{key}, an argument of its own" if key in ARGUMENTS else key for key in meant]
+    hint = f"did you mean {' or '.join(told)}? " if told else ""
+    here = [key for key in options if dot and key.startswith(f"{group}.")]
+    shown = here or [key for key in options if "." not in key]
+    return f"{hint}there are {', '.join(shown)}"
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

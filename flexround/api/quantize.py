@@ -14,6 +14,7 @@ from torch import nn
 from flexround.api.calibration import batches_of, count, first
 from flexround.api.networks import adapter_of, copy_of, device_called, home_of
 from flexround.api.presets import LAYER_BITS, Choice, Kind, choose
+from flexround.api.rules import BITS
 from flexround.artifact.artifact import Size, size_of
 from flexround.calibration.activation_cache import ActivationCache
 from flexround.grid import Grid, QuantizedTensor
@@ -24,6 +25,8 @@ from flexround.reconstruction.report import BlockReport
 from flexround.reconstruction.samples import first_samples
 from flexround.reconstruction.settings import Settings
 from flexround.transforms.base import Calibration, apply, check_kind
+
+MOST_SEED = 2**32 - 1  # the command line's
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,14 @@ def quantize(
         bits: of a weight, 2 to 8.
         granularity: per_tensor, per_channel or per_group. Without it the paper's: one scale a
             tensor, symmetric, for networks of tensors; one an output channel, asymmetric, for text.
-        group_size: weights that share a scale, under per_group.
+        group_size: weights that share a scale; chooses per_group where no granularity is given.
         symmetric: codes around 0 rather than around a zero point.
         grid: integer, or a table of levels: nf4, fp4, or mxfp4 with its own groups; bits=4 alone.
         bits_per_layer: bits of layers by name or pattern, {"*.down_proj": 8}; the last that fits.
-        act_bits: quantize activations too, 2 to 8 bits.
-        seed: of the mini-batches.
+        act_bits: quantize activations too, 2 to 8 bits; chooses activation=static_per_tensor where
+            options have no other. The command line chooses nothing: it refuses act_bits= and
+            group_size= without their groups.
+        seed: of the mini-batches, 0 to 4294967295.
         device: where blocks are worked on, cpu or cuda; without it where model lies.
         options: everything else by the command line's name: {"recon": "qdrop", "recon.iters": 500,
             "recon.lr": 1e-3, "quant.rank": 64, "model.first_last_bits": None, "model.leave": [..]}.
@@ -113,8 +118,8 @@ def quantize(
 
     Raises:
         ValueError: for a network that can't be followed (names the layer), an unknown method, an
-            option that there is not or that does nothing, bits out of range, calibration data that
-            are empty, too few or not finite.
+            option that there is not or that does nothing, bits or a seed out of range, calibration
+            data that are empty, too few or not finite.
     """
     given = _given(
         bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric,
@@ -194,8 +199,13 @@ def _given(options: Mapping[str, Any] | None, **arguments: Any) -> dict[str, Any
     """Return everything that was given, by the command line's names.
 
     Raises:
-        ValueError: when something is given twice.
+        ValueError: when something is given twice, or bits or the seed are no number that can be.
     """
+    if arguments["bits"] is None:  # which for other arguments means that none is given
+        raise ValueError("bits=None: give a whole number from {} to {}".format(*BITS))
+    seed = arguments["seed"]
+    if type(seed) is not int or not 0 <= seed <= MOST_SEED:
+        raise ValueError(f"seed={seed!r}: give a whole number from 0 to {MOST_SEED}")
     given = {name: value for name, value in arguments.items() if value is not None}
     options = {} if options is None else options
     if not isinstance(options, Mapping):

@@ -242,12 +242,16 @@ def test_its_examples_are_true(module, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ten_thousand_records_are_read_in_three_seconds(tmp_path):
+def test_ten_thousand_records_are_read_nearly_as_fast_as_their_json(tmp_path):
+    """By the processor's time, and against what this machine needs for the files alone."""
     for made in synthetic(10_000):
         text = json.dumps(made.to_json(), indent=1, sort_keys=True)
         (tmp_path / f"{made.run_id}.json").write_text(text)
     start = time.process_time()
+    plain = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
+    parsed = time.process_time()
     runs = results.load(tmp_path)
-    assert time.process_time() - start < 3, "of the processor, whatever else runs there"
+    taken = (time.process_time() - parsed) / (parsed - start)
+    assert taken < 3, f"{taken:.1f} times as long as {len(plain)} files take json.loads"
     assert len(runs) == 10_000
     assert runs["value"].isna().sum() == (runs["status"] == "failed").sum()

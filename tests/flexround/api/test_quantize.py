@@ -455,6 +455,16 @@ BAD = {
     "dicts": (lambda: mlp(8, 4), {"input_ids": samples()}, {}, "Sequential has no config"),
     "method": (lambda: mlp(8, 4), samples(), {"method": "flexrond"}, "mean flexround.*gptq"),
     "bits": (lambda: mlp(8, 4), samples(), {"bits": 9}, "bits=9: give a whole number from 2 to 8"),
+    "no bits": (
+        lambda: mlp(8, 4), samples(), {"bits": None}, "bits=None: give a whole number from 2 to 8",
+    ),
+    "seed below 0": (
+        lambda: mlp(8, 4), samples(), {"seed": -1}, "seed=-1: give a whole number from 0 to 429496",
+    ),
+    "large seed": (lambda: mlp(8, 4), samples(), {"seed": 2**32}, "from 0 to 4294967295"),
+    "no seed": (lambda: mlp(8, 4), samples(), {"seed": None}, "seed=None: give a whole number"),
+    "half a seed": (lambda: mlp(8, 4), samples(), {"seed": 1.5}, r"seed=1\.5: give a whole number"),
+    "a truth for a seed": (lambda: mlp(8, 4), samples(), {"seed": True}, "seed=True: give a whole"),
     "half a bit": (lambda: mlp(8, 4), samples(), {"bits": 3.5}, "bits=3.5: give a whole number"),
     "act_bits": (lambda: mlp(8, 4), samples(), {"act_bits": 1}, "act_bits=1: give a whole number"),
     "device": (lambda: mlp(8, 4), samples(), {"device": "nowhere"}, "device=nowhere"),
@@ -482,7 +492,14 @@ def test_what_can_not_be_done_is_one_line(case):
     [
         ("flexround", "recon.iter", 5, "did you mean recon.iters"),
         ("flexround", "quant.rank", 5, "quant.learn_s1, quant.use_s3, quant.use_s4"),
-        ("flexround", "iters", 5, "no such option"),
+        ("flexround", "iters", 5, r"did you mean recon\.iters\?"),
+        ("flexround", "lr", 1e-2, r"did you mean recon\.lr\?"),
+        ("flexround", "batchsize", 4, r"did you mean recon\.batch_size\?"),
+        ("flexround", "quant.iters", 5, r"did you mean recon\.iters\? there are quant\.learn_s1"),
+        ("flexround", "rank", 5, "rank: there is no such option; there are act_stem_bits"),
+        ("flexround", "threads", 2, "threads: there is no such option; there are act_stem_bits"),
+        ("flexround", "bit", 3, "did you mean bits, an argument of its own"),
+        ("flexround", "activation.bits", 8, "activation.bits: there is no such option; there are"),
         ("flexround", "scale", "smoke", "no such option"),
         ("flexround", "recon._target_", "os.system", "no such option"),
         ("flexround", "recon.iters", "many", "give a whole number"),
@@ -512,6 +529,18 @@ def test_an_option_that_is_none_or_does_nothing_is_refused(method, option, value
     with pytest.raises(ValueError, match=told) as refused:
         flexround.quantize(mlp(8, 8, 4), samples(), method, options={option: value})
     assert "\n" not in str(refused.value)
+
+
+def test_arguments_are_not_among_the_options_that_there_are():
+    parameters = inspect.signature(flexround.quantize).parameters.keys()
+    assert {*presets.ARGUMENTS} == parameters - {
+        "model", "calibration", "method", "device", "options"
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="there are") as refused:
+        flexround.quantize(mlp(8, 8, 4), samples(), options={"nothing": 1})
+    listed = str(refused.value).rpartition("there are ")[2].split(", ")
+    assert {"kv_bits", "clipping", "act_head_bits"} <= {*listed}
+    assert not {*presets.ARGUMENTS, *presets.NOT_GIVEN} & {*listed}
 
 
 def test_bits_of_an_image_networks_ends_are_refused_for_a_language_model():
@@ -545,6 +574,58 @@ def test_a_network_that_normalises_its_images_in_place_sees_them_once():
     with torch.no_grad():
         wanted = net(before.clone())
         assert (found.network(before.clone()) - wanted).norm() <= 0.02 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "group", "chosen"),
+    [
+        ({"group_size": 8}, "granularity", "per_group"),
+        ({"act_bits": 4}, "activation", "static_per_tensor"),
+    ],
+)
+def test_an_argument_chooses_its_group_where_the_command_line_refuses_it(
+    cli, arguments, group, chosen
+):
+    found = flexround.quantize(mlp(8, 8, 4), samples(), "rtn", 4, **arguments)
+    assert found.settings[group] == chosen
+    ((name, value),) = arguments.items()
+    refused = cli(*TINY, "quant=rtn", f"{name}={value}")
+    assert refused.status == 1
+    assert f"{name}={value} does nothing with" in refused.err
+    assert group in refused.err
+
+
+def test_the_largest_seed_is_taken():
+    found = flexround.quantize(mlp(8, 8, 4), samples(), "rtn", 4, seed=2**32 - 1)
+    assert found.settings["seed"] == 2**32 - 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        # Codes of 8 * 16, 16 * 16 and 16 * 4 weights are 48 + 96 + 24 bytes; a scale has 4.
+        ({}, 168 + 3 * 4),
+        ({"granularity": "per_channel"}, 168 + (16 + 16 + 4) * 4),
+        # Zero points of 3 bits, those of a layer together: 16, 16 and 4 of them.
+        ({"symmetric": False, "granularity": "per_channel"}, 168 + 36 * 4 + 6 + 6 + 2),
+    ],
+    ids=["per tensor", "per channel", "asymmetric"],
+)
+def test_its_size_is_that_of_packed_codes_scales_and_zero_points(arguments, size):
+    options = {"model.first_last_bits": None}
+    net = mlp(8, 16, 16, 4)
+    found = flexround.quantize(net, samples(), "rtn", 3, options=options, **arguments)
+    assert (found.size.weights, found.size.bytes) == (448, size)
+    assert found.size.bits == pytest.approx(8 * size / 448)
+    assert f"3 layers at 3 bits, {8 * size / 448:.2f} bits a weight with scales" in repr(found)
+
+
+def test_its_text_names_every_number_of_bits():
+    net, options = mlp(8, 16, 16, 4), {"model.first_last_bits": 8}
+    found = flexround.quantize(net, samples(), "rtn", 3, options=options)
+    # 128 + 64 weights of 8 bits, 256 of 3, three scales.
+    assert found.size.bytes == 128 + 64 + 96 + 3 * 4
+    assert "3 layers at 3 and 8 bits, 5.36 bits a weight with scales" in repr(found)
 
 
 def test_weights_that_are_left_stay_in_full_precision():

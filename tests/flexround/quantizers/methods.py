@@ -16,7 +16,7 @@ from flexround.quantizers.clipping import LWC, FlexRoundLWC
 from flexround.quantizers.flexround import FlexRound
 from flexround.quantizers.lrq import LRQ
 from flexround.quantizers.rtn import RTN
-from flexround.quantizers.signround import SignRound
+from flexround.quantizers.signround import SignRound, SignRoundV2
 from flexround.ranges import LpSearch, MinMax
 
 ADAROUND = partial(
@@ -32,9 +32,12 @@ METHODS = {
     ),
     "lrq": partial(LRQ, rank=3, rank_rule="fixed", seed=0),
     "signround": SignRound,
+    "signround_v2": SignRoundV2,
     "lwc": partial(LWC, first_logit=4.0),
     "flexround_lwc": partial(FlexRoundLWC, use_s3=True, use_s4=True, first_logit=4.0, lr_ends=1e-2),
 }
+# Their steps are signed, and after each the factors of the range's ends are put back into bounds.
+SIGNED = ("signround", "signround_v2")
 LAYERS = {
     "linear": lambda: nn.Linear(24, 10),
     "conv": lambda: nn.Conv2d(8, 6, 3),

@@ -20,6 +20,7 @@ from flexround.structure import Layer
 from tests.flexround.quantizers.methods import (
     LAYERS,
     METHODS,
+    SIGNED,
     all_bits,
     granularities,
     grid_of,
@@ -43,7 +44,7 @@ def full_matrix_lrq(weight, *, grid, ranges):
 ALL = METHODS | {"lrq_full": full_matrix_lrq}
 LEARNED = [name for name in ALL if name != "rtn"]
 # Methods that pass a gradient on to the weight itself, which no run asks for.
-TO_THE_WEIGHT = {"rtn", "adaquant", "adaquant_flexround", "signround", "lwc"}
+TO_THE_WEIGHT = {"rtn", "adaquant", "adaquant_flexround", "lwc", *SIGNED}
 # Every method on every layer that it is for.
 pairs = pytest.mark.parametrize(
     ("name", "layer"),
@@ -73,7 +74,7 @@ def case(name, layer, granularity, symmetric, bits, dtype):
     weight = weight_of(LAYERS[layer], dtype=dtype).weight.detach()
     quantizer = ALL[name](weight, grid=grid_of(bits, symmetric, granularity), ranges=RANGES)
     shaken(quantizer, 0.2)
-    if name == "signround":
+    if name in SIGNED:
         quantizer.after_step()
     return weight, quantizer
 
@@ -145,7 +146,7 @@ def trained(name, plain):
     else:
         quantizers = attach(unit, ALL[name], grid, RANGES)
     groups = [group for q in quantizers for group in q.param_groups(1e-3)]
-    sgd = name == "signround"
+    sgd = name in SIGNED
     own = quantizers[0].optimizer(groups)
     optimizer = torch.optim.Adam(groups) if plain and not sgd else own
     generator = torch.Generator().manual_seed(1)
