@@ -47,8 +47,8 @@ def test_links_within_the_repository_are_texts_on_the_site():
 
 def test_each_page_can_be_reached_and_each_link_leads_to_a_file():
     listed = (ROOT / "mkdocs.yml").read_text()
-    for page in DOCS.glob("*.md"):
-        assert re.search(rf"\b{page.name}\b", listed), page.name
+    for page in (*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        assert page.parent == ROOT or re.search(rf"\b{page.name}\b", listed), page.name
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
