@@ -11,9 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from experiment import ROOT
 from experiment.build import has_idle_loop
 from experiment.config import parsed
+from experiment.errors import FEW
 from experiment.finetuned import FINETUNED
 from experiment.identity import FULL_STREAMS
-from experiment.options import filled
+from experiment.options import filled, parents
+from experiment.options import group as group_of
 from experiment.values import check_every_value
 from flexround.api.rules import (
     check_imatrix,
@@ -27,9 +29,6 @@ from results.records.given import below
 STREAM_DTYPES = (FULL_STREAMS, "bfloat16", "float16")
 STREAM_DEVICES = ("auto", "cuda", "cpu")
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
-
-
-FEW = 3  # members of a group that a message names
 
 
 def check_choices(
@@ -198,14 +197,14 @@ def check_idle(cfg: DictConfig, own: Sequence[str], sweep: Sequence[str]) -> Non
                 )
 
 
-def _members_taking(group: str, option: str) -> list[str]:
-    """Return GROUP=MEMBER of the few members that option does something under, if they are few."""
-    conf = ROOT / "conf" / group
-    taking = []
-    for path in sorted(conf.glob("*.yaml")):
-        idle = OmegaConf.select(OmegaConf.load(path), f"idle.{group}")
-        if not below(option, idle or ()):
-            taking.append(f"{group}={path.stem}")
+def _members_taking(name: str, option: str) -> list[str]:
+    """Return GROUP=MEMBER of those members that option does something under, if they are few."""
+    found, taking = group_of(name), []
+    for member, path in {} if found is None else found.members.items():
+        files = [OmegaConf.load(file) for file in (*parents(name, path), path)]
+        idle = [OmegaConf.select(file, f"idle.{name}") or () for file in files]
+        if not any(below(option, own) for own in idle):
+            taking.append(f"{name}={member}")
     return taking if len(taking) <= FEW else []
 
 

@@ -40,8 +40,7 @@ WANTED = {
     "is not Optional": "a value, or leave it out",
     "ListConfig, list or tuple": "a list, [A,B]",
 }
-
-
+FEW = 3  # members of a group that a message names
 # What other programs call an option.
 ALIASES = {"method": ["quant"], "quantizer": ["quant"], "dataset": ["task"]}
 
@@ -168,15 +167,10 @@ def _sentences(text: str) -> str:
 def _listed(match: re.Match[str]) -> str:
     # Hydra lists one folder; names such as glue/rte lie deeper. A leading _ is a shared part.
     group = match[2] if match[2].startswith("hydra/") else match[2].partition("/")[0]
-    return f"'{match[1]}'{available(group, match[1].removeprefix(f'{group}/'))}"
-
-
-def available(group: str, name: str) -> str:
-    """Return what there is in a config group, for a message that it has no member of that name."""
-    names = members(group)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.7)
+    names, given = members(group), match[1].removeprefix(f"{group}/")
+    near = difflib.get_close_matches(given, names, n=3, cutoff=0.7)
     told = f" did you mean {' or '.join(near)}?" if near else ""
-    return f";{told} available {group}: {', '.join(names)}"
+    return f"'{match[1]}';{told} available {group}: {', '.join(names)}"
 
 
 def members(group: str) -> list[str]:
@@ -203,9 +197,9 @@ def _nearest_key(cause: OmegaConfBaseException) -> str:
             "the solvers of a sweep a command of their own"
         )
     full = str(parent._get_full_key(key))
-    if others := members_with(full):
-        group = full.partition(".")[0]
-        return f"; it is an option of {' and '.join(f'{group}={name}' for name in others)}"
+    group, others = full.partition(".")[0], members_with(full)
+    if group != "recon" and 0 < len(others) <= FEW:  # a method's loop is none to choose another of
+        return f"; it is an option of {' or '.join(f'{group}={name}' for name in others)}"
     same = [*_elsewhere(parent, str(key)), *ALIASES.get(str(key), ())]
     alike = difflib.get_close_matches(str(key), known, n=1, cutoff=0.75 if same else 0.6)
     near = [*alike, *same]

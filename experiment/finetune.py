@@ -41,7 +41,7 @@ ROWS = (
     "data", "corpus", "path", "local", "files", "max_len", "stride", "protocol.window",
     "begin_with_bos",
 )  # fmt: skip
-HOW = ("device_batch_size",)  # options of a recipe that change nothing of what is made
+LATER = ("device_batch_size",)  # options of a recipe that older networks do not name
 # What the name of a folder ends in that holds a network which is trained and not yet evaluated.
 UNEVALUATED = ".unevaluated"
 
@@ -112,7 +112,7 @@ def _finetune(cfg: DictConfig) -> Path:
         "source": cfg.checkpoint or model.source,
         "source_digest": network_digest(cfg.checkpoint or model.source, contents),
         "seed": cfg.seed,
-        "recipe": {n: value for n, value in plain(cfg)["recipe"].items() if n not in HOW},
+        "recipe": {n: v for n, v in plain(cfg)["recipe"].items() if n not in LATER or v},
         "rows": _rows(cfg, contents),
     }
     if not cfg.rerun and _is_there(folder, made_of):

@@ -154,8 +154,8 @@ def _is_of_this_sweep(record: Record) -> bool:
     """Return whether another job of this sweep, of the same configuration, has made record."""
     if record.status != "ok" or not _in_sweep():
         return False
-    began = Path(HydraConfig.get().runtime.output_dir).parent / "multirun.yaml"
-    return began.is_file() and record.began >= began.stat().st_mtime
+    sweep = _sweep_file()
+    return sweep.is_file() and record.began >= sweep.stat().st_mtime
 
 
 def current_job(cfg: DictConfig) -> Job:
@@ -224,5 +224,9 @@ def _sweep_overrides() -> Sequence[str]:
     """Return the whole sweep's overrides, which Hydra keeps in the sweep's folder."""
     if not _in_sweep():
         return []
-    sweep = OmegaConf.load(Path(HydraConfig.get().sweep.dir, "multirun.yaml"))
-    return sweep_overrides(sweep.hydra)
+    return sweep_overrides(OmegaConf.load(_sweep_file()).hydra)
+
+
+def _sweep_file() -> Path:
+    """Return what Hydra writes as a sweep begins, its configuration."""
+    return Path(HydraConfig.get().sweep.dir, "multirun.yaml")

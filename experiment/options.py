@@ -84,21 +84,25 @@ def scalars() -> list[Option]:
 
 def of_members(key: str) -> list[str]:
     """Return the options GROUP.KEY that members of groups have for this KEY."""
-    return [f"{g.name}.{key}" for g in groups() if members_with(f"{g.name}.{key}")]
+    return [f"{each.name}.{key}" for each in groups() if _having(each, f"{each.name}.{key}")]
 
 
 def members_with(option: str) -> list[str]:
     """Return the members of a group that have an option, GROUP.KEY."""
-    name = option.partition(".")[0]
-    found = group(name)
+    found = group(option.partition(".")[0])
+    return [] if found is None else _having(found, option)
 
+
+def _having(of: Group, option: str) -> list[str]:
     def has(path: Path) -> bool:
         text = path.read_text()
-        above = "" if text.startswith("# @package _global_") else f"{name}."
+        above = "" if text.startswith("# @package _global_") else f"{of.name}."
         return any(f"{above}{own.name}" == option for own in options_in(text))
 
-    members = {} if found is None else found.members
-    return [n for n, path in members.items() if any(map(has, (*parents(name, path), path)))]
+    return [
+        member for member, path in of.members.items()
+        if any(map(has, (*parents(of.name, path), path)))
+    ]  # fmt: skip
 
 
 def parents(group: str, path: Path) -> list[Path]:

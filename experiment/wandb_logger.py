@@ -68,22 +68,21 @@ class WandbLogger:
         self._log({name: value for name, value in facts.items() if value is not None})
 
     def _log(self, facts: dict[str, Any]) -> None:
-        """Log facts; nothing more once that has failed, since the run is worth more than they."""
         if self._gone:
             return
-        self._gone = True
-        with _mirrored():
+        with self._mirrored():
             self._run.log(facts)
-            self._gone = False
 
     def keep(self, record: Record, folder: Path) -> None:
         """Log the artifact in folder, named by the record, as a wandb artifact."""
         import wandb
 
+        if self._gone:
+            return
         facts = {"value": record.value, "metric": record.metric, "quant": record.quant}
         facts |= {"model": record.model, "task": record.task, "bits": record.bits}
         artifact = wandb.Artifact(f"quantized-{record.run_id}", "model", metadata=facts)
-        with _mirrored():
+        with self._mirrored():
             artifact.add_dir(str(folder))
             self._run.log_artifact(artifact)
 
@@ -92,18 +91,22 @@ class WandbLogger:
         summary = {"status": record.status, "seconds": record.seconds, "error": record.error}
         summary |= {f"final/{name}": value for name, value in record.metrics.items()}
         summary |= {f"full_precision/{name}": value for name, value in record.fp_metrics.items()}
-        with _mirrored():
+        with self._mirrored():
             self._run.summary.update({k: v for k, v in summary.items() if v is not None})
             self._run.finish(exit_code=0 if record.status == "ok" else 1)
 
+    @contextmanager
+    def _mirrored(self) -> Iterator[None]:
+        """Tell the first fault of the mirror, and pass over it and what comes after it.
 
-@contextmanager
-def _mirrored() -> Iterator[None]:
-    """Say where the mirror lacks something: the run and its record are worth more."""
-    from wandb.errors import Error
+        The run and its record are worth more. wandb's own process may have ended before this one.
+        """
+        from wandb.errors import Error
 
-    try:
-        yield
-    except (OSError, Error) as error:
-        text = told(error) if isinstance(error, OSError) and error.errno else str(error)
-        log.warning("wandb's mirror of the run is not whole: %s", text or type(error).__name__)
+        try:
+            yield
+        except (OSError, Error) as error:
+            text = told(error) if isinstance(error, OSError) and error.errno else str(error)
+            if not self._gone:
+                log.warning("wandb's mirror of the run is not whole: %s", text or type(error))
+            self._gone = True

@@ -26,7 +26,7 @@ from flexround.reconstruction.samples import first_samples
 from flexround.reconstruction.settings import Settings
 from flexround.transforms.base import Calibration, apply, check_kind
 
-MOST_SEED = 2**32 - 1  # the command line's
+MOST_SEED = 2**32 - 1  # the largest that the command line takes
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,7 @@ def quantize(
         grid: integer, or a table of levels: nf4, fp4, or mxfp4 with its own groups; bits=4 alone.
         bits_per_layer: bits of layers by name or pattern, {"*.down_proj": 8}; the last that fits.
         act_bits: quantize activations too, 2 to 8 bits; chooses activation=static_per_tensor where
-            options have no other. The command line chooses nothing: it refuses act_bits= and
-            group_size= without their groups.
+            options have no other.
         seed: of the mini-batches, 0 to 4294967295.
         device: where blocks are worked on, cpu or cuda; without it where model lies.
         options: everything else by the command line's name: {"recon": "qdrop", "recon.iters": 500,
@@ -199,7 +198,8 @@ def _given(options: Mapping[str, Any] | None, **arguments: Any) -> dict[str, Any
     """Return everything that was given, by the command line's names.
 
     Raises:
-        ValueError: when something is given twice, or bits or the seed are no number that can be.
+        ValueError: when something is given twice, bits is None, or seed is no whole number from 0
+            to 2^32 - 1.
     """
     if arguments["bits"] is None:  # which for other arguments means that none is given
         raise ValueError("bits=None: give a whole number from {} to {}".format(*BITS))

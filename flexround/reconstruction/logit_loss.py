@@ -70,7 +70,7 @@ class LogitLoss:
         counted, vocabulary = self.counted(samples), self.adapter.vocabulary()
         batch = {n: moved(values[samples], outputs.device) for n, values in self.tokens.items()}
         here = moved(counted, outputs.device)  # no piece waits for a copy
-        following = F.pad(batch["input_ids"][:, 1:], (0, 1), value=IGNORED)
+        labels = F.pad(batch["input_ids"][:, 1:], (0, 1), value=IGNORED)  # of next_token
         assert vocabulary, "check_last_loss has seen to it"
         at_once = max(1, PIECE // vocabulary)
         length = counted.shape[1]
@@ -86,7 +86,7 @@ class LogitLoss:
                 part = outputs[piece].detach().requires_grad_(learns)
                 with torch.set_grad_enabled(learns):
                     tokens = {name: values[piece] for name, values in batch.items()}
-                    loss = self._sum(part, targets[piece], tokens, here[piece], following[piece])
+                    loss = self._sum(part, targets[piece], tokens, here[piece], labels[piece])
                 total += loss.detach()
                 if gradient is not None:
                     loss.backward()  # part is all that learns of what it is made of

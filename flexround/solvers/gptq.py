@@ -144,33 +144,41 @@ class GPTQ:
             own = own + torch.diag(dead[index].to(own.dtype))
             rows = slice(index * len(part), (index + 1) * len(part))
             across = None if drift is None else drift.across[index]
-            given = weight.reshape(parts.shape)[index]
-            codes[rows] = self._solve(part, given, own, across, wide.rows(rows), ranges)
+            lost = None
+            if drift is not None and dead[index].any():
+                lost = weight.reshape(parts.shape)[index] - part
+            codes[rows] = self._solve(part, lost, own, across, wide.rows(rows), ranges)
         return wide.quantized(codes, weight)
 
     def _factor(self, hessian: Tensor) -> Tensor:
         return inverse_factor(hessian, self.damp)
 
     def _correct(
-        self, weight: Tensor, lost: Tensor, hessian: Tensor, across: Tensor, factor: Tensor
+        self,
+        weight: Tensor,
+        lost: Tensor | None,
+        hessian: Tensor,
+        across: Tensor,
+        factor: Tensor,
     ) -> Correction:
         """Return what across, the drift's, adds; columns are in the order of their rounding.
 
-        weight [out, in] has 0 for inputs that are always zero, lost their weights and 0 elsewhere:
-        where only the quantized layers before make them zero, W X_fp has a part of them.
+        weight [out, in] is 0 in the columns whose input is always zero in X. lost [out, in] has the
+        original weight in these and 0 in all others, None without any: where the input is not zero
+        in X_fp, W X_fp has a part of it.
         """
         return Correction()
 
     def _solve(
         self,
         weight: Tensor,
-        given: Tensor,
+        lost: Tensor | None,
         hessian: Tensor,
         across: Tensor | None,
         columns: Columns,
         ranges: Ranges,
     ) -> Tensor:
-        """Return the codes of weight [out, in]; given is weight before always zero inputs' went."""
+        """Return the codes of weight [out, in]; lost is that of `_correct`, in the order given."""
         into = weight.shape[1]
         order = torch.arange(into, device=weight.device)
         if self.act_order:
@@ -182,8 +190,8 @@ class GPTQ:
         correction = Correction()
         if across is not None:
             across = across[order][:, order]
-            lost = given[:, order].double() - rest.double()
-            correction = self._correct(rest.double(), lost, ordered, across, exact_factor)
+            gone = None if lost is None else lost[:, order].double()
+            correction = self._correct(rest.double(), gone, ordered, across, exact_factor)
         if correction.shift is not None:
             rest += correction.shift.to(rest.dtype)
         pull = None if correction.pull is None else correction.pull.to(weight.dtype)

@@ -56,22 +56,29 @@ def _joined(groups: dict[Held, Group], setting: str) -> dict[Held, Group]:
         for other, there in left.items():
             if len(other) == len(held):
                 break  # from here on none holds more
-            if own.issubset(other) and _lack(group, there, names[other] - names[held], setting):
-                new = {value: runs for value, runs in group.items() if value not in there}
-                there.update(new)
-                placed.update(new)
-        if placed == set(group):
+            if not own.issubset(other):
+                continue
+            more, example = names[other] - names[held], next(iter(there.values()))[0]
+            new = {
+                value: runs for value, runs in group.items()
+                if value not in there and _lacks(runs[0], example, more, setting)
+            }  # fmt: skip
+            there.update(new)
+            placed.update(new)
+        for value in placed:
+            del group[value]
+        if not group:
             del left[held]
     return {held: left[held] for held in groups if held in left}
 
 
-def _lack(group: Group, there: Group, names: Iterable[str], setting: str) -> bool:
-    """Return whether names are settings of the runs there that those of group can't have.
+def _lacks(record: Record, there: Record, names: Iterable[str], setting: str) -> bool:
+    """Return whether names are settings that a record can't have, and there, another one, has.
 
-    Without a loop there is nothing of recon. Anything else is lacking for the member of setting,
-    as act_bits under activation=none, where the members of all other groups are the same.
+    A method without a loop has no option of recon. Any other option, such as act_bits, a record can
+    only lack for its member of setting where the members of all other groups are the same.
     """
-    without, having = (facts(next(iter(runs.values()))[0]) for runs in (group, there))
+    without, having = facts(record), facts(there)
     classes = {name for name in (*without, *having) if name.endswith(f".{TARGET}")}
     alike = all(
         without.get(name) == having.get(name)

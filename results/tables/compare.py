@@ -104,7 +104,7 @@ def _check_methods(records: Sequence[Record], first: str, second: str) -> None:
 def _paired(
     found: Comparison, table: pd.DataFrame, runs: Sequence[Sequence[Record]]
 ) -> Iterator[tuple[dict[str, Any], Pairs]]:
-    """Yield the cell and, by seed, the two runs of each pair of cells that compare."""
+    """Yield the cell and, by seed, both methods' runs, of each pair of cells that compare."""
     told = [str(c) for c in table.columns[3 : table.columns.get_loc("bits")]]
     rows = [(row, members) for row, members in zip(table.itertuples(), runs, strict=True)]
     texts: list[dict[str, Any]] = table[["task", "model", *told]].to_dict("records")  # type: ignore[assignment]
@@ -194,7 +194,10 @@ def _rows(
 
 
 def _mean(runs: Runs, metric: str, kept: NDArray[Any] | None) -> float | None:
-    """Return the mean of a seed's runs, where the records lack it of what one has kept; or None."""
+    """Return the mean of metric over a seed's runs, None where they lack it.
+
+    kept are the outcomes of a seed's one run, which give it where its record does not.
+    """
     values = [run.metrics[metric] for run in runs if metric in run.metrics]
     if len(values) == len(runs):
         return fmean(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from results.records.given import by_hand
@@ -17,8 +18,8 @@ ALWAYS_TRAINED = ("glue/", "squad", "webnlg")  # which mean nothing before
 FINETUNED = "finetuned"  # what checkpoint= calls the network that finetune.py has made
 UNEVALUATED = ".unevaluated"  # behind the name of one that it has not measured yet
 TUNED = "tuned_lr"  # the word for a learning rate of each task's own
-# Of what a run can turn on, what is no part of its method; ptb's rows are joined so by themselves.
-ASIDE, OF_PTB = {"stream_dtype"}, {"task.corpus.joined_by"}
+ASIDE = {"stream_dtype"}  # of what a run can turn on, what is no part of its method
+OF_PTB = {"task.corpus.joined_by"}  # and what that task turns on by itself
 # The two setups, as conf/recon/brecq.yaml and qdrop.yaml have them. What begins with act_ is of
 # activations, and nothing where these are not quantized.
 SETUPS: dict[str, dict[str, Any]] = {
@@ -45,8 +46,8 @@ def is_trained(record: Record) -> bool:
     """Return whether a run's network was trained on its task before, as far as the record tells.
 
     A checkpoint that was given by its place or its name on the hub is what the model's authors have
-    published, unless the place is one of finetune.py's, TASK/MODEL. Where none was given, the task
-    takes finetune.py's network by itself, or the record is too old to tell: then it was trained.
+    published, unless the place is one of finetune.py's, TASK/MODEL. A checkpoint without a place is
+    what the task takes of finetune.py's by itself, or that of a record too old to tell: trained.
     """
     if record.settings.get("checkpoint") is None:
         return False
@@ -80,15 +81,14 @@ def is_run(record: Record, cell: Cell) -> bool:
     if scheme is not None and (scheme[TARGET] != "StaticPerTensor" or scheme.get("kv_bits")):
         return False
     bits = f"W{record.bits}A{settings['act_bits']}" if scheme is not None else f"W{record.bits}"
-    wanted = {word.partition("=")[0]: word.partition("=")[2] for word in words}
-    samples = wanted.get("num_samples", str(settings["num_samples"]))
+    samples = _samples(words)
     rows = cell.model.startswith("llama")  # whose weights have a scale for each
     tried = "recon.lr" in by_hand(record)
     return (
         bits == (cell.bits if scheme is not None else cell.bits.partition("A")[0])
         and (scheme is not None or cell.bits.endswith(("A16", "A32")))
         and _is_setup(settings.get("recon") or {}, words[0], scheme is not None)
-        and str(settings["num_samples"]) == samples
+        and samples in (None, settings["num_samples"])
         and settings["symmetric"] == (cell.task == "imagenet")
         and settings["granularity"][TARGET] == ("PerChannel" if rows else "PerTensor")
         and (cell.task != "imagenet" or settings["model"].get("first_last_bits", 8) == 8)
@@ -130,8 +130,13 @@ def _numbers(cell: Cell) -> dict[str, int]:
         samples, iters = 256 if "lora" in words else 512, 5000
     else:
         samples, iters = 128, 500
-    swept = [int(word.partition("=")[2]) for word in words if word.startswith("num_samples=")]
-    return {"num_samples": swept[0] if swept else samples, "recon.iters": iters}
+    return {"num_samples": _samples(words) or samples, "recon.iters": iters}
+
+
+def _samples(words: Sequence[str]) -> int | None:
+    """Return the number of samples that a cell's words name; None where they name none."""
+    given = dict(word.split("=") for word in words if word.startswith("num_samples="))
+    return int(given["num_samples"]) if given else None
 
 
 def task_of(cell: Cell) -> str:

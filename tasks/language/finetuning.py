@@ -83,7 +83,8 @@ class Recipe:
         label_smoothing: share of the target spread over all classes.
         lora: train low-rank updates only, or None for all weights.
         device_batch_size: rows of a step that the device is given at once; their gradients are
-            added up, and the step is the same. None for all of them.
+            added up. Dropout then draws otherwise, and where rows have a loss each, the last part
+            of an epoch counts as much as a whole one. None for all of a step's rows.
     """
 
     lr: float
@@ -94,7 +95,7 @@ class Recipe:
     warmup_steps: WholeNotNegative
     label_smoothing: Share
     lora: LoRA | None
-    device_batch_size: Count | None = None
+    device_batch_size: Count | None
 
     def __post_init__(self) -> None:
         for name in ("lr", "batch_size", "epochs"):

@@ -154,6 +154,8 @@ EARLY = {
     "nothing_like": (["task=xyz"], ["Could not find 'task/xyz'; available task: c4"]),
     "alias": (["method=rtn"], ["did you mean quant?"]),
     "another_members": (["quant.rank=64"], ["quant.rank", "it is an option of quant=lrq"]),
+    "many_members": (["model.source=x"], ["known keys: library, name, weights"]),
+    "solvers": (["recon.sequential=true"], ["recon.sequential", "known keys: unit"]),
     "no_sweep": (
         ["quant=rtn,flexround"],
         ["error: quant=rtn,flexround: several values are a sweep, which takes -m beside them"],
@@ -202,7 +204,10 @@ EARLY = {
         ["recon.held_out=8", "recon.patience=2", "recon.keep_best=true"],
         ["recon.keep_best=true does nothing with the chosen recon.patience"],
     ),
-    "images_idle": (["imagenet_dir=x"], ["imagenet_dir=x does nothing with the chosen task"]),
+    "images_idle": (
+        ["imagenet_dir=x"],
+        ["imagenet_dir=x does nothing with the chosen task; leave it out, or give task=imagenet"],
+    ),
     "other_method": (["quant=rtn", "quant.learn_s1=true"], ["learn_s1"]),
 }
 
@@ -490,7 +495,8 @@ def test_a_vision_run_imports_no_transformers_and_no_wandb(cache_dir, results_di
     assert "LOADED ['torch', 'torchvision']" in out
 
 
-def test_a_run_outlives_the_wandb_that_mirrors_it(cli, tmp_path, results_dir, monkeypatch):
+@pytest.mark.parametrize("fault", ["ConnectionResetError", "CommError"])
+def test_a_run_outlives_the_wandb_that_mirrors_it(cli, tmp_path, results_dir, monkeypatch, fault):
     """Its process may be killed beside a run of hours; that is told once."""
     import wandb
 
@@ -498,14 +504,16 @@ def test_a_run_outlives_the_wandb_that_mirrors_it(cli, tmp_path, results_dir, mo
 
     def gone(self, *_, **__):
         asked.append(1)
-        raise ConnectionResetError("Connection lost")
+        raise getattr(wandb.errors, fault, ConnectionResetError)("Connection lost")
 
+    end = wandb.sdk.wandb_run.Run.finish
     monkeypatch.setattr(wandb.sdk.wandb_run.Run, "log", gone)
+    monkeypatch.setattr(wandb.sdk.wandb_run.Run, "finish", lambda *a, **k: end(*a, **k) or gone(a))
     outcome = cli(*TINY, "quant=flexround", *SHORT, "logger=wandb", f"logger.dir={tmp_path}")
     wandb.teardown()
     assert outcome.status == 0, outcome.err
     assert outcome.err.count("wandb's mirror of the run is not whole: Connection lost") == 1
-    assert asked == [1]
+    assert asked == [1, 1], "one log, and the end"
     (record,) = Store(results_dir).load()
     assert record.status == "ok"
 

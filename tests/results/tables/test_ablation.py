@@ -153,6 +153,22 @@ def test_a_method_without_a_loop_is_beside_every_value_that_others_were_given():
     assert not [told for told in found.remarks if "no other" in told]
 
 
+@pytest.mark.parametrize("first", ["rtn", "lrq"])
+def test_of_a_group_only_what_has_no_loop_is_beside_the_runs_of_a_loop(first):
+    """In whatever order: lrq has a loop of its own, which is not that of either preset."""
+    rows = [
+        swept(quant, value, f"recon={preset}", **recon(100, inputs=inputs))
+        for preset, inputs in (("brecq", "fp"), ("qdrop", "mixed"))
+        for quant, value in (("flexround", 95.0), ("adaround", 96.0))
+    ]
+    others = [swept("rtn", 50.0), swept("lrq", 90.0, **recon(9, inputs="quant"))]
+    found = ablation([*rows, *sorted(others, key=lambda r: r.quant != first)], "quant")
+    assert found.table.groupby("recon")["quant"].apply(list).to_dict() == {
+        "brecq": ["flexround", "adaround", "rtn"], "qdrop": ["flexround", "adaround", "rtn"],
+    }  # fmt: skip
+    assert "1 runs have no other that differs in quant alone" in found.remarks
+
+
 def test_a_method_is_not_beside_runs_with_quantized_activations_for_want_of_their_bits():
     static = {"activation": {"_target_": "Static", "bits": 4}, "act_bits": 4}
     given = ["activation=static", "act_bits=4", "recon.iters=9"]

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 
 from experiment.content import Contents
+from experiment.finetune import UNEVALUATED
+from experiment.finetuned import FINETUNED
 from experiment.identity import places, plain, reduced
 from experiment.sweeps.jobs import names_of
 from results.records.record import Record
@@ -119,7 +121,7 @@ def test_a_checkpoint_by_its_place_is_the_published_network_and_finetunes_is_not
     assert hits("table07", given(LLAMA, "/data/llama", told_by))
     assert not hits("table23", given(LLAMA, "/data/llama", told_by))
     folder = "/outputs/checkpoints/wikitext2/opt_125m"
-    for place in ("finetuned", folder, f"{folder}/", f"{folder}.unevaluated"):
+    for place in (FINETUNED, folder, f"{folder}/", f"{folder}{UNEVALUATED}"):
         assert hits("table05", given(OPT, place, told_by)), place
 
 

@@ -216,7 +216,7 @@ def test_lora_is_merged_into_a_plain_checkpoint(tune, cli, tmp_path, family, tar
 
 
 def test_lora_starts_from_weights_that_the_seed_draws(monkeypatch):
-    recipe = Recipe(1e-4, 4, 1, None, 0.0, 0, 0.0, LoRA(4, 32, 0.1, ["q_proj"]))
+    recipe = Recipe(1e-4, 4, 1, None, 0.0, 0, 0.0, LoRA(4, 32, 0.1, ["q_proj"]), None)
     sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 32}
     config = transformers.LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
 
@@ -259,32 +259,32 @@ def test_a_step_in_parts_is_the_step(task, smoothing):
         causal = [*row["input_ids"][:n], *[pad["labels"]] * (8 - n)]
         row["labels"] = causal if task == "CausalLM" else n % 2
 
-    def trained(**parts):
+    def trained(at_once):
         torch.manual_seed(0)
         network = getattr(transformers, f"LlamaFor{task}")(
             transformers.LlamaConfig(**SMALL, pad_token_id=0)
         )
-        recipe = Recipe(1e-2, 8, 1, 2, 0.0, 0, smoothing, None, **parts)
+        recipe = Recipe(1e-2, 8, 1, 2, 0.0, 0, smoothing, None, at_once)
         collate = transformers.default_data_collator
         return recipe.train(network, rows, collate, 0, torch.device("cpu")).state_dict()
 
-    whole, begin = trained(), trained(device_batch_size=8)
-    for parts in (4, 2):
-        for name, weight in trained(device_batch_size=parts).items():
+    whole, begin = trained(None), trained(8)
+    for at_once in (4, 2):
+        for name, weight in trained(at_once).items():
             torch.testing.assert_close(weight, whole[name], rtol=1e-3, atol=2e-5)
     assert all(torch.equal(begin[name], whole[name]) for name in whole)
 
 
-def test_rows_at_once_are_no_part_of_what_is_made(tune, tmp_path):
+def test_rows_at_once_are_of_what_is_made_where_they_are_given(tune, tmp_path):
     here = ["model=tiny_bert", "task=glue/sst2", f"data_dir={sentiment(tmp_path)}"]
     recipe = ["recipe.max_steps=1", "recipe.batch_size=8"]
-    assert tune(*here, *recipe, "recipe.device_batch_size=4") is None
-    assert tune(*here, *recipe) is None, "already there"
-    assert (
-        "device_batch_size" not in facts(tmp_path / "ck" / "glue" / "sst2" / "tiny_bert")["recipe"]
-    )
+    assert tune(*here, *recipe) is None
+    made = facts(tmp_path / "ck" / "glue" / "sst2" / "tiny_bert")
+    assert "device_batch_size" not in made["recipe"], "as of networks that were made before"
     told = tune(*here, *recipe, "recipe.device_batch_size=3")
     assert "recipe.device_batch_size=3 does not divide recipe.batch_size=8; give a" in told
+    assert tune(*here, *recipe, "recipe.device_batch_size=4", "rerun=true") is None
+    assert "recipe.device_batch_size=4, not null" in tune(*here, *recipe)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -299,7 +299,7 @@ def test_under_lora_a_head_trains_and_is_left_as_a_plain_module(family, task, ta
         "QuestionAnswering": {"start_positions": 1, "end_positions": 2},
     }[task]  # fmt: skip
     rows = [{"input_ids": [3, 4, 5], **labels}] * 4
-    recipe = Recipe(1e-2, 2, 1, 2, 0.0, 0, 0.0, LoRA(4, 32, 0.0, [target]))
+    recipe = Recipe(1e-2, 2, 1, 2, 0.0, 0, 0.0, LoRA(4, 32, 0.0, [target]), None)
     done = recipe.train(network, rows, transformers.default_data_collator, 0, torch.device("cpu"))
     after = done.state_dict()
     assert after.keys() == before.keys()
@@ -321,7 +321,7 @@ def test_a_layer_that_lora_does_not_find_is_named():
     with pytest.raises(ValueError, match=r"targets=\['nothing'\]: Linear has no such layers"):
         LoRA(4, 32, 0.0, ["nothing"]).add_to(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"recipe.lr=0.0: give a number above 0"):
-        Recipe(0.0, 1, 1, None, 0.0, 0, 0.0, None)
+        Recipe(0.0, 1, 1, None, 0.0, 0, 0.0, None, None)
 
 
 class Begun(Exception):
@@ -360,7 +360,7 @@ def test_fine_tuning_is_on_the_chosen_gpu_alone_and_of_its_own_batch(monkeypatch
     monkeypatch.setattr(training_args, "PartialState", lambda **kwargs: state)
     moved = []
     monkeypatch.setattr(torch.nn.Module, "to", lambda net, to, **k: moved.append(to) or net)
-    recipe = Recipe(2e-5, 32, 3, None, 0.01, 0, 0.0, None)
+    recipe = Recipe(2e-5, 32, 3, None, 0.01, 0, 0.0, None, None)
     trainer = begun(monkeypatch, recipe, torch.nn.Linear(2, 2), chosen)
     assert (trainer.args.train_batch_size, trainer._train_batch_size) == (32, 32)
     assert (trainer.args.n_gpu, trainer.args.device, state.device) == (1, chosen, chosen)
@@ -369,7 +369,7 @@ def test_fine_tuning_is_on_the_chosen_gpu_alone_and_of_its_own_batch(monkeypatch
 
 def test_accelerate_takes_the_device_that_the_trainer_was_given(monkeypatch):
     """cpu:0 is the CPU by a name that neither library would choose."""
-    named, recipe = torch.device("cpu", 0), Recipe(2e-5, 32, 3, None, 0.01, 0, 0.0, None)
+    named, recipe = torch.device("cpu", 0), Recipe(2e-5, 32, 3, None, 0.01, 0, 0.0, None, None)
     trainer = begun(monkeypatch, recipe, torch.nn.Linear(2, 2), named)
     assert (trainer.args.device, trainer.accelerator.device) == (named, named)
     assert (trainer.args.n_gpu, trainer.args.train_batch_size) == (0, 32)
