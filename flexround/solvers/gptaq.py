@@ -41,12 +41,7 @@ class GPTAQ(GPTQOnDrift):
         return super().cost(out, into) + own
 
     def _correct(
-        self,
-        weight: Tensor,
-        lost: Tensor | None,
-        hessian: Tensor,
-        across: Tensor,
-        factor: Tensor,
+        self, weight: Tensor, lost: Tensor | None, hessian: Tensor, across: Tensor, factor: Tensor
     ) -> Correction:
         shift = None if lost is None else self.alpha * lost @ across @ factor.T @ factor
         return Correction(pull=self.alpha * (across @ factor.T).triu(1) @ factor, shift=shift)

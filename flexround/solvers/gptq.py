@@ -154,12 +154,7 @@ class GPTQ:
         return inverse_factor(hessian, self.damp)
 
     def _correct(
-        self,
-        weight: Tensor,
-        lost: Tensor | None,
-        hessian: Tensor,
-        across: Tensor,
-        factor: Tensor,
+        self, weight: Tensor, lost: Tensor | None, hessian: Tensor, across: Tensor, factor: Tensor
     ) -> Correction:
         """Return what across, the drift's, adds; columns are in the order of their rounding.
 

@@ -41,12 +41,7 @@ class Qronos(GPTQOnDrift):
         return inverse_factor(hessian, self.damp, _largest(hessian))
 
     def _correct(
-        self,
-        weight: Tensor,
-        lost: Tensor | None,
-        hessian: Tensor,
-        across: Tensor,
-        factor: Tensor,
+        self, weight: Tensor, lost: Tensor | None, hessian: Tensor, across: Tensor, factor: Tensor
     ) -> Correction:
         pulled = (weight if lost is None else weight + lost) @ across  # [out, in]
         rest = factor[1:, 1:]  # of the Hessian without the first column
