@@ -202,8 +202,9 @@ def _members_taking(name: str, option: str) -> list[str]:
     found, taking = group_of(name), []
     for member, path in {} if found is None else found.members.items():
         files = [OmegaConf.load(file) for file in (*parents(name, path), path)]
-        idle = [OmegaConf.select(file, f"idle.{name}") or () for file in files]
-        if not any(below(option, own) for own in idle):
+        plain: list[Any] = [OmegaConf.to_container(file, resolve=False) for file in files]
+        lists = [own.get("idle", {}).get(name) for own in plain]  # one may be by another option
+        if not any(below(option, own) for own in lists if isinstance(own, list)):
             taking.append(f"{name}={member}")
     return taking if len(taking) <= FEW else []
 

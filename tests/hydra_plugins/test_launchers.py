@@ -208,7 +208,7 @@ register()
 
 @hydra.main(version_base="1.3", config_path="{conf}", config_name="config")
 def main(cfg):
-    write_outcome(run_id=f"run{{cfg.bits}}", threads=os.environ["OMP_NUM_THREADS"])
+    write_outcome(name=f"run{{cfg.bits}}", threads=os.environ["OMP_NUM_THREADS"])
     {body}
     return float(cfg.bits)
 

@@ -148,7 +148,7 @@ def test_without_a_sweep_all_experiments_are_listed(capsys):
 def test_an_experiment_that_does_not_exist_is_one_line(capsys):
     status, _, err = said(capsys, "experiment=paper/table99")
     assert status == 1
-    assert err.startswith("error: Could not find 'experiment/paper/table99'; available experi")
+    assert err.startswith("error: Could not find 'experiment/paper/table99'; did you mean paper/ta")
     assert len(err.splitlines()) == 1
 
 
