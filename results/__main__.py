@@ -8,7 +8,6 @@ if __name__ == "__main__":
     leaving.listen()  # before the imports, which take seconds
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from results.records.reading import (
     with_units,
 )
 from results.records.record import Record
+from results.records.selection import nearest
 from results.tables.leaderboard import FORMATS, leaderboard, render
 
 
@@ -198,9 +198,8 @@ def _published(argv: Sequence[str]) -> str:
         try:
             published(args.table)
         except ValueError as error:
-            near = difflib.get_close_matches(args.table, set(COMMANDS) - {BOARD, PAPER}, n=1)
-            if near:
-                raise ValueError(f"no command {args.table}; did you mean {near[0]}?") from None
+            if near := nearest(args.table, COMMANDS.keys() - {BOARD, PAPER}):
+                raise ValueError(f"no command {args.table}{near}") from None
             others = f"other papers are {', '.join(PAPERS)}"
             raise ValueError(f"{error}; {others}") from None
         joined = frame(compare_with_paper(args.table, _chosen(args)))

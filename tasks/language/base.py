@@ -60,9 +60,15 @@ class TransformerTask(FineTunable):
             ValueError: when it is absent (names the command that makes it) or does not fit.
         """
         source = self._source(model, checkpoint)
-        network, tokenizer = self.open(source)
+        return self._opened(model, source, source)
+
+    def _opened(
+        self, model: LanguageModel, source: str, name: str, head: dict[str, Any] | None = None
+    ) -> nn.Module:
+        """Return the network of `open`, which errors call name; keep its tokenizer."""
+        network, tokenizer = self.open(source, head)
         self._keep(tokenizer, model)
-        self.check_network(network, source)
+        self.check_network(network, name)
         return network
 
     def outline(self, model: LanguageModel, checkpoint: str | None) -> tuple[nn.Module, Shards]:
@@ -136,10 +142,7 @@ class TransformerTask(FineTunable):
 
     def bare(self, model: LanguageModel, checkpoint: str | None, folder: Path) -> nn.Module:
         """Return the network that folder describes; keep its tokenizer."""
-        network, tokenizer = self.open(f"{BARE}{folder}")
-        self._keep(tokenizer, model)
-        self.check_network(network, checkpoint or model.source)
-        return network
+        return self._opened(model, f"{BARE}{folder}", checkpoint or model.source)
 
     def fresh(self, model: LanguageModel, checkpoint: str | None, seed: int) -> nn.Module:
         """Return the network to fine-tune, a missing head drawn by seed; keep its tokenizer.
@@ -147,12 +150,10 @@ class TransformerTask(FineTunable):
         Raises:
             ValueError: as `load` does, and when more is missing than a head.
         """
+        source = checkpoint or model.source
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            network, tokenizer = self.open(checkpoint or model.source, self.head())
-        self._keep(tokenizer, model)
-        self.check_network(network, checkpoint or model.source)
-        return network
+            return self._opened(model, source, source, self.head())
 
     def open(self, source: str, head: dict[str, Any] | None = None) -> tuple[nn.Module, Any]:
         """Return (network, tokenizer) of source; head are the settings of a head to be made."""

@@ -95,7 +95,7 @@ class Recipe:
     warmup_steps: WholeNotNegative
     label_smoothing: Share
     lora: LoRA | None
-    device_batch_size: Count | None = None  # a task's own recipe has it not, nor have its runs
+    device_batch_size: Count | None = None  # a task's own recipe, part of its runs' names, has none
 
     def __post_init__(self) -> None:
         for name in ("lr", "batch_size", "epochs"):
