@@ -17,6 +17,7 @@ from experiment.command_line import command_line
 from experiment.config import register
 from experiment.finetune import check_used, finetune
 from experiment.outcome import outcome, write_outcome
+from experiment.progress import quiet_libraries
 
 register()
 
@@ -24,6 +25,7 @@ register()
 @hydra.main(version_base="1.3", config_path="conf", config_name="finetune")
 def main(cfg: DictConfig) -> None:
     """Fine-tune once, or with -m many times."""
+    quiet_libraries(cfg.progress)
     with outcome():
         check_used(cfg)
         write_outcome(checkpoint=str(finetune(cfg)))

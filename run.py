@@ -16,6 +16,7 @@ from experiment.command_line import command_line
 from experiment.config import register
 from experiment.job import Job, current_job
 from experiment.outcome import outcome, write_outcome
+from experiment.progress import quiet_libraries
 from results.records.record import Record
 
 log = logging.getLogger("run")
@@ -25,6 +26,7 @@ register()
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """Return the run's main metric: recorded before, or computed now; None if elsewhere."""
+    quiet_libraries(cfg.progress)
     with outcome():
         job = current_job(cfg)
         write_outcome(run_id=job.run_id)

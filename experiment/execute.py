@@ -14,13 +14,15 @@ from omegaconf import DictConfig
 from experiment.build import build, build_grid, build_loop, validate
 from experiment.checks import bits_of_layers
 from experiment.device import device_name, device_of, precision_told, processor
+from experiment.finetuned import finetuning_of
 from experiment.full_precision import FullPrecision
+from experiment.identity import plain
 from experiment.job import Job
 from experiment.progress import ProgressBar
 from experiment.rehearsal import Checks, rehearse
 from experiment.resources import Resources, checkpoints_of
 from experiment.source_code import code_of
-from experiment.task_checks import check_drawn, check_said
+from experiment.task_checks import check_drawn, check_places, check_said
 from experiment.threads import number_for, running_on
 from flexround.allocation import check_kind as check_allocated
 from flexround.attach import check_weights
@@ -88,6 +90,8 @@ def _execute(job: Job, threads: int) -> Record:
         log, bar, logger = ReportLog(), ProgressBar(cfg.progress), made(cfg.logger)
         draft.watch(task, log, logger)
         draft.threads, draft.processor = threads, processor()
+        check_places(cfg)
+        draft.finetuning = finetuning_of(plain(cfg))
         rehearse(cfg, task, model, device, checks)
         own = Resources.of(job, device)
         draft.device = device_name(own.device)

@@ -26,6 +26,7 @@ from experiment.finetuned import finetuning_facts, network_digest
 from experiment.identity import pin, plain, with_digests
 from experiment.options import OF_FINETUNING
 from experiment.sweeps.jobs import as_typed
+from experiment.task_checks import check_places
 from flexround.utils.atomic_files import check_writable, sweep, write_whole, written_folder
 from flexround.utils.file_errors import storage_errors
 from flexround.utils.leaving import undoing
@@ -100,6 +101,7 @@ def _finetune(cfg: DictConfig) -> Path:
     from flexround.models.base import check_kind
 
     validate(cfg)
+    check_places(cfg)
     pin(cfg)
     task, model, recipe = (build(cfg[name], cfg.plugins) for name in ("task", "model", "recipe"))
     if "vision" in task.kinds:

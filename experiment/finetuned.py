@@ -12,6 +12,8 @@ from flexround.utils.file_errors import read_bytes
 from tasks.package_files import path_of
 
 FINETUNED = "finetuned"
+# What a record has of what fine-tuning has noted: no place, and nothing of the machine.
+NOTED = ("task", "model", "source_digest", "model_source_digest", "seed", "recipe", "rows")
 
 
 def network_digest(source: str, contents: Contents) -> str:
@@ -50,6 +52,28 @@ def finetuning_facts(folder: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise ValueError(f"{file} is damaged; fine-tune again (finetune.py with rerun=true)")
     return facts
+
+
+def finetuning_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what fine-tuning has noted of a run's network, {} of a network of another origin.
+
+    settings are the run's configuration as plain values, with its places.
+
+    Raises:
+        ValueError: names the file where it is damaged.
+    """
+    if uses_finetuned(settings):
+        folder = finetuned_folder(settings)
+    else:
+        source = settings["checkpoint"] or settings["model"].get("source")
+        if source is None:
+            return {}
+        try:
+            folder = path_of(source)
+        except ValueError:  # a package that is not installed: the task tells that
+            return {}
+    facts = finetuning_facts(folder)
+    return {name: facts[name] for name in NOTED if name in facts}
 
 
 def check_origin(settings: dict[str, Any], contents: Contents) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Sequence
 from types import TracebackType
@@ -26,6 +27,12 @@ class _Console(Console):
 
 # Log lines and bars share one console, or they would write over each other.
 console = _Console(stderr=True)
+
+
+def quiet_libraries(progress: bool) -> None:
+    """Turn the bars of other libraries off where ours is; tqdm is to be imported afterwards."""
+    if not (progress and console.is_terminal):
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 class ConsoleHandler(logging.Handler):

@@ -65,6 +65,7 @@ class Draft:
     processor: str = ""
     threads: int | None = None
     network: str | None = None
+    finetuning: dict[str, Any] = field(default_factory=dict)
     evaluation_data: str | None = None
     coverage: Coverage | None = None
     transform: dict[str, Any] = field(default_factory=dict)
@@ -135,6 +136,7 @@ def recording(
             processor=draft.processor,
             threads=draft.threads,
             network=draft.network,
+            finetuning=draft.finetuning,
             evaluation_data=draft.evaluation_data,
             evaluation={} if error or task is None else dict(task.facts),
             transform=draft.transform,

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiment.identity import data_paths, plain
 
 if TYPE_CHECKING:
     from tasks.base import Task
 
 SAID = ("metric", "higher_is_better", "version")
+PLACES = ("data_dir", "calibration_dir", "imagenet_dir")  # which tasks' paths are made from
 
 
 def check_said(task: Task) -> None:
@@ -23,6 +30,24 @@ def check_said(task: Task) -> None:
             f"the task {type(task).__name__} has no {', '.join(lacking)}; give each as an "
             "attribute of the class, see tasks/base.py"
         )
+
+
+def check_places(cfg: DictConfig) -> None:
+    """Check that the files and folders of data that are given are there.
+
+    The task itself looks for what is in them, once the network is loaded.
+
+    Raises:
+        ValueError: names the option and the place.
+    """
+    settings = plain(cfg)
+    for name, place in data_paths(settings):
+        if not Path(place).expanduser().exists():
+            short = next((n for n in PLACES if settings.get(n) == place), name)
+            files = OmegaConf.select(cfg, name.rpartition(".")[0]).get("files") or {}
+            named = ", ".join(chain.from_iterable(files.values()))
+            wanted = f"; give the folder of {named}" if named else ""
+            raise ValueError(f"{short}={place}: there is no such file or folder{wanted}")
 
 
 def check_drawn(task: Task, drawn: int, num_samples: int) -> None:

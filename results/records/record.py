@@ -51,6 +51,9 @@ class Record:
         threads: of torch on the CPU, which decide them too; None in records from before they were
             kept, as the next two.
         network: the digest of the full-precision network, before any transform.
+        finetuning: what finetune.py has noted of the network that it has made: the task, the model,
+            the recipe, the seed, digests of the rows and of what it began with. Empty of any other
+            network, and in records from before it was kept.
         evaluation_data: the digest of what was measured on; None for a task that does not say.
         evaluation: how the task measured, where it tells that: of lm-eval its version, shots, the
             metric by which each task votes, whether prompts begin with <s>; the text that was read
@@ -98,6 +101,7 @@ class Record:
     processor: str = ""
     threads: int | None = None
     network: str | None = None
+    finetuning: dict[str, Any] = field(default_factory=dict)
     evaluation_data: str | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
     transform: dict[str, Any] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from results.records.record import Record
-from results.tables.paper_cells import added, in_whole, is_trained
+from results.tables.paper_cells import added, in_whole, trained_on
 from results.tables.paper_comparison import (
     ComparedCell,
     full_precision,
@@ -118,7 +118,7 @@ def _values(cell: Cell, records: Sequence[Record]) -> list[float]:
     named = [r for r in records if (r.model, r.task) == (cell.model, cell.task)]
     named = [r for r in named if (r.task_version or 0) >= since]
     if cell.task not in TRAINED:
-        named = [r for r in named if not is_trained(r)]
+        named = [r for r in named if trained_on(r) is None]
     found = [r for r in named if in_whole(r, PROTOCOL)]
     if cell.method == "fp":
         return full_precision(found, cell.metric)

@@ -39,24 +39,28 @@ def is_measured(record: Record, cell: Cell) -> bool:
         wanted = [name for name in ("equalize", "absorb_biases") if name in words]
         return own == ("torchvision" in words) and changed == wanted
     trained = bool(TRAINED.intersection(words)) or cell.task.startswith(ALWAYS_TRAINED)
-    return is_trained(record) == trained and in_whole(record, PROTOCOL)
+    return trained_on(record) == (record.task if trained else None) and in_whole(record, PROTOCOL)
 
 
-def is_trained(record: Record) -> bool:
-    """Return whether a run's network was trained on its task before, as far as the record tells.
+def trained_on(record: Record) -> str | None:
+    """Return the task that a run's network was trained on before, as far as the record tells.
 
-    A checkpoint that was given by its place or its name on the hub is what the model's authors have
-    published, unless the place is one of finetune.py's, TASK/MODEL. A checkpoint without a place is
-    what the task takes of finetune.py's by itself, or that of a record too old to tell: trained.
+    None is a network as its authors have published it. Where the record has nothing of what
+    finetune.py has noted, the place tells: a checkpoint that was given by a place or a name on the
+    hub is what the model's authors have published, unless the place is one of finetune.py's,
+    TASK/MODEL. A checkpoint without a place is what the task takes of finetune.py's by itself, or
+    that of a record too old to tell: trained.
     """
+    if "task" in record.finetuning:
+        return str(record.finetuning["task"])
     if record.settings.get("checkpoint") is None:
-        return False
+        return None
     # An artifact's record has no places, but still says on its command line that there was one.
     place = record.places.get("checkpoint") or by_hand(record).get("checkpoint")
     if place in (None, FINETUNED) or record.task.startswith(ALWAYS_TRAINED):
-        return True
+        return record.task
     made = f"/{place}".rstrip("/").removesuffix(UNEVALUATED)
-    return made.endswith(f"/{record.task}/{record.model}")
+    return record.task if made.endswith(f"/{record.task}/{record.model}") else None
 
 
 def in_whole(record: Record, protocol: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -146,7 +147,8 @@ class Recipe:
                 logging_strategy="steps",
                 logging_steps=50,
                 report_to=[],
-                disable_tqdm=not sys.stderr.isatty(),
+                # As all other bars are, by tqdm's own word.
+                disable_tqdm=not sys.stderr.isatty() or os.environ.get("TQDM_DISABLE") == "1",
                 # Rows hold what the network takes and nothing else.
                 remove_unused_columns=False,
             )

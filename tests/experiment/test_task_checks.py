@@ -59,3 +59,19 @@ def test_a_run_ends_before_its_work(cli, results_dir, monkeypatch, method, given
     (record,) = Store(results_dir).load()
     assert record.status == "failed"
     assert not record.blocks
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["task=wikitext2", "data_dir=nowhere"], "data_dir=nowhere: there is no such file or"),
+        (["calibration=c4", "calibration_dir=nowhere"], "calibration_dir=nowhere: there is no"),
+    ],
+)
+def test_data_that_are_not_there_are_told_before_the_network_is_read(cli, results_dir, args, words):
+    told = cli("model=tiny_llama", "model.source=./no_network", "quant=rtn", *args)
+    assert told.status == 1
+    assert told.err.splitlines()[-1].startswith(f"error: {words}")
+    (record,) = Store(results_dir).load()
+    assert record.status == "failed"
+    assert record.fp_value is None

@@ -125,6 +125,18 @@ def test_a_checkpoint_by_its_place_is_the_published_network_and_finetunes_is_not
         assert hits("table05", given(OPT, place, told_by)), place
 
 
+def test_what_finetune_has_noted_tells_whatever_the_place_is_called():
+    for where, table, other in ((OPT, "table05", "table07"), (LLAMA, "table23", "table07")):
+        for place in ("/data/mine", None):
+            record = given(where, place)
+            here = replace(record, finetuning={"task": where[1], "model": where[0]})
+            assert hits(table, here), (table, place)
+            assert not hits(other, here), (other, place)
+            elsewhere = replace(record, finetuning={"task": "ptb", "model": where[0]})
+            assert not hits(table, elsewhere), "it was trained on another task"
+            assert not hits(other, elsewhere), "and is not what its authors have published"
+
+
 def test_a_task_that_needs_training_has_any_checkpoint_trained():
     for table, where in (
         ("table15", ("bert_base", "glue/mnli", "accuracy")),

@@ -66,6 +66,9 @@ def test_glue_is_fine_tuned_and_found_by_the_run(tune, cli, tmp_path, results_di
     assert outcome.status == 0, outcome.err
     (record,) = Store(results_dir).load()
     assert record.fp_metrics == pytest.approx(made["metrics"])
+    assert record.finetuning["task"] == "glue/sst2"
+    assert record.finetuning["recipe"] == made["recipe"]
+    assert str(tmp_path) not in str(record.finetuning), "a record names no place but in places"
     # Another network under the same name is another run.
     assert tune(*here, "recipe.lr=1e-3", "recipe.epochs=8", "rerun=true") is None
     cli(*here, f"checkpoints_dir={tmp_path}/ck", "quant=rtn", "bits=8", "num_samples=8")
@@ -383,7 +386,7 @@ def test_accelerate_takes_the_device_that_the_trainer_was_given(monkeypatch):
      (["model=tiny_bert", "recipe.lrr=1"], "did you mean lr?"),
      (["model=tiny_bert", "lr=1"], "did you mean recipe.lr?"),
      (["model=tiny_llama", "task=zero_shot", "task.seq_len=64"], "zero_shot has no tr"),
-     (["model=tiny_bert", "task=glue/sst2", "data_dir=nowhere"], "data_dir=nowhere: neither")],
+     (["model=tiny_bert", "task=glue/sst2", "data_dir=nowhere"], "give the folder of train.tsv, dev.tsv")],
 )  # fmt: skip
 def test_bad_input_is_one_line(tune, args, message):
     assert message in tune(*args)
