@@ -7,8 +7,9 @@ from typing import Any
 # Versions of what is built, by its class: raised whenever the same settings would give another
 # number, as a task's own version is. SignRound's ends were rounded before 2; the solvers' Hessians
 # counted padding, and took SAME padding of convolutions for another; AdaQuant took the negative
-# scales of ImportanceSearch for 0, and that search counted padding before 3.
-VERSIONS = {"SignRound": 2, "GPTQ": 2, "CDQuant": 2, "ImportanceSearch": 3}
+# scales of ImportanceSearch for 0, and that search counted padding before 3. The signs of a rotation
+# stood behind its Hadamard matrix, where they spread nothing.
+VERSIONS = {"SignRound": 2, "GPTQ": 2, "CDQuant": 2, "ImportanceSearch": 3, "Hadamard": 2}
 VERSION = "_version_"
 # Of these tasks' samples, which have padding, that was counted for static ranges before version 2.
 PADDED = ("Classification", "TopicClassification", "Squad", "WebNLG")

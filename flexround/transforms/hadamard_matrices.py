@@ -40,13 +40,16 @@ def is_known(size: int) -> bool:
 
 
 def random_hadamard(size: int, generator: torch.Generator) -> Tensor:
-    """Return H diag(signs) / sqrt(size) [size, size], orthogonal, with signs that are drawn.
+    """Return Q = diag(signs) H / sqrt(size) [size, size], orthogonal, with signs that are drawn.
+
+    x Q turns the signs of a row x before it is mixed, as in QuaRot's code. Turned behind, they
+    would be signs of channels and nothing else: |x H diag(signs)| is the same for all of them.
 
     Raises:
         ValueError: as `hadamard` does.
     """
-    signs = torch.randint(2, (size,), generator=generator).double() * 2 - 1
-    return hadamard(size) * signs / math.sqrt(size)
+    signs = torch.randint(2, (size, 1), generator=generator).double() * 2 - 1
+    return signs * hadamard(size) / math.sqrt(size)
 
 
 def keeping_mean(rotation: Tensor) -> Tensor:

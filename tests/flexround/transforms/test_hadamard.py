@@ -49,6 +49,18 @@ def test_rotations_are_orthogonal_spread_and_drawn_from_the_seed(size):
     torch.testing.assert_close(keeping_mean(rotations[0]) @ ones, ones, rtol=0, atol=1e-12)
 
 
+def test_signs_are_turned_before_rows_are_mixed():
+    """Each seed spreads a row in its own way, one of equal entries too, as QuaRot's D H does."""
+    size, rows = 64, torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).double()
+    rows[0] = 1  # H gathers it in one channel: its entries are all 0 but for one of sqrt(size)
+    assert incoherence(rows[:1] @ hadamard(size)) == 8
+    rotations = [random_hadamard(size, torch.Generator().manual_seed(s)) for s in range(5)]
+    found = [(rows @ rotation).abs() for rotation in rotations]
+    assert max(incoherence(magnitudes[:1]) for magnitudes in found) < 4
+    for other in found[1:]:
+        assert not torch.allclose(other, found[0])
+
+
 def test_layer_norm_commutes_with_a_rotation_that_keeps_the_mean():
     rotation = keeping_mean(random_hadamard(64, torch.Generator().manual_seed(0)))
     norm = nn.LayerNorm(64, dtype=torch.float64)
