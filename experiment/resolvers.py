@@ -10,9 +10,24 @@ from omegaconf import DictConfig
 from flexround.api.rules import RULES
 
 
+def _folder(name: str) -> str:
+    """Return the folder of a task, glue of glue/mrpc; one that lies in none is its own."""
+    return name.partition("/")[0]
+
+
 def _if_finetuned(checkpoint: str | None, yes: Any, no: Any) -> Any:
     """Return yes for the network that finetune.py makes, no for any other."""
     return yes if checkpoint == "finetuned" else no
+
+
+def _if_c4(calibration: DictConfig | None, folder: str | None) -> str | None:
+    """Return folder, which holds C4, where that is what is drawn from, else None.
+
+    Another corpus's samples are never C4's, nor is its evaluation shard among them.
+    """
+    corpus = None if calibration is None else calibration.get("corpus")
+    is_c4 = corpus is not None and str(corpus.get("_target_")).endswith(".C4")
+    return folder if is_c4 else None
 
 
 def _brecq(scale: str, folder: str, model: str) -> str | None:
@@ -46,6 +61,8 @@ BY_NAME: dict[str, Callable[..., Any]] = {
     "brecq": _brecq,
     "brecq_head": _brecq_head,
     "by_bits": _by_bits,
+    "folder": _folder,
+    "if_c4": _if_c4,
     "if_finetuned": _if_finetuned,
     "source_name": _source_name,
 }

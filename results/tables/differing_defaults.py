@@ -1,14 +1,18 @@
 """Defaults that differ between the methods of one sweep, as each has its own paper's.
 
 GPTQ's protocol in language is not FlexRound's: such numbers stand in one table, and do not compare.
+Of one method and its ablations the schedule is a condition too: a model's own files are the
+method's alone.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+SCHEDULE = ("lr", "iters", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -24,22 +28,53 @@ class MethodRun:
 def differing_defaults(runs: Iterable[MethodRun]) -> Iterator[str]:
     """Yield a line for each condition in which methods differ on the same model and task.
 
-    A condition that is swept is no difference: every method has all its values.
+    Quantizers of one class, which are variants of one method, are also told apart by what they
+    learn by. A condition that is swept is no difference: every method has all its values; nor is
+    one of a schedule that is searched, where every variant has several.
+    """
+    every = list(runs)
+    yield from _lines(every, conditions_of, "methods of this sweep")
+    for name in dict.fromkeys(map(_method, every)):
+        variants = [run for run in every if _method(run) == name]
+        yield from _lines(variants, schedule_of, f"variants of {name} in this sweep", searched=True)
+
+
+def _lines(
+    runs: Sequence[MethodRun],
+    conditions: Callable[[dict[str, Any]], dict[str, str]],
+    between: str,
+    searched: bool = False,
+) -> Iterator[str]:
+    """Yield a line for each of the conditions that differs between runs of one model and task.
+
+    One that may be searched differs where some method has a single value of it.
     """
     found: dict[tuple[str, str], dict[str, dict[str, dict[str, None]]]] = {}
     for run in runs:
         methods = found.setdefault((run.model, run.task), {})
-        for condition, word in conditions_of(run.settings).items():
+        for condition, word in conditions(run.settings).items():
             words = methods.setdefault(condition, {}).setdefault(run.quant, {})
             words[word] = None
     lines: dict[str, list[str]] = {}
     for (model, task), by_condition in found.items():
         for condition, by_method in by_condition.items():
-            if len({frozenset(words) for words in by_method.values()}) > 1:
-                line = f"{condition} differs between methods of this sweep: {_told(by_method)}"
+            several = searched and min(map(len, by_method.values())) > 1
+            if len({frozenset(words) for words in by_method.values()}) > 1 and not several:
+                line = f"{condition} differs between {between}: {_told(by_method)}"
                 lines.setdefault(line, []).append(f"{model} on {task}")
     for line, where in lines.items():
         yield line if len(where) == len(found) else f"{line} ({', '.join(where)})"
+
+
+def schedule_of(settings: dict[str, Any]) -> dict[str, str]:
+    """Return what a method learns by, each in a word; nothing of one that does not learn."""
+    recon = settings.get("recon") or {}
+    return {f"recon.{name}": str(recon[name]) for name in SCHEDULE if name in recon}
+
+
+def _method(run: MethodRun) -> str:
+    """Return the class that a run's quantizer is of."""
+    return str((run.settings.get("quant") or {}).get("_target_")).rpartition(".")[2]
 
 
 def conditions_of(settings: dict[str, Any]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from flexround.models.language_adapter import Tokens
 from tasks.base import FineTunable
 from tasks.bounds import NotNegative
 from tasks.language import pretrained, tiny_models
+from tasks.language.heads import kind_of
 from tasks.language.rows import files_of
 from tasks.package_files import BARE
 
@@ -67,7 +68,7 @@ class TransformerTask(FineTunable):
     ) -> nn.Module:
         """Return the network of `open`, which errors call name; keep its tokenizer."""
         network, tokenizer = self.open(source, head)
-        self._keep(tokenizer, model)
+        self._keep(tokenizer, model, network)
         self.check_network(network, name)
         return network
 
@@ -92,13 +93,13 @@ class TransformerTask(FineTunable):
         else:
             found = pretrained.outline(auto, source)
         network, tokenizer, shards = found
-        self._keep(tokenizer, model)
+        self._keep(tokenizer, model, network)
         self.check_network(network, source)
         return network, shards
 
-    def _keep(self, tokenizer: Any, model: LanguageModel) -> None:
+    def _keep(self, tokenizer: Any, model: LanguageModel, network: nn.Module) -> None:
         """Keep tokenizer; an encoder's head reads the first column, which is no place to pad."""
-        if model.kind == "encoder":
+        if (model.kind or kind_of(network, self.kinds)) == "encoder":
             tokenizer.padding_side = "right"
         self._tokenizer = tokenizer
 
@@ -121,12 +122,9 @@ class TransformerTask(FineTunable):
 
     def describe(self, model: LanguageModel, checkpoint: str | None, folder: Path) -> bool:
         """Write the configuration and the tokenizer of a tiny network that is still to be made."""
-        if self._is_finetuned(checkpoint):
-            return False
         source = checkpoint or model.source
-        if not source.startswith(tiny_models.PREFIX):
-            return False
-        if tiny_models.folder_of(source, self._cache_dir).is_dir():
+        elsewhere = self._is_finetuned(checkpoint) or not source.startswith(tiny_models.PREFIX)
+        if elsewhere or tiny_models.folder_of(source, self._cache_dir).is_dir():
             return False
         tiny_models.describe(source, folder, self.head())
         return True

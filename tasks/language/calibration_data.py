@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from tasks.language.corpora import Corpus
+from tasks.language.corpora import C4, Corpus
 from tasks.language.protocols import encode, windows_of
 
 
@@ -40,7 +40,18 @@ class Stream:
     protocol: str
 
     def sequences(self, tokenizer: Any, seq_len: int, num_samples: int, seed: int) -> Tensor:
-        """Return num_samples windows in an order drawn by seed."""
+        """Return num_samples windows in an order drawn by seed.
+
+        Raises:
+            ValueError: when there are fewer, or the text is too long to be one string.
+        """
+        if isinstance(self.corpus, C4) and self.protocol != "run_clm":
+            # 800 MB of text, whose tokens with their places take a hundred times that at once.
+            raise ValueError(
+                f"calibration=own under protocol={self.protocol} would tokenize the whole of C4's "
+                "train shard as one text, which takes about 100 GB of memory; give calibration=c4, "
+                "which draws documents of that shard"
+            )
         windows = windows_of(self.corpus, "train", self.protocol, seq_len, tokenizer)
         _check(num_samples, len(windows), seq_len)
         order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))

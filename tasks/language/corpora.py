@@ -42,7 +42,7 @@ class Corpus(Protocol):
         ...
 
     def text(self, split: str) -> str:
-        """Return the split as one string, a local file as it stands."""
+        """Return the split as one string, the same from the hub as from local files."""
         ...
 
 
@@ -53,7 +53,8 @@ class HubCorpus:
     Attributes:
         path: the data set's hub id; config: its configuration.
         column: the column that holds the text.
-        strip: whether the hub's rows are lines without their surrounding blanks.
+        strip: whether the hub's rows are lines without their surrounding blanks; of local files
+            rows and text are then without them too, and without blank lines.
         joined_by: what stands between rows where GPTQ's protocol joins them.
         local: a folder with the files named in files, or None for the hub.
         files: file name of each split in such a folder; first one that exists of a list.
@@ -79,7 +80,7 @@ class HubCorpus:
         """Return the split's rows."""
         if self.local is None:
             return self._hub_rows(split)
-        lines = self.text(split).split("\n")
+        lines = self._file(split).split("\n")
         if self.strip:
             return [line.strip() for line in lines if line.strip()]
         # The hub's rows: blank lines are empty, others keep their line break.
@@ -88,11 +89,16 @@ class HubCorpus:
         ]
 
     def text(self, split: str) -> str:
-        """Return the split as one string."""
-        if self.local is None:
-            rows = self._hub_rows(split)
-            # Of rows with their line breaks, an empty one is a line with a blank in the file.
-            return "\n".join(rows) if self.strip else "".join(row or " \n" for row in rows)
+        """Return the split as one string, a local file as it stands where rows are not stripped."""
+        if self.strip:
+            return "\n".join(self.rows(split))
+        if self.local is not None:
+            return self._file(split)
+        # Of rows with their line breaks, an empty one is a line with a blank in the file.
+        return "".join(row or " \n" for row in self._hub_rows(split))
+
+    def _file(self, split: str) -> str:
+        """Return a local file as it stands; tell where it is another text than the split's own."""
         path = self._path(split)
         text = read_text(path)
         if self.stand_in(split) is not None:

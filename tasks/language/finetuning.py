@@ -116,16 +116,29 @@ class Recipe:
         seed: int,
         device: torch.device,
     ) -> nn.Module:
-        """Return network fine-tuned on device alone, in eval mode on the CPU, LoRA merged."""
+        """Return network fine-tuned on device alone, in eval mode on the CPU, LoRA merged.
+
+        Its weights have the types of before where LoRA trains no head, else they are float32.
+        """
         import accelerate  # noqa: F401  the Trainer's own error, when it is missing, is longer
 
         config: Any = getattr(network, "config", None)
         use_cache = getattr(config, "use_cache", None)
 
-        # Adam's second moment vanishes in half precision; LoRA trains its own float32 weights.
+        # Adam's second moment vanishes in half precision; LoRA trains its own float32 weights, or
+        # with a head all are float32.
+        types = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+        is_half = (
+            self.lora is not None and not heads_of(network) and torch.float16 in types.values()
+        )
+        # Gradients of a mean over 100,000 tokens are below what float16 has: on a GPU the Trainer
+        # scales them up, on the CPU it refuses to.
+        is_scaled = is_half and device.type == "cuda"
+        if self.lora is None or (is_half and not is_scaled):
+            network = network.float()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # LoRA's first weights, before the Trainer seeds all else
-            trained: Any = network.float() if self.lora is None else self.lora.add_to(network)
+            trained: Any = network if self.lora is None else self.lora.add_to(network)
         from transformers import PrinterCallback, Trainer, TrainingArguments
         from transformers.utils.logging import disable_progress_bar
 
@@ -142,6 +155,7 @@ class Recipe:
                 warmup_steps=self.warmup_steps,
                 label_smoothing_factor=self.label_smoothing,
                 seed=seed,
+                fp16=is_scaled,
                 use_cpu=device.type == "cpu",
                 save_strategy="no",
                 logging_strategy="steps",
@@ -163,6 +177,9 @@ class Recipe:
         if use_cache is not None:
             config.use_cache = use_cache  # the Trainer has set its own, which would be saved
         done: nn.Module = trained.cpu().eval()
+        if is_half:  # merged and rounded once
+            for name, tensor in done.state_dict(keep_vars=True).items():
+                tensor.data = tensor.data.to(types[name])
         return done
 
 

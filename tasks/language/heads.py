@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -26,3 +27,14 @@ def heads_of(network: nn.Module) -> list[str]:
         name for name, module in network.named_children()
         if name not in (prefix, *found) and next(module.parameters(), None) is not None
     ]  # fmt: skip
+
+
+def kind_of(network: nn.Module, kinds: Sequence[str]) -> str:
+    """Return which of a task's kinds a transformers network is: causal or encoder.
+
+    Every attention of transformers says whether a token sees only those before it.
+    """
+    if "encoder" not in kinds:
+        return "causal"
+    causal = any(getattr(module, "is_causal", False) for module in network.modules())
+    return "causal" if "causal" in kinds and causal else "encoder"

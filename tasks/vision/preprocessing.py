@@ -86,7 +86,11 @@ class Preprocessing:
 
 
 def own_preprocessing(model: VisionModel, weights: Any = None) -> Preprocessing:
-    """Return what weights (torchvision's entry) expect, or the first published ones of model."""
+    """Return what weights (torchvision's entry) expect, or the first published ones of model.
+
+    Of timm's those that its published accuracies are measured on: many of its networks are tested
+    on larger images than they were trained on.
+    """
     if model.library == "torchvision":
         from torchvision.models import get_model_weights
 
@@ -99,7 +103,7 @@ def own_preprocessing(model: VisionModel, weights: Any = None) -> Preprocessing:
         )  # fmt: skip
     from timm.data.config import resolve_data_config
 
-    config = resolve_data_config(model.build(1).pretrained_cfg)
+    config = resolve_data_config(pretrained_cfg=model.build(1).pretrained_cfg, use_test_size=True)
     crop = config["input_size"][-1]
     resize = math.floor(crop / config["crop_pct"])  # as its create_transform does
     return Preprocessing(

@@ -61,6 +61,9 @@ def test_every_tuned_file_is_reached_by_the_names_in_its_own(path):
     models, tasks, quants = names_in("model"), names_in("task"), names_in("quant")
     names = {"task": [f"{t}_{q}" for t in tasks for q in quants]}
     names["model"] = [f"{m}_{q}" for m in models for q in quants]
+    folders = list(dict.fromkeys(t.partition("/")[0] for t in tasks))
+    names["samples"] = folders
+    names["folder"] = [f"{f}_{m}_{q}" for f in folders for m in models for q in quants]
     names["pair"] = [f"{t}_{m}_{q}" for t in tasks for m in models for q in quants]
     names["recon"] = [f"{r}_{q}" for r in names_in("recon") for q in quants]
     names["recipe"] = tasks
@@ -73,8 +76,10 @@ def test_every_tuned_file_is_reached_by_the_names_in_its_own(path):
 
 
 def test_a_preset_wins_over_the_tuned_files_and_the_command_line_over_it():
-    cfg = composed("recon=fast", "model=bert_base", "task=digits")
-    assert cfg.recon.iters == 500, "not the task's 100, not the model's 20,000"
+    cfg = composed("recon=fast", "model=smollm2_135m", "task=digits")
+    assert cfg.recon.iters == 500, "not the task's 100, not the model's 50"
+    cfg = composed("recon=fast", "model=bert_base", "task=glue/mrpc")
+    assert cfg.recon.iters == 500, "not the 20,000 of the model on GLUE"
     assert composed("recon=fast", "recon.iters=7").recon.iters == 7
     assert composed("recon=block").recon.iters == 100
 
@@ -146,6 +151,70 @@ def test_more_specific_tuned_files_win_and_the_command_line_wins_over_all():
     assert cfg.quant.reg_weight == 0.1  # BRECQ: MobileNetV2's own lambda
     cfg = composed("quant=flexround", "recon.iters=7")
     assert cfg.recon.iters == 7
+
+
+GLUE = [name for name in names_in("task") if name.startswith("glue/")]
+ON_GLUE = {
+    "bert_base": 2e-4, "bert_large": 2e-4,
+    "gpt_neo_125m": 3e-4, "gpt_neo_1_3b": 3e-4, "gpt_neo_2_7b": 3e-4,
+}  # fmt: skip
+
+
+def schedule(*overrides):
+    recon = composed(*overrides).recon
+    return recon.lr, recon.batch_size, recon.iters
+
+
+@pytest.mark.parametrize("model", ON_GLUE)
+def test_the_schedule_of_glue_is_for_glues_tasks_alone(model):
+    """FlexRound, appendix H: 20,000 iterations of 64 samples; language modelling takes 500.
+
+    No paper has another task for these models but those of conf/tuned/pair: there a method has the
+    schedule of any model that is in no paper.
+    """
+    plain = "model=minilm_l6" if model.startswith("bert") else "model=hf model.source=any"
+    for task in GLUE:
+        own = (f"model={model}", f"task={task}")
+        assert schedule(*own, "quant=flexround") == (ON_GLUE[model], 64, 20_000)
+        assert schedule(*own, "quant=adaround")[1:] == (64, 20_000)
+    others = ("python_topics",) if model.startswith("bert") else ("c4", "python_docs", "zero_shot")
+    for task in others:
+        for quant in ("flexround", "adaround"):
+            more = (f"task={task}", f"quant={quant}")
+            assert schedule(f"model={model}", *more) == schedule(*plain.split(), *more)
+
+
+C4_SAMPLES = [name for name in names_in("model") if "num_samples" in OmegaConf.load(
+    CONF / "model" / f"{name}.yaml")]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", C4_SAMPLES)
+def test_a_models_number_of_texts_is_for_the_tasks_that_calibrate_on_them(model):
+    """GPTQ's 128 of C4, LLaMA's 512, are no number of GLUE's, SQuAD's or WebNLG's examples."""
+    own = {"glue/rte": 1024, "squad": 1024, "webnlg": 128, "python_topics": 128}
+    for task, number in own.items():
+        assert composed(f"model={model}", f"task={task}").num_samples == number
+    texts = composed(f"model={model}", "task=wikitext2").num_samples
+    assert texts == OmegaConf.load(CONF / "model" / f"{model}.yaml").num_samples
+    assert composed(f"model={model}", "task=squad", "num_samples=7").num_samples == 7
+
+
+def test_only_c4s_own_samples_are_looked_for_where_the_task_has_its_c4(tmp_path):
+    """Another corpus by its name would be C4's folder, with the shard that is evaluated."""
+    here = ["model=opt_125m", "task=c4", f"data_dir={tmp_path}"]
+    assert composed(*here).calibration.corpus.local == str(tmp_path)
+    assert composed(*here, "quant=gptq").calibration.corpus.local == str(tmp_path)
+    other = f"calibration_dir={tmp_path}/other"
+    for chosen in ("c4", "pile_10k", "redpajama", "text"):
+        given = [*here, f"calibration={chosen}"]
+        if chosen != "c4":
+            assert composed(*given).calibration.corpus.local is None
+        assert composed(*given, other).calibration.corpus.local == f"{tmp_path}/other"
+        assert composed(*given).task.corpus.local == str(tmp_path)
+    hub = ["calibration=hub", "calibration.corpus.path=any"]
+    assert composed(*here, *hub).calibration.corpus.local is None
+    elsewhere = composed("model=opt_125m", "task=wikitext2", *here[2:], "calibration=c4")
+    assert elsewhere.calibration.corpus.local is None
 
 
 @pytest.mark.parametrize(("bits", "lr"), [(4, 4e-4), (3, 4e-4), (2, 1e-3)])

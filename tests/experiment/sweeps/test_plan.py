@@ -168,6 +168,20 @@ def test_the_plan_tells_it_where_gptq_meets_flexround(tmp_path):
     assert [line.split()[0] for line in told.splitlines() if "differs" in line] == ["ranges"]
 
 
+def test_the_plan_tells_it_where_an_ablation_lacks_the_methods_own_schedule(tmp_path):
+    """FlexRound's Table 18 has no ablations: only FlexRound has 500 iterations on PTB."""
+    both = ["model=gpt_neo_125m", "task=ptb", f"results_dir={tmp_path}",
+            "quant=flexround,flexround_fixed_s1"]  # fmt: skip
+    assert [line for line in report(both).splitlines() if "differs" in line] == [
+        "recon.lr differs between variants of FlexRound in this sweep: flexround 0.005, "
+        "flexround_fixed_s1 0.001",
+        "recon.iters differs between variants of FlexRound in this sweep: flexround 500, "
+        "flexround_fixed_s1 5000",
+    ]
+    same = report([*both, "recon.lr=5e-3", "recon.iters=500"])
+    assert "differs" not in same
+
+
 def test_a_sweeps_end_tells_the_defaults_that_differ(cli):
     outcome = cli("-m", *TINY, "quant=rtn,gptq", "bits=4", "num_samples=32")
     assert outcome.status == 0, outcome.err

@@ -57,3 +57,39 @@ def test_texts_protocols_and_groups_are_conditions():
     ]
     (line,) = differing_defaults(runs)
     assert line.endswith(": a per_group 64, b per_group 128")
+
+
+def learned(quant, target="FlexRound", model="net", **recon):
+    recon = {"lr": 1e-3, "iters": 5000, "batch_size": 32} | recon
+    settings = run(quant).settings | {"quant": {"_target_": target}, "recon": recon}
+    return MethodRun(model, "text", quant, settings)
+
+
+def test_a_schedule_that_differs_between_variants_of_one_method_is_told():
+    """An ablation has no schedule of the model's own, as FlexRound has: theirs are no ablation."""
+    runs = [learned("flexround", lr=0.005, iters=500), learned("flexround_fixed_s1")]
+    assert list(differing_defaults(runs)) == [
+        "recon.lr differs between variants of FlexRound in this sweep: "
+        "flexround 0.005, flexround_fixed_s1 0.001",
+        "recon.iters differs between variants of FlexRound in this sweep: "
+        "flexround 500, flexround_fixed_s1 5000",
+    ]
+    assert list(differing_defaults([learned("a", batch_size=8), learned("b"), learned("c")])) == [
+        "recon.batch_size differs between variants of FlexRound in this sweep: a 8, b 32, c 32"
+    ]
+    by_bits = [learned("flexround", lr=2e-4), learned("flexround", lr=3e-3), learned("b")]
+    assert list(differing_defaults(by_bits)), "one variant has a rate for each width"
+
+
+def test_methods_have_schedules_of_their_own_and_a_swept_one_is_no_difference():
+    assert not list(differing_defaults([learned("flexround"), learned("a", "AdaRound", lr=0.1)]))
+    solver = learned("gptq", "GPTQ", batch_size=8)
+    assert not list(differing_defaults([learned("flexround"), solver, run("rtn")]))
+    swept = [learned(q, lr=lr) for q in ("flexround", "flexround_fixed_s1") for lr in (1e-3, 1e-2)]
+    assert not list(differing_defaults(swept))
+    trials = [learned(q, lr=lr) for q, lr in (("a", 0.1), ("a", 0.2), ("b", 0.1), ("b", 0.3))]
+    assert not list(differing_defaults(trials)), "a search finds each variant its own"
+    models = [learned(q, model=m, lr=lr) for m, lr in (("x", 0.1), ("y", 0.2)) for q in ("a", "b")]
+    assert not list(differing_defaults(models)), "of different models"
+    (line,) = differing_defaults([*models, learned("c", model="x", lr=0.3)])
+    assert line.endswith(": a 0.1, b 0.1, c 0.3 (x on text)")

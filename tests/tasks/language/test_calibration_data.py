@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from experiment.build import build
 from tasks.language.calibration_data import Documents, Stream
 from tasks.language.corpora import C4
 from tasks.language.perplexity import LanguageModeling
 from tasks.language.protocols import Protocol
+from tests.experiment.test_configs import composed
 from tests.tasks.language.test_perplexity import Letters, Rows
 
 ROWS = ["ab", "cd"] * 6
@@ -80,3 +82,23 @@ def test_a_c4_that_is_not_at_hand_says_both_ways_out(monkeypatch):
     with pytest.raises(ValueError, match=r"en/c4-validation.gz \(data_dir=PATH") as error:
         C4(None, files, 9).rows("validation")
     assert "calibration=own" not in str(error.value)
+
+
+@pytest.mark.parametrize("protocol", ["gptq", "file"])
+def test_c4s_own_train_shard_is_no_text_to_read_whole(protocol, monkeypatch):
+    """model=smollm2_135m has calibration=own on every task: 356,317 documents in one string."""
+    cfg = composed("model=smollm2_135m", "task=c4", f"protocol={protocol}")
+    assert cfg.calibration is None
+    monkeypatch.setattr(C4, "rows", lambda *_: pytest.fail("it is read"))
+    task = build(cfg.task)
+    with pytest.raises(ValueError, match=rf"calibration=own under protocol={protocol} .*; give "
+                       "calibration=c4, which draws"):  # fmt: skip
+        task.calibration(128, 0)
+    chosen = composed("model=smollm2_135m", "task=c4", "calibration=c4")
+    assert isinstance(build(chosen.calibration), Documents)
+
+
+def test_under_run_clm_c4s_documents_are_tokenized_one_by_one(monkeypatch):
+    monkeypatch.setattr(C4, "rows", lambda *_: ROWS)
+    found = Stream(C4(None, {}, 9), "run_clm").sequences(Letters(), 4, 3, 0)
+    assert found.shape == (3, 4)

@@ -16,6 +16,7 @@ from flexround.models.language_adapter import LanguageAdapter
 from results.records.store import Store
 from tasks.language.classification import METRICS
 from tasks.language.glue_data import Example, PythonTopics
+from tasks.language.heads import kind_of
 
 transformers = pytest.importorskip("transformers", reason="the extra language is not installed")
 
@@ -125,10 +126,14 @@ def test_padding_and_batches_leave_every_logit_as_it_is(tmp_path, cache_dir):
         torch.testing.assert_close(adapter.forward(alone)[0].detach(), logits)
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["known", "hf"])
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
-def test_a_checkpoint_that_pads_on_the_left_has_every_texts_own_logits(tmp_path, cache_dir, family):
+def test_a_checkpoint_that_pads_on_the_left_has_every_texts_own_logits(
+    tmp_path, cache_dir, family, told
+):
+    """Under model=hf nothing says of which kind a network is but itself."""
     kind = "encoder" if family == "bert" else "causal"
-    model = LanguageModel(f"tiny_{family}", f"tiny:{family}", kind, [])
+    model = LanguageModel(f"tiny_{family}", f"tiny:{family}", kind if told else None, [])
     task = glue("sst2", sentiment(tmp_path), cache_dir, "task.eval_batch_size=7")
     network = task.fresh(model, None, 0)
     network.save_pretrained(tmp_path / "left")
@@ -144,6 +149,21 @@ def test_a_checkpoint_that_pads_on_the_left_has_every_texts_own_logits(tmp_path,
     with torch.no_grad():
         alone = [adapter.forward({n: torch.tensor([v]) for n, v in row.items()}) for row in rows]
     torch.testing.assert_close(torch.cat(alone), batched, rtol=0, atol=1e-5)
+
+
+KINDS = [("Bert", "encoder"), ("Roberta", "encoder"), ("Electra", "encoder"),
+         ("DistilBert", "encoder"), ("Llama", "causal"), ("GPT2", "causal"), ("OPT", "causal"),
+         ("Qwen3", "causal"), ("GPTNeo", "causal")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "kind"), KINDS)
+def test_a_networks_kind_is_told_by_its_attention(family, kind):
+    config = getattr(transformers, f"{family}Config")()
+    with torch.device("meta"):
+        network = getattr(transformers, f"{family}ForSequenceClassification")(config)
+    assert kind_of(network, ("encoder", "causal")) == kind
+    assert kind_of(network, ("causal",)) == "causal", "of a task for nothing else"
+    assert kind_of(network, ("encoder",)) == "encoder"
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import finetune
 from experiment import ROOT
@@ -316,6 +318,36 @@ def test_under_lora_a_head_trains_and_is_left_as_a_plain_module(family, task, ta
         assert type(done.get_submodule(name)) is torch.nn.Linear
 
 
+def test_lora_learns_the_same_of_a_network_in_float16_as_in_float32(tmp_path):
+    """Of the mean over Table 23's 130,944 tokens a logit's gradient is 1e-7, float16's last digit.
+
+    Only the merged weights are rounded, once.
+    """
+    draws = torch.Generator().manual_seed(0)
+    rows = [
+        {"input_ids": ids, "labels": ids} for ids in torch.randint(50, (128, 1024), generator=draws)
+    ]
+    recipe = Recipe(1e-2, 128, 1, 2, 0.0, 0, 0.0, LoRA(4, 32, 0.0, ["q_proj", "v_proj"]), 16)
+    torch.manual_seed(0)
+    network = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)).half()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+    def trained(network):
+        collate = transformers.default_data_collator
+        return recipe.train(network, rows, collate, 0, torch.device("cpu"))
+
+    full = trained(copy.deepcopy(network).float()).state_dict()
+    done = trained(network)
+    done.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float16"
+    for name, weight in done.state_dict().items():
+        assert torch.equal(weight, full[name].half()), name
+        is_trained = name.endswith(("q_proj.weight", "v_proj.weight"))
+        assert torch.equal(weight, before[name]) != is_trained
+
+
 def test_a_layer_that_lora_does_not_find_is_named():
     config = transformers.LlamaConfig(**SMALL, pad_token_id=0)
     classifier = transformers.LlamaForSequenceClassification(config)
@@ -346,13 +378,11 @@ def begun(monkeypatch, recipe, network, device, seed=0):
     return found[0]
 
 
-@pytest.mark.parametrize("gpus", [1, 4])
-def test_fine_tuning_is_on_the_chosen_gpu_alone_and_of_its_own_batch(monkeypatch, gpus):
-    """The Trainer by itself has a batch for each GPU that it sees, beginning with cuda:0."""
+def pretended(monkeypatch, gpus):
+    """Have the Trainer see so many GPUs; return its state, and where modules are moved to."""
     from accelerate.utils import DistributedType
     from transformers import training_args
 
-    chosen = torch.device("cuda", gpus - 1)
     state = SimpleNamespace(
         distributed_type=DistributedType.NO, device=torch.device("cuda:0"), backend=None,
         local_process_index=0, process_index=0, num_processes=1, is_main_process=True,
@@ -363,11 +393,38 @@ def test_fine_tuning_is_on_the_chosen_gpu_alone_and_of_its_own_batch(monkeypatch
     monkeypatch.setattr(training_args, "PartialState", lambda **kwargs: state)
     moved = []
     monkeypatch.setattr(torch.nn.Module, "to", lambda net, to, **k: moved.append(to) or net)
+    return state, moved
+
+
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_fine_tuning_is_on_the_chosen_gpu_alone_and_of_its_own_batch(monkeypatch, gpus):
+    """The Trainer by itself has a batch for each GPU that it sees, beginning with cuda:0."""
+    chosen = torch.device("cuda", gpus - 1)
+    state, moved = pretended(monkeypatch, gpus)
     recipe = Recipe(2e-5, 32, 3, None, 0.01, 0, 0.0, None, None)
     trainer = begun(monkeypatch, recipe, torch.nn.Linear(2, 2), chosen)
     assert (trainer.args.train_batch_size, trainer._train_batch_size) == (32, 32)
     assert (trainer.args.n_gpu, trainer.args.device, state.device) == (1, chosen, chosen)
     assert set(moved) == {chosen}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lora", "scaled"),
+    [(torch.float16, True, True), (torch.bfloat16, True, False), (torch.float32, True, False),
+     (torch.float16, False, False)],
+)  # fmt: skip
+def test_on_a_gpu_the_loss_of_a_float16_network_is_scaled(monkeypatch, dtype, lora, scaled):
+    """What trains is float32 in any case, as a scaler wants it; without LoRA all of the network."""
+    network = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)).to(dtype)
+    pretended(monkeypatch, 1)
+    low_rank = LoRA(4, 32, 0.0, ["q_proj"]) if lora else None
+    recipe = Recipe(1e-4, 4, 1, None, 0.0, 0, 0.0, low_rank, None)
+    trainer = begun(monkeypatch, recipe, network, "cuda")
+    assert trainer.args.fp16 is scaled
+    assert (trainer.accelerator.scaler is not None) is scaled
+    assert {w.dtype for w in trainer.model.parameters() if w.requires_grad} == {torch.float32}
+    frozen = {w.dtype for w in trainer.model.parameters() if not w.requires_grad}
+    assert frozen == ({dtype} if lora else set())
 
 
 def test_accelerate_takes_the_device_that_the_trainer_was_given(monkeypatch):
@@ -386,7 +443,8 @@ def test_accelerate_takes_the_device_that_the_trainer_was_given(monkeypatch):
      (["model=tiny_bert", "recipe.lrr=1"], "did you mean lr?"),
      (["model=tiny_bert", "lr=1"], "did you mean recipe.lr?"),
      (["model=tiny_llama", "task=zero_shot", "task.seq_len=64"], "zero_shot has no tr"),
-     (["model=tiny_bert", "task=glue/sst2", "data_dir=nowhere"], "give the folder of train.tsv, dev.tsv")],
+     (["model=tiny_bert", "task=glue/sst2", "data_dir=nowhere"],
+      "give the folder of train.tsv, dev.tsv")],
 )  # fmt: skip
 def test_bad_input_is_one_line(tune, args, message):
     assert message in tune(*args)

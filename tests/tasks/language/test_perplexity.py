@@ -109,6 +109,17 @@ def test_the_hub_has_the_text_of_the_file(tmp_path, monkeypatch):
     assert hub.text("test") == local.text("test") == text
 
 
+def test_rows_that_the_hub_has_stripped_are_the_same_text_from_a_file(tmp_path, monkeypatch):
+    """As published, PTB's lines begin and end with a blank; the hub's conversion has neither."""
+    (tmp_path / "ptb.test.txt").write_text(" no it was n't \n\n a <unk> of N \n")
+    local = HubCorpus("ptb_text_only", None, "sentence", True, "space", str(tmp_path),
+                      {"test": ["ptb.test.txt"]})  # fmt: skip
+    hub = replace(local, local=None)
+    monkeypatch.setattr(HubCorpus, "_hub_rows", lambda _, split: ["no it was n't", "a <unk> of N"])
+    assert local.rows("test") == hub.rows("test")
+    assert local.text("test") == hub.text("test") == "no it was n't\na <unk> of N"
+
+
 def test_text_takes_a_file_or_a_folder_and_names_what_it_can_not_read(tmp_path):
     (tmp_path / "a.txt").write_text("one\n" * 400)
     assert len(TextFiles(str(tmp_path / "a.txt")).rows("train")) == 320

@@ -10,11 +10,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from experiment import ROOT
 from flexround.models.language import LanguageModel
 from flexround.models.language_adapter import LanguageAdapter
 from tasks.language.squad import Squad
 from tasks.language.squad_answers import best_span, exact_match, f1, locate, normalise, scores
+from tests.experiment.test_configs import composed
 
 pytest.importorskip("transformers", reason="the extra language is not installed")
 
@@ -394,7 +394,7 @@ def test_a_question_that_leaves_no_room_is_refused(cache_dir, tmp_path):
 
 
 def test_the_configuration_has_every_parameter_and_the_papers_values():
-    cfg = OmegaConf.load(ROOT / "conf/task/squad.yaml")
+    cfg = composed("model=bert_base", "task=squad")
     assert set(cfg.task) - {"_target_"} == set(inspect.signature(Squad).parameters)
     options = OmegaConf.to_container(cfg.task, resolve=False)
     assert [options[k] for k in ("max_len", "stride", "n_best", "max_answer")] == [384, 128, 20, 30]

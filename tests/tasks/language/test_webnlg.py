@@ -8,14 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from experiment import ROOT
 from flexround.models.language import LanguageModel
 from flexround.models.language_adapter import LanguageAdapter
 from tasks.language import tiny_models
 from tasks.language.webnlg import WebNLG
 from tasks.language.webnlg_data import Entry, read, scorer, scores, stack
+from tests.experiment.test_configs import composed
 
 transformers = pytest.importorskip("transformers", reason="the extra language is not installed")
 needs_sacrebleu = pytest.mark.skipif(
@@ -372,7 +371,7 @@ def test_full_precision_that_is_off_is_refused(cache_dir, folder):
 
 
 def test_the_configuration_has_every_parameter_and_the_examples_values():
-    cfg = OmegaConf.load(ROOT / "conf/task/webnlg.yaml")
+    cfg = composed("model=gpt2_medium", "task=webnlg")
     assert set(cfg.task) - {"_target_"} == set(inspect.signature(WebNLG).parameters)
     search = ("beams", "length_penalty", "no_repeat_ngram_size", "tokenize", "lowercase")
     assert [cfg.task[k] for k in search] == [10, 0.8, 4, "13a", True]

@@ -113,7 +113,8 @@ def test_missing_fields_are_the_architectures_own():
 
 
 @pytest.mark.parametrize(
-    "name", ["deit_tiny_patch16_224.fb_in1k", "tf_efficientnet_lite0", "test_efficientnet"]
+    "name",
+    ["deit_tiny_patch16_224.fb_in1k", "tf_efficientnet_lite0", "test_efficientnet", "resnet10t"],
 )
 def test_a_resize_is_timms_own(name):
     """DeiT's crop of 224 is 0.9 of 248.9 pixels, of which timm takes 248."""
@@ -121,8 +122,23 @@ def test_a_resize_is_timms_own(name):
     from timm.data import create_transform, resolve_data_config
 
     own = own_preprocessing(VisionModel("timm", name, None, 8, False, False, []))
-    theirs = create_transform(**resolve_data_config(timm.get_pretrained_cfg(name).to_dict()))
+    config = timm.get_pretrained_cfg(name).to_dict()
+    theirs = create_transform(**resolve_data_config(pretrained_cfg=config, use_test_size=True))
     assert own.resize == theirs.transforms[0].size
+
+
+@pytest.mark.parametrize(
+    ("name", "resize", "crop"),
+    [("resnet26d", 303, 288), ("mobilenetv4_conv_small", 269, 256), ("resnet10t", 235, 224),
+     ("tf_efficientnetv2_b0", 256, 224)],
+)  # fmt: skip
+def test_images_are_as_large_as_those_that_timms_accuracies_are_of(name, resize, crop):
+    """Trained at 224, 224, 176 and 192; tested at 288 / 0.95, 256 / 0.95, 224 / 0.95, 224 / 0.875.
+
+    The first three are floored, as a resize of timm's is.
+    """
+    own = own_preprocessing(VisionModel("timm", name, None, 8, False, False, []))
+    assert (own.resize, own.crop) == (resize, crop)
 
 
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])
