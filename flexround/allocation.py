@@ -6,7 +6,8 @@ Source: SignRound's second version (arXiv 2512.04746) as auto-round 0.16.1 has i
     sum over batches of sum |dL / dW_hat * (W - W_hat)|
 
 with the whole network rounded to nearest at b bits, and a dynamic programme takes the bits with the
-smallest sum of scores that the budget allows.
+smallest sum of scores that the budget allows. An expert that no token reaches has no gradient; that
+is no score of 0, which would be the fewest bits, but one to be put in (missing_scores.py).
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from torch import Tensor, nn
 
 from flexround.calibration.chain import in_float
 from flexround.grid import MAX_BITS, MIN_BITS, Grid
+from flexround.missing_scores import Scores, completed
 from flexround.models.base import ModelAdapter
 from flexround.ranges import Ranges
 from flexround.structure import Layer, output_first
 from flexround.utils.loss_scale import loss_scale
 
 FINEST = 1 << 16  # steps of what the budget allows beyond the fewest bits
-Scores = Mapping[str, Mapping[int, float]]  # by layer and bits
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,21 @@ class DeltaLoss:
     ) -> tuple[dict[str, int], dict[str, dict[str, float]]]:
         """Return the bits of each layer, and its scores by bits, as JSON values.
 
+        The scores are those that were measured: a layer that no token reaches at some number of
+        bits has none there.
+
         Raises:
-            ValueError: when a score is not finite; names the layer.
+            ValueError: when a score is not finite, naming the layer, or no layer is reached at all
+                of the options.
         """
         scores: dict[str, dict[int, float]] = {name: {} for name in adapter.layers()}
-        for bits in sorted(set(self.options)):
+        options = sorted(set(self.options))
+        for bits in options:
             found = delta_loss(adapter, batches, batch_size, replace(grid, bits=bits), ranges)
             for name, score in found.items():
                 scores[name][bits] = score
         sizes = {n: _weight(layer).numel() for n, layer in adapter.layers().items()}
-        chosen = cheapest(scores, sizes, self.average_bits)
+        chosen = cheapest(completed(scores, sizes, options), sizes, self.average_bits)
         told = {n: {str(bits): s for bits, s in own.items()} for n, own in scores.items()}
         return chosen, told
 
@@ -101,12 +107,14 @@ def check_kind(kind: str | None, offload: bool) -> None:
 def delta_loss(
     adapter: ModelAdapter, batches: Sequence[Any], batch_size: int, grid: Grid, ranges: Ranges
 ) -> dict[str, float]:
-    """Return each layer's score on grid, by name; the network is as it was afterwards.
+    """Return the score on grid of each layer that a token reaches, by name.
+
+    The network is as it was afterwards.
 
     Raises:
         ValueError: when one is not finite; names the layer.
     """
-    scores = dict.fromkeys(adapter.layers(), 0.0)
+    scores = dict[str, float]()
     scaled_by = loss_scale(map(_weight, adapter.layers().values()))
     with _rounded(adapter, grid, ranges, scores), torch.enable_grad():
         for batch in batches:
@@ -139,7 +147,10 @@ def next_token_loss(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 def _rounded(
     adapter: ModelAdapter, grid: Grid, ranges: Ranges, scores: dict[str, float]
 ) -> Iterator[None]:
-    """Have every layer rounded to nearest on grid; each backward pass adds to scores."""
+    """Have every layer rounded to nearest on grid; each backward pass adds to scores.
+
+    A layer without a gradient gets no entry.
+    """
     layers = adapter.layers()
     exact = {name: _weight(layer).detach().cpu().clone() for name, layer in layers.items()}
     handles = []
@@ -150,7 +161,10 @@ def _rounded(
             assert param.grad is not None, "it is called once there is one"
             # In float32: float16 holds no product as small as theirs.
             change = in_float(exact[name].to(param.device)) - in_float(param.detach())
-            scores[name] += (in_float(param.grad) * change).abs().sum(dtype=torch.float64).item()
+            # Of an expert that padding alone is sent to there is a gradient, of zeros.
+            if layers[name].expert is None or param.grad.any():
+                score = (in_float(param.grad) * change).abs().sum(dtype=torch.float64).item()
+                scores[name] = scores.get(name, 0.0) + score
             param.grad = None
 
         with torch.no_grad():
@@ -198,7 +212,7 @@ def cheapest(scores: Scores, sizes: Mapping[str, int], average_bits: float) -> d
             if steps < len(best):
                 tries[place, steps:] = best[: len(best) - steps] + scores[name][bits]
         best, choice = tries.min(dim=0)  # the first of equals: the fewest bits
-        choices.append(choice)
+        choices.append(choice.to(torch.uint8))  # an eighth, of as many as there are steps
     left, found = len(best) - 1, dict[str, int]()
     for name, choice in zip(reversed(names), reversed(choices), strict=True):
         bits = list(extra[name])[int(choice[left])]

@@ -63,8 +63,10 @@ FORMATS: dict[str, Callable[[Rebuilt, Path, Path], None]] = {
 }
 
 
-def rebuild(path: str | Path, overrides: Sequence[str] = ()) -> Rebuilt:
+def rebuild(path: str | Path, overrides: Sequence[str] = (), device: str | None = None) -> Rebuilt:
     """Return the model of the artifact at path; overrides follow those of its run.
+
+    device stands for that of the overrides where it is given.
 
     Raises:
         ValueError: when the artifact is damaged, or its settings do not build its model any more;
@@ -83,7 +85,7 @@ def rebuild(path: str | Path, overrides: Sequence[str] = ()) -> Rebuilt:
         cfg.model.source = str(file.parent)  # nothing is read by the name that the run had for it
     validate(cfg)
     task, model = build(cfg.task, cfg.plugins), build(cfg.model, cfg.plugins)
-    adapter = model.bare_adapter(task, cfg.checkpoint, file.parent, device_of(cfg.device))
+    adapter = model.bare_adapter(task, cfg.checkpoint, file.parent, device_of(device or cfg.device))
     artifact.restore(adapter)
     return Rebuilt(artifact, adapter, task)
 
@@ -162,5 +164,6 @@ def export(path: str, name: str, out: Path, overrides: Sequence[str]) -> str:
     """
     if out.exists():
         raise ValueError(f"--out {out} exists; give another folder, or move it away")
-    FORMATS[name](rebuild(path, overrides), locate(path).parent, out)
+    # Nothing is computed, and ONNX's exporter makes some of its tensors on the CPU alone.
+    FORMATS[name](rebuild(path, overrides, "cpu"), locate(path).parent, out)
     return str(out)

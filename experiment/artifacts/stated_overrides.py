@@ -1,8 +1,9 @@
 """Overrides that an artifact states: what of a stranger's file may choose how it is measured.
 
 An artifact is data. What it states may choose members of the config groups, by name, and plain
-values of the options that decide a result: numbers, words, lists of them. It can't name a class, a
-path, an address, a package, a logger, or anything of Hydra's. The user can, on his command line,
+values of the options that decide a result: numbers, words, lists of them, and in model.leave the
+patterns of names. It can't name a class, a path, an address, a package, a logger, or anything of
+Hydra's. The user can, on his command line,
 and what he gives there stands for what the file says of the same option.
 """
 
@@ -45,6 +46,8 @@ HERE = "PATH"  # what an artifact says in the place of the paths of the machine 
 NAME = re.compile(r"\w[\w-]*(/\w[\w-]*)*", re.ASCII)
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?", re.ASCII)
 WORD = re.compile(r"[\w .:+-]*", re.ASCII)
+PATTERN = re.compile(r"[\w .:+*?!\[\]-]*", re.ASCII)  # as fnmatch has them
+MATCHED = "model.leave"  # whose words are compared with names of weights, and do nothing else
 MOST, LONGEST, DEEPEST = 200, 2000, 8
 
 
@@ -155,7 +158,8 @@ def _refusal(override: Override, places: bool) -> str | None:
         return "a file names no class"
     if name == "device" and not DEVICE.fullmatch(str(value)):
         return "no such device"
-    return None if _is_plain(value) else "a file gives plain values alone"
+    words = PATTERN if name == MATCHED else WORD
+    return None if _is_plain(value, words) else "a file gives plain values alone"
 
 
 def _is_place(name: str) -> bool:
@@ -167,17 +171,17 @@ def _is_local(value: Any) -> bool:
     return value is None or isinstance(value, str | int | QuotedString)
 
 
-def _is_plain(value: Any) -> bool:
-    """Return whether value is a number, a word, nothing, or a list of those."""
+def _is_plain(value: Any, words: re.Pattern[str]) -> bool:
+    """Return whether value is a number, one of words, nothing, or a list of those."""
     if isinstance(value, list):
-        return len(value) <= MOST and all(_is_plain(entry) for entry in value)
+        return len(value) <= MOST and all(_is_plain(entry, words) for entry in value)
     if value is None or isinstance(value, bool):
         return True
     if isinstance(value, int | float):
         return math.isfinite(value) and abs(value) < 2**63
-    return _is_word(value)
+    return _is_word(value, words)
 
 
-def _is_word(value: Any) -> bool:
+def _is_word(value: Any, words: re.Pattern[str] = WORD) -> bool:
     text = value.text if isinstance(value, QuotedString) else value
-    return isinstance(text, str) and WORD.fullmatch(text) is not None
+    return isinstance(text, str) and words.fullmatch(text) is not None

@@ -68,6 +68,7 @@ class Activations:
                 for module in site.modules:
                     by_module.setdefault(module, []).append((block.name, site, quantizer))
             block.module.register_forward_pre_hook(_Hook(self._begin, block.name))
+            block.module.register_forward_hook(_Hook(self._end))
         for module, places in by_module.items():
             self._hook(module, places)
 
@@ -157,6 +158,10 @@ class Activations:
         self._calls.clear()
         self._cache.clear()
 
+    def _end(self, *_: Any) -> None:
+        # Or the last block's activations would stay, and what they were computed from with them.
+        self._cache.clear()
+
     def _hook(
         self, module: nn.Module, places: Sequence[tuple[str, Site, ActivationQuantizer]]
     ) -> None:
@@ -186,7 +191,7 @@ class Activations:
                 f"activation {first.name}: its layer is called more than the {len(own)} times in a "
                 "pass that it was while the network was looked at; give activation=none"
             )
-        return (self._quantize(own[use], args[0], module), *args[1:])
+        return (self._shared(own[use], args[0], module), *args[1:])
 
     def _after(
         self,
@@ -215,11 +220,18 @@ class Activations:
         self._calls[side, module] = use + 1
         return use
 
-    def _quantize(self, quantizer: ActivationQuantizer, x: Tensor, module: nn.Module) -> Tensor:
-        # Query, key and value take one tensor, which is quantized once, and dropped alike.
+    def _shared(self, quantizer: ActivationQuantizer, x: Tensor, module: nn.Module) -> Tensor:
+        # Query, key and value take one tensor, which is quantized once, and dropped alike. What a
+        # module gives is its own, and where its function is called behind the block's end nothing
+        # would clear it.
         held, version = self._cache.get(quantizer.name), -1 if x.is_inference() else x._version
         if held is not None and held[0] is x and held[1] == version:
             return held[2]
+        quantized = self._quantize(quantizer, x, module)
+        self._cache[quantizer.name] = x, version, quantized
+        return quantized
+
+    def _quantize(self, quantizer: ActivationQuantizer, x: Tensor, module: nn.Module) -> Tensor:
         if not quantizer.initialized:
             seen = counted(self._layers.get(module), x, self._counts)
             quantizer.observe(seen, self._share or 1.0, self._generator)
@@ -227,8 +239,6 @@ class Activations:
                 quantizer.set_range()
         unseen = self._counts is not None and not quantizer.initialized
         if self._share is not None or unseen:  # an expert of padding alone has no range from that
-            quantized = x
-        else:
-            quantized = quantizer(x, self._quant_prob, self._generator)
-        self._cache[quantizer.name] = x, version, quantized
+            return x
+        quantized: Tensor = quantizer(x, self._quant_prob, self._generator)
         return quantized

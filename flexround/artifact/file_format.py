@@ -54,17 +54,37 @@ WEIGHTS = ("float32", "float16", "bfloat16", "float64")  # what a network may st
 MOST_WEIGHTS = 2**48  # of a layer: more is no layer, and overflows
 
 
+def check_storable(grid: Grid) -> None:
+    """Check that a file has words for grid.
+
+    Raises:
+        ValueError: when its granularity or its table of levels is none of those that are read.
+    """
+    kind, levels = type(grid.granularity), grid.levels
+    if GRANULARITIES.get(kind.__name__) is not kind:
+        raise ValueError(
+            f"granularity={kind.__name__}: an artifact holds {', '.join(GRANULARITIES)}; give "
+            "save=false"
+        )
+    if levels is not None and BY_NAME.get(levels.name) is not type(levels):
+        raise ValueError(
+            f"grid={levels.name}: an artifact holds {', '.join(BY_NAME)} and integers; give "
+            "save=false"
+        )
+
+
 def write(artifact: Artifact, path: Path) -> None:
     """Write the file.
 
     Raises:
-        ValueError: when codes or zero points are not on their grid.
+        ValueError: when codes or zero points are not on their grid, or that can't be stored.
     """
     from safetensors.torch import save_file
 
     tensors = dict(artifact.plain)
     for name, layer in artifact.layers.items():
         try:
+            check_storable(layer.grid)
             tensors |= {f"{name}.{part}": t for part, t in _packed(layer).items()}
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error
@@ -85,7 +105,7 @@ def _header(artifact: Artifact) -> dict[str, Any]:
             "symmetric": layer.grid.symmetric,
             "granularity": type(layer.grid.granularity).__name__,
             **asdict(cast(Any, layer.grid.granularity)),
-            **_levels_of(layer.grid),
+            **({} if layer.grid.levels is None else {"levels": layer.grid.levels.name}),
             "shape": list(layer.codes.shape),
             "dtype": artifact.dtypes[name],
         }
@@ -95,22 +115,6 @@ def _header(artifact: Artifact) -> dict[str, Any]:
     even = all(layer.grid.levels is None for layer in artifact.layers.values())
     version = FORMAT if even else LEVELS_FORMAT
     return {"format": version, "layers": layers, "sites": sites, "facts": dict(artifact.facts)}
-
-
-def _levels_of(grid: Grid) -> dict[str, str]:
-    """Return the entry that names the grid's table of levels; none where there is no table.
-
-    Raises:
-        ValueError: when the format does not know the table.
-    """
-    if grid.levels is None:
-        return {}
-    if type(grid.levels) is not BY_NAME.get(grid.levels.name):
-        raise ValueError(
-            f"grid={grid.levels.name}: an artifact holds {', '.join(BY_NAME)} and integers; give "
-            "save=false"
-        )
-    return {"levels": grid.levels.name}
 
 
 def read(path: str | Path) -> Artifact:

@@ -42,6 +42,8 @@ class Coverage:
 def without_left(blocks: Sequence[Block], leave: Sequence[str]) -> list[Block]:
     """Return blocks without the layers that an entry of leave names, nor the sites of these alone.
 
+    Sites of keys and values stay: they are of the cache, whatever the weights in front are.
+
     An entry is a name within a block, of a layer or of what holds it, or a pattern (`*.k_proj`),
     with or without `.weight` at its end; a name in the model is taken, too.
     """
@@ -102,6 +104,8 @@ def _without(block: Block, leave: Sequence[str]) -> Block:
 
 def _site(site: Site, gone: set[int]) -> Site | None:
     """Return site without the layers that are gone, None where no other takes the tensor."""
+    if site.role == "kv":
+        return site
     modules: list[nn.Module] = [module for module in site.modules if id(module) not in gone]
     return replace(site, modules=modules) if modules else None
 

@@ -30,8 +30,11 @@ from flexround.transforms.walk import PlacesAtWork, places_walk
 FLOOR = 1e-4  # of a scale, as in the authors' code
 STEP = 0.05  # of a range, that each candidate of clipping gives up
 # Queries and keys meet in a product, and their errors by themselves say little: not clipped, as in
-# the authors' code.
-UNCLIPPED = ("q_proj", "k_proj", "query", "key", "qkv", "c_attn")
+# the authors' code, nor is one layer that gives both, values with them. By the last part of a name.
+UNCLIPPED = (
+    "q_proj", "k_proj", "query", "key", "query_proj", "key_proj",
+    "qkv", "c_attn", "qkv_proj", "query_key_value", "Wqkv", "W_pack",
+)  # fmt: skip
 
 # What is found of a place, and of a layer, behind its name.
 PLACE, ENDS = (" scales", " errors"), (" low", " high")
@@ -94,7 +97,7 @@ class AWQ:
         return {"exponents": exponents, "errors": errors, "clipped": len(limits)}
 
     def _clips(self, layer: Layer) -> bool:
-        return self.clip and not layer.name.endswith(UNCLIPPED)
+        return self.clip and layer.name.rpartition(".")[2] not in UNCLIPPED
 
     def _search_block(
         self, at_work: PlacesAtWork, clipped: Sequence[Layer], grid: Grid

@@ -10,9 +10,11 @@ from torch.func import functional_call
 
 from flexround.allocation import DeltaLoss, cheapest, delta_loss, next_token_loss
 from flexround.grid import Grid, PerChannel, PerGroup
+from flexround.missing_scores import completed
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.ranges import MinMax
 from flexround.structure import Layer, bits_by_name
+from tests.flexround.models.test_families import MIXTURES, adapter_of
 from tests.flexround.models.test_language import EXAMPLE, network, tokens
 
 pytest.importorskip("transformers", reason="the extra language is not installed")
@@ -120,6 +122,106 @@ def test_a_networks_type_does_not_change_its_scores(samples):
         scores.append(delta_loss(adapter, [batch], samples, Grid(8, False, PerChannel()), MinMax()))
     for name, score in scores[0].items():
         assert score == pytest.approx(scores[1][name], rel=0.02), name
+
+
+def sent_to(adapter):
+    """Have adapter note, by the name of each expert's layer, the tokens that a pass sends there."""
+    seen = {}
+    for name, layer in adapter.layers().items():
+        if layer.expert is not None:
+
+            def look(_, __, name=name, expert=layer.expert):
+                seen.setdefault(name, set()).update(expert.tokens.tolist())
+
+            layer.module.register_forward_pre_hook(look)
+    return seen
+
+
+@pytest.mark.parametrize("padding", [None, "right"])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_experts_that_no_token_is_sent_to_have_no_score(family, padding):
+    """The last token predicts nothing, and none before it sees it; nor does any see padding."""
+    adapter, length = adapter_of(family), 4
+    batch = {"input_ids": torch.tensor([[7, 300, 41, 900]])}
+    if padding:
+        batch["attention_mask"], length = torch.tensor([[1, 1, 1, 0]]), 3
+    seen = sent_to(adapter)
+    found = delta_loss(adapter, [batch], 1, Grid(3, False, PerChannel()), MinMax())
+    layers = adapter.layers()
+    counted = {name for name, at in seen.items() if min(at) < length - 1}
+    experts = {name for name, layer in layers.items() if layer.expert is not None}
+    assert found.keys() == counted | (layers.keys() - experts)
+    assert experts - counted
+    assert all(score > 0 for score in found.values())
+
+
+def test_a_layer_whose_weight_moves_nothing_has_a_score_of_zero():
+    """That is measured: the loss feels nothing of it. No bits are put in for such a one."""
+    adapter = LanguageAdapter(network("llama"), EXAMPLE, CPU)
+    adapter.model.model.layers[0].self_attn.o_proj.weight.data.zero_()
+    found = delta_loss(adapter, [tokens()], 2, Grid(3, False, PerChannel()), MinMax())
+    assert found.keys() == adapter.layers().keys()
+    assert found["model.layers.0.self_attn.v_proj"] == 0
+
+
+def test_an_expert_that_no_token_reaches_is_not_given_the_fewest_bits_for_that(caplog):
+    adapter = adapter_of("olmoe")
+    batch = {"input_ids": torch.tensor([[7, 300, 41, 900]])}
+    allocation = DeltaLoss(7.5, [2, 8])
+    chosen, told = allocation(adapter, [batch], 1, Grid(4, False, PerChannel()), MinMax())
+    missing = [name for name, own in told.items() if len(own) < 2]
+    assert missing
+    for name in missing:
+        assert set(told[name]) < {"2", "8"}, "the record holds what was measured alone"
+    assert any(chosen[name] == 8 for name in missing), "a score of 0 would have given 2 to all"
+    (record,) = [r for r in caplog.records if "allocation=delta_loss" in r.getMessage()]
+    assert f"{len(missing)} of {len(chosen)} layers" in record.getMessage()
+    assert missing[0] in record.getMessage()
+
+
+OPTIONS = [2, 4]
+SCORES = {
+    "h.0.experts.0.up": {2: 6.0, 4: 2.0},
+    "h.0.experts.1.up": {2: 18.0, 4: 4.0},  # together 24 and 6 of 30 weights: 0.8 and 0.2 each
+    "h.1.experts.0.up": {4: 0.5},  # of its own 0.5, four times as much at 2 bits
+    "h.1.experts.1.up": {2: 8.0},
+    "h.1.experts.7.up": {},
+    "h.0.q": {2: 70.0, 4: 40.0},  # with it, 94 and 46 of 50 weights
+    "h.0.odd.down": {},
+}
+SIZES = dict.fromkeys(SCORES, 10) | {"h.0.experts.1.up": 20, "h.0.q": 20, "h.0.odd.down": 5}
+
+
+def test_missing_scores_are_those_of_the_layers_called_alike_for_each_weight(caplog):
+    found = completed(SCORES, SIZES, OPTIONS)
+    assert found["h.1.experts.0.up"] == pytest.approx({2: 2.0, 4: 0.5})
+    assert found["h.1.experts.1.up"] == pytest.approx({2: 8.0, 4: 2.0})
+    assert found["h.1.experts.7.up"] == pytest.approx({2: 8.0, 4: 2.0})
+    assert found["h.0.odd.down"] == pytest.approx({2: 9.4, 4: 4.6})
+    assert list(found) == list(SCORES)
+    whole = [name for name, own in SCORES.items() if len(own) == 2]
+    assert all(found[name] == SCORES[name] for name in whole)
+    assert len(caplog.records) == 1
+    message = caplog.records[0].getMessage()
+    assert "4 of 7 layers" in message
+    assert "h.1.experts.0.up, h.1.experts.1.up, h.1.experts.7.up, ..." in message
+
+
+def test_scores_that_are_all_measured_stay_and_nothing_is_said(caplog):
+    scores = {name: SCORES[name] for name in ("h.0.q", "h.0.experts.0.up")}
+    assert completed(scores, SIZES, OPTIONS) == scores
+    assert not caplog.records
+
+
+def test_where_no_layer_is_reached_at_all_options_there_is_nothing_to_put_in():
+    with pytest.raises(ValueError, match=r"\A[^\n]*options=\[2, 4\]; give more of them"):
+        completed({"a": {2: 1.0}, "b": {4: 1.0}}, {"a": 1, "b": 1}, OPTIONS)
+
+
+def test_a_mean_of_zero_gives_no_ratio():
+    scores = {"e.0": {2: 3.0, 4: 0.0}, "e.1": {4: 1.0}}
+    found = completed(scores, {"e.0": 6, "e.1": 2}, OPTIONS)
+    assert found["e.1"] == {2: 1.0, 4: 1.0}
 
 
 def test_the_last_pattern_that_fits_counts_and_one_that_fits_nothing_is_refused():

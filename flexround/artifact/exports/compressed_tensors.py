@@ -15,6 +15,7 @@ those of one scheme, and weights of 8 bits with quantized activations, which vLL
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,10 +27,12 @@ from torch import Tensor
 from flexround.artifact.activation_ranges import StoredSite
 from flexround.artifact.artifact import Artifact
 from flexround.artifact.exports.huggingface import (
+    change_of_scales,
     check_integer,
     check_layers,
     check_scales,
     plain_layers,
+    relative_change,
     write_model,
 )
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor, QuantizedTensor
@@ -37,10 +40,11 @@ from flexround.models.base import ModelAdapter
 
 NAME = "compressed-tensors"
 STRATEGIES = {PerTensor: "tensor", PerChannel: "channel", PerGroup: "group"}
+log = logging.getLogger(__name__)
 
 
 def export(artifact: Artifact, adapter: ModelAdapter, folder: Path, out: Path) -> None:
-    """Write the artifact in folder, restored in adapter, to out.
+    """Write the artifact in folder, restored in adapter, to out; warn of scales that it rounds.
 
     Raises:
         ValueError: when the format can't express it.
@@ -55,6 +59,7 @@ def export(artifact: Artifact, adapter: ModelAdapter, folder: Path, out: Path) -
     kind = "pack-quantized" if packed else "int-quantized"
     tensors: dict[str, Tensor] = {}
     schemes: dict[str, list[str]] = {}  # layers by the JSON of their scheme
+    change = 0.0  # of a scale, the largest
     for name, layer in artifact.layers.items():
         dtype = getattr(torch, artifact.dtypes[name])
         check_scales(
@@ -64,11 +69,14 @@ def export(artifact: Artifact, adapter: ModelAdapter, folder: Path, out: Path) -
             "becomes {becomes}; quantize the model in float32 or bfloat16",
         )
         tensors |= {f"{name}.{key}": t for key, t in weight_tensors(layer, packed, dtype).items()}
+        change = max(change, change_of_scales(layer, dtype))
         scheme = {"weights": weight_arguments(layer.grid), "input_activations": None}
         if name in inputs:
             scheme["input_activations"] = input_arguments(inputs[name])
             own = input_tensors(inputs[name], dtype)
             tensors |= {f"{name}.{key}": t for key, t in own.items()}
+            if (step := inputs[name].scale) is not None:
+                change = max(change, relative_change(step.view(1), dtype))
         schemes.setdefault(json.dumps(scheme), []).append(name)
     config = {
         "quant_method": NAME,
@@ -79,6 +87,12 @@ def export(artifact: Artifact, adapter: ModelAdapter, folder: Path, out: Path) -
         "ignore": plain_layers(artifact, adapter, ["Linear"]),
     }
     write_model(out, artifact, adapter, folder, tensors, config)
+    if change:
+        log.warning(
+            "%s has scales in the model's own type, which changes them by up to %.2e of their "
+            "size: what is exported computes something else than what was evaluated",
+            NAME, change,
+        )  # fmt: skip
 
 
 def weight_arguments(grid: Grid) -> dict[str, Any]:

@@ -67,14 +67,34 @@ def check_scales(layer: QuantizedTensor, dtype: torch.dtype, message: str) -> No
     Raises:
         ValueError: message, with the scale and what it becomes at its {scale} and {becomes}.
     """
-    rows = layer.grid.granularity.group(layer.codes)
-    empty = (rows == layer.zero_point).all(dim=1, keepdim=True)
     rounded = layer.scale.to(dtype).float()
     near = torch.finfo(dtype).eps / 2 * layer.scale.abs()
-    lost = ~(empty | ((rounded - layer.scale).abs() <= near))  # so is what is no number
+    # What is no number is lost, too.
+    lost = ~(_empty(layer) | ((rounded - layer.scale).abs() <= near))
     if lost.any():
         scale, becomes = layer.scale[lost][0], rounded[lost][0]
         raise ValueError(message.format(scale=f"{scale:.6g}", becomes=f"{becomes:.6g}"))
+
+
+def change_of_scales(layer: QuantizedTensor, dtype: torch.dtype) -> float:
+    """Return the largest |scale in dtype - scale| / |scale| of layer's groups, 0 where all fit.
+
+    Those of groups whose weights are all zero don't count.
+    """
+    return relative_change(layer.scale[~_empty(layer)], dtype)
+
+
+def relative_change(values: Tensor, dtype: torch.dtype) -> float:
+    """Return the largest |value in dtype - value| / |value| of values, none of them 0."""
+    exact = values.double()
+    changes = (values.to(dtype).double() - exact).abs() / exact.abs()
+    return changes.max().item() if changes.numel() else 0.0
+
+
+def _empty(layer: QuantizedTensor) -> Tensor:
+    """Return which groups of layer's weights are all zero, [groups, 1]."""
+    rows = layer.grid.granularity.group(layer.codes)
+    return (rows == layer.zero_point).all(dim=1, keepdim=True)
 
 
 def check_one_grid(artifact: Artifact, name: str) -> Grid:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import artifact
+from experiment.artifacts import rebuild
 from flexround.activations.schemes import DynamicPerToken, StaticPerTensor
 from flexround.artifact.artifact import take
 from flexround.artifact.exports import compressed_tensors, gptq
-from flexround.artifact.exports.huggingface import check_scales
+from flexround.artifact.exports.huggingface import change_of_scales, check_scales
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor, QuantizedTensor
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.ranges import MinMax
@@ -28,6 +30,7 @@ transformers = pytest.importorskip("transformers", reason="the extra language is
 
 RTN = replace(SETTING, iters=0)
 GRANULARITIES = [PerTensor(), PerChannel(), PerGroup(16)]
+CHANNEL = Grid(4, False, PerChannel())
 granularities = pytest.mark.parametrize("granularity", GRANULARITIES, ids=["tensor", "ch", "group"])
 
 
@@ -43,9 +46,9 @@ def shared_keys():
         return transformers.AutoModelForSequenceClassification.from_config(config).eval()
 
 
-def quantized(family, grid, activation=None, bits=MappingProxyType({})):
+def quantized(family, grid, activation=None, bits=MappingProxyType({}), dtype=torch.float32):
     """Return (adapter of a quantized model, its artifact)."""
-    made = shared_keys() if family == "deberta" else network(family)
+    made = shared_keys() if family == "deberta" else network(family, dtype)
     target = LanguageAdapter(made, EXAMPLE, CPU)
     target.assign_bits(bits)
     integers = RTN(
@@ -55,9 +58,9 @@ def quantized(family, grid, activation=None, bits=MappingProxyType({})):
     return target, take(target, integers, {})
 
 
-def exported(module, tmp_path, family, grid, activation=None, bits=MappingProxyType({})):
+def exported(module, tmp_path, family, *settings, **options):
     """Return (adapter, artifact, folder that module has written)."""
-    target, artifact = quantized(family, grid, activation, bits)
+    target, artifact = quantized(family, *settings, **options)
     folder = tmp_path / "artifact"
     folder.mkdir()
     target.model.config.save_pretrained(folder)
@@ -126,15 +129,58 @@ def test_it_quantizes_activations_too(activation, bits, symmetric, form, tmp_pat
     assert (found - expected).abs().max() < 0.1 * effect
 
 
+def told_of_scales(caplog):
+    return [r.getMessage() for r in caplog.records if "scales" in r.getMessage()]
+
+
+@pytest.mark.parametrize("activation", [None, ACTIVATIONS["static"]], ids=["weights", "static"])
+def test_of_scales_that_fit_nothing_is_said(activation, tmp_path, caplog):
+    exported(compressed_tensors, tmp_path, "llama", Grid(8, True, PerChannel()), activation)
+    assert not told_of_scales(caplog)
+
+
+@pytest.mark.parametrize("activation", [None, ACTIVATIONS["static"]], ids=["weights", "static"])
+def test_scales_that_half_precision_rounds_are_told_of_in_one_line(activation, tmp_path, caplog):
+    _, artifact, folder = exported(
+        compressed_tensors, tmp_path, "llama", Grid(8, True, PerChannel()), activation,
+        dtype=torch.bfloat16,
+    )  # fmt: skip
+    (line,) = told_of_scales(caplog)
+    assert len(line.splitlines()) == 1
+    stored = load_file(folder / "model.safetensors")
+    pairs = [(stored[f"{n}.weight_scale"], q.scale) for n, q in artifact.layers.items()]
+    if activation is not None:
+        steps = {float(site.scale) for site in artifact.sites.values()}
+        held = {float(t) for name, t in stored.items() if name.endswith("input_scale")}
+        pairs += [
+            (torch.tensor(min(held, key=lambda near, step=step: abs(near - step))),
+             torch.tensor(step))
+            for step in steps
+        ]  # fmt: skip
+    changes = [(kept.double() / exact.double() - 1).abs().max().item() for kept, exact in pairs]
+    told = float(re.search(r"up to (\S+) of their size", line)[1])
+    assert told == pytest.approx(max(changes), rel=1e-2)
+    assert 1e-4 < told <= 2**-8, "half of bfloat16's last bit, of 8"
+
+
+def test_a_change_of_scales_is_of_groups_that_hold_something():
+    codes = torch.tensor([[0, 0], [1, -2], [3, 0]], dtype=torch.int16)
+    scale = torch.tensor([[1.001], [0.5], [1 + 2**-9]])
+    layer = QuantizedTensor(codes, scale, torch.zeros(3, 1), CHANNEL)
+    symmetric = replace(layer, grid=replace(CHANNEL, symmetric=True))
+    assert change_of_scales(symmetric, torch.float32) == 0
+    # 1 + 2^-9 lies in the middle of 1 and the next of bfloat16, and goes to 1, which is even.
+    wanted = 2**-9 / (1 + 2**-9)
+    assert change_of_scales(symmetric, torch.bfloat16) == pytest.approx(wanted)
+    assert change_of_scales(replace(symmetric, codes=0 * codes), torch.bfloat16) == 0
+
+
 def refused(module, tmp_path, words, *args):
     with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as error:
         exported(module, tmp_path, *args)
     for word in words:
         assert word in str(error.value)
     assert not (tmp_path / "out").exists()
-
-
-CHANNEL = Grid(4, False, PerChannel())
 
 
 @pytest.mark.parametrize(
@@ -347,3 +393,31 @@ def test_the_command_line_exports(cli, results_dir, tmp_path, capsys):
         capsys.readouterr()
         assert artifact.main(command) == 1
         assert capsys.readouterr().err.startswith(f"error: --out {tmp_path / name} exists")
+
+
+def test_a_shortage_of_memory_is_one_line(tool, monkeypatch):
+    def short(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("artifact.evaluate", short)
+    status, _, err = tool("eval", "somewhere")
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert err.startswith("error: out of memory; lower task.eval_batch_size")
+
+
+@pytest.mark.parametrize("given", [(), ("device=cuda",)])
+def test_an_export_is_made_on_the_cpu_whatever_the_machine_has(tool, monkeypatch, tmp_path, given):
+    """The exporter of ONNX makes what static activations come to on the CPU alone."""
+    seen = []
+    monkeypatch.setattr(rebuild, "read", lambda path: None)
+    monkeypatch.setattr(rebuild, "device_of", lambda name: seen.append(name) or short())
+
+    def short():
+        raise ValueError("that is all")
+
+    made = SimpleNamespace(overrides=["model=tiny_llama", "device=auto", "quant=rtn"])
+    monkeypatch.setattr(rebuild, "provenance_of", lambda path: made)
+    monkeypatch.setattr(rebuild, "locate", lambda path: tmp_path / "model.safetensors")
+    status, _, err = tool("export", tmp_path, "--to", "onnx", "--out", tmp_path / "out", *given)
+    assert (status, err) == (1, "error: that is all\n")
+    assert seen == ["cpu"]

@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import artifact
+from experiment.artifacts.stated_overrides import composable
 from flexround.artifact.file_format import _digest
 from flexround.artifact.header import DIGEST, FILE, KEY
 from results.records.outcomes import pack, unpack
@@ -139,6 +140,22 @@ def forged_artifact(draw, sound, folder):
         ])().clone().contiguous()  # fmt: skip
     text = json.dumps(header)
     save_file(held, file, {KEY: text, DIGEST: _digest(text, held)})
+
+
+@pytest.mark.parametrize("value", ['"*"', "['*.k_proj']", "[layers.?]", "['a[!b]']"])
+@pytest.mark.parametrize("option", ["model.name", "quant.rank", "task.path", "bits", "leave"])
+def test_patterns_are_for_the_names_of_weights_alone(option, value):
+    assert composable([f"model.leave={value}"], []) == [f"model.leave={value}"]
+    with pytest.raises(ValueError, match=r"\A[^\n]*a file (gives|names|sets) [^\n]*\Z"):
+        composable([f"{option}={value}"], [])
+
+
+@pytest.mark.parametrize(
+    "value", ["/etc/*", "${oc.env:HOME}", "a\\b", "{a,b}", "$(touch x)", "a;b"]
+)
+def test_nor_does_a_pattern_hold_anything_else(value):
+    with pytest.raises(ValueError, match="a file gives plain values alone"):
+        composable([f"model.leave=['*','{value}']"], [])
 
 
 def listing(folder):

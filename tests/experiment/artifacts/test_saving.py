@@ -59,6 +59,20 @@ def test_eval_reaches_the_records_own_metric(tool, results_of, cache_dir, tmp_pa
     assert not (tmp_path / "empty").exists()
 
 
+@pytest.mark.parametrize("leave", ['["*.k_proj"]', '["*.layers.[!1].mlp.*","mlp.?p_proj"]'])
+def test_layers_left_by_a_pattern_are_left_in_the_artifact(tool, results_of, tmp_path, leave):
+    record, folder = saved(results_of, *LLAMA, f"model.leave={leave}")
+    assert record.left
+    status, out, err = tool("eval", folder)
+    assert (status, f"perplexity {record.value}" in out) == (0, True), err
+    pytest.importorskip("compressed_tensors", reason="the extra export is not installed")
+    out = tmp_path / "out"
+    status, _, err = tool("export", folder, "--to", "compressed-tensors", "--out", out)
+    assert (status, err) == (0, "")
+    config = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert set(config["ignore"]) >= {name.removesuffix(".weight") for name in record.left}
+
+
 def test_what_an_artifact_is_made_of_is_refused_on_its_command_line(tool, results_of, tmp_path):
     _, folder = saved(results_of, *LLAMA)
     commands = (["eval"], ["export", "--to", "gptq", "--out", tmp_path / "out"])
@@ -125,6 +139,38 @@ def test_an_encoders_export_takes_masks_and_segments(tool, results_of, tmp_path)
     (logits,) = session.run(None, {name: values.numpy() for name, values in batch.items()})
     near = (expected - unmasked).abs().max().item() / 10
     torch.testing.assert_close(torch.from_numpy(logits), expected, atol=near, rtol=0)
+
+
+GRIDS = {
+    "granularity": "class Own(flexround.grid.PerChannel):\n    pass\n",
+    "grid": "class Own(flexround.levels.FP4):\n    name = 'own'\n",
+}
+
+
+@pytest.mark.parametrize("group", GRIDS)
+def test_a_grid_that_no_file_holds_is_refused_before_the_work(
+    cli, results_dir, cache_dir, tmp_path, monkeypatch, group
+):
+    package = tmp_path / f"own_{group}"
+    package.mkdir()
+    head = "import flexround.grid\nimport flexround.levels\n\n\n"
+    (package / "__init__.py").write_text(head + GRIDS[group])
+    (tmp_path / "conf" / group).mkdir(parents=True)
+    (tmp_path / "conf" / group / "own.yaml").write_text(
+        f"# @package _global_\n{group}: {{_target_: {package.name}.Own}}\nidle: {{{group}: []}}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    outcome = cli(
+        *LLAMA[:2], "bits=4", "symmetric=true", *LLAMA[3:], "save=true", f"{group}=own",
+        f"hydra.searchpath=[file://{tmp_path}/conf]", f"plugins=[{package.name}]",
+        f"cache_dir={tmp_path}/cache",
+    )  # fmt: skip
+    assert outcome.status == 1
+    (line,) = outcome.err.strip().splitlines()
+    assert line.startswith(f"error: {group}=")
+    assert line.endswith("give save=false")
+    assert not (tmp_path / "cache").exists(), "not even the network is made"
+    assert Store(results_dir).load() == []
 
 
 def test_another_number_is_an_error(tool, results_of):

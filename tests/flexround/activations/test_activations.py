@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -252,6 +254,58 @@ def test_one_relu_of_several_blocks_has_a_quantizer_in_each():
     assert seen[0] > 4 >= seen[1], "each in its own place"
 
 
+def shared_relu():
+    """Return a network whose blocks' one function is called where each of them has ended."""
+    relu = nn.ReLU()
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), relu, nn.Conv2d(6, 6, 3), relu, nn.Flatten(), nn.Linear(96, 4)
+    )
+    return VisionAdapter(net, torch.randn(2, 3, 8, 8), 8, CPU)
+
+
+def images_of_eight():
+    return calibration(8)[0].clone()
+
+
+PASSES = {
+    "residual": (adapter, images_of_eight),
+    "shared_function": (shared_relu, images_of_eight),
+    "llama": (
+        lambda: LanguageAdapter(network("llama"), EXAMPLE, CPU),
+        lambda: {"input_ids": torch.randint(0, 50, (4, 6), generator=draws())},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PASSES)
+def test_once_a_pass_has_ended_nothing_of_it_stays(case):
+    make, batch = PASSES[case]
+    target = make()
+    activations = Activations(target.blocks(), STATIC, RANGES, draws())
+    activations.leave_on()
+    seen = []
+    for layer in target.layers().values():
+        layer.module.register_forward_hook(lambda _, args, out: seen.extend(map(weakref.ref, args)))
+        layer.module.register_forward_hook(lambda _, args, out: seen.append(weakref.ref(out)))
+    for _ in range(2):  # the first sets the ranges
+        target.forward(batch())
+    gc.collect()
+    assert len(seen) == 2 * 2 * len(target.layers())
+    assert all(ref() is None for ref in seen)
+
+
+def test_queries_keys_and_values_take_one_quantized_tensor():
+    """Each quantized by itself, its elements would be dropped by other draws."""
+    target = LanguageAdapter(network("llama"), EXAMPLE, CPU)
+    activations = Activations(target.blocks(), STATIC, RANGES, draws())
+    attention, taken = target.model.model.layers[1].self_attn, []
+    for module in (attention.q_proj, attention.k_proj, attention.v_proj):
+        module.register_forward_hook(lambda _, args, __: taken.append(args[0]))
+    with activations.on(0.5):
+        target.forward({"input_ids": torch.randint(0, 50, (4, 6), generator=draws())})
+    assert taken[0] is taken[1] is taken[2]
+
+
 def saved_and_read(network):
     file = io.BytesIO()
     torch.save(network, file)
@@ -386,6 +440,24 @@ def test_tokens_are_quantized_without_calibration_and_keys_and_values_too():
         )  # fmt: skip
         outs.append(target.forward(batch))
     assert not torch.allclose(outs[0], outs[1], atol=1e-3), "2-bit keys and values show"
+
+
+@pytest.mark.parametrize("leave", [["*.k_proj"], ["self_attn.v_proj"], ["self_attn"]])
+def test_a_weight_left_in_full_precision_leaves_the_cache_quantized(leave):
+    target = LanguageAdapter(network("llama"), EXAMPLE, CPU, leave)
+    batch = {"input_ids": torch.randint(0, 50, (4, 6), generator=draws())}
+    replace(SETTING, iters=0, batch_size=2)(
+        target, [batch], quantizer=METHODS["rtn"], grid=Grid(8, False, PerTensor()),
+        ranges=MinMax(), generator=draws(), activation=DynamicPerToken(8, 2),
+    )  # fmt: skip
+    seen = []
+    for layer in target.model.model.layers:
+        for module in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+            module.register_forward_hook(lambda _, __, out: seen.append(out))
+    target.forward(batch)
+    assert len(seen) == 4
+    for token in torch.cat([out.flatten(0, 1) for out in seen]):
+        assert len(token.unique()) <= 4
 
 
 def test_an_activation_that_is_not_finite_is_named():

@@ -16,7 +16,7 @@ from torch import nn
 from flexround.activations.schemes import DynamicPerToken, StaticPerTensor
 from flexround.artifact.artifact import Artifact, size_of, take
 from flexround.artifact.bit_packing import pack, unpack
-from flexround.artifact.file_format import read, write
+from flexround.artifact.file_format import check_storable, read, write
 from flexround.artifact.header import DIGEST, KEY
 from flexround.attach import attach, freeze
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor, QuantizedTensor
@@ -146,6 +146,43 @@ def test_codes_off_their_grid_are_not_written(tmp_path):
             one(replace(held, codes=0 * held.codes, zero_point=ones)), tmp_path / "it.safetensors"
         )
     assert not list(tmp_path.iterdir())
+
+
+class Whole:
+    """A granularity of someone's own, which is no dataclass."""
+
+    def group(self, weight):
+        """Return weight as one group."""
+        return weight.reshape(1, -1)
+
+
+class Rows(PerChannel):
+    """Another one, made of one of ours."""
+
+
+@pytest.mark.parametrize("kind", [Whole, Rows])
+def test_a_granularity_that_no_reader_knows_is_not_written(kind, tmp_path):
+    grid = Grid(3, True, kind())
+    words = rf"granularity={kind.__name__}: .*PerTensor, PerChannel, PerGroup; give save=false\Z"
+    with pytest.raises(ValueError, match=r"\A" + words):
+        check_storable(grid)
+    codes = torch.zeros(2, 3, dtype=torch.int16)
+    ones = torch.ones(len(grid.granularity.group(codes)), 1)
+    with pytest.raises(ValueError, match=r"\Alayer layer: " + words):
+        write(one(QuantizedTensor(codes, ones, 0 * ones, grid)), tmp_path / "it.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_class_that_takes_the_name_of_one_of_ours_is_another():
+    own = type("PerChannel", (Whole,), {})
+    with pytest.raises(ValueError, match="granularity=PerChannel: an artifact holds"):
+        check_storable(Grid(3, True, own()))
+
+
+@granularities
+@symmetries
+def test_what_is_read_can_be_written(granularity, symmetric):
+    check_storable(Grid(3, symmetric, granularity))
 
 
 def quantized(target, samples, activation=None, recon=RTN, method=METHODS["rtn"], symmetric=False):

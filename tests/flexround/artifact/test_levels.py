@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from flexround.artifact.artifact import Artifact, size_of
 from flexround.artifact.bit_packing import unpack
-from flexround.artifact.file_format import read, write
+from flexround.artifact.file_format import check_storable, read, write
 from flexround.grid import Grid, PerGroup
 from flexround.levels import BY_NAME, FP4, NF4
 from flexround.quantizers.rtn import RTN
@@ -97,11 +97,18 @@ def test_an_exponent_that_is_no_number(written):
     refuses(path, "layer a: a scale that is 0, negative or not finite")
 
 
+@levels
+def test_the_tables_of_the_format_are_storable(name):
+    check_storable(Grid(4, True, GROUPS, BY_NAME[name]()))
+
+
 def test_a_table_that_the_format_does_not_know_is_not_written(tmp_path):
     class Own(FP4):
         name = "own"
 
     layer = quantized(Own)
+    with pytest.raises(ValueError, match=r"\Agrid=own: an artifact .* give save=false\Z"):
+        check_storable(layer.grid)
     with pytest.raises(ValueError, match="grid=own: an artifact holds nf4, fp4, mxfp4"):
         write(Artifact({"a": layer}, {"a": "float32"}, {}, {}, {}), tmp_path / "it.safetensors")
     assert quantized(NF4).grid != layer.grid

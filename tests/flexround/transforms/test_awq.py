@@ -11,6 +11,7 @@ from flexround.quantizers.rtn import RTN
 from flexround.ranges import MinMax
 from flexround.reconstruction.layerwise import Solve
 from flexround.reconstruction.reconstruction import Reconstruction
+from flexround.structure import Layer
 from flexround.transforms.awq import AWQ
 from flexround.transforms.base import Calibration, apply
 from tests.flexround.models.test_families import EXACT, SOLVER, adapter_of, tokens
@@ -114,6 +115,35 @@ def test_what_is_cut_lowers_the_output_error_and_waits_for_the_quantizer(
         assert errors[0] < errors[1]
     widths = [integers[a].scale for a in (clipped, plain)]
     assert (widths[0] < 0.99 * widths[1]).any()
+
+
+# By hand: the layers of a block that give queries or keys, fused with values in GPT-2 and Phi-3.
+QUERIES_AND_KEYS = {
+    "llama": {"q_proj", "k_proj"}, "gpt_neo": {"q_proj", "k_proj"}, "gpt2": {"c_attn"},
+    "phi3": {"qkv_proj"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", QUERIES_AND_KEYS)
+def test_layers_that_give_queries_or_keys_are_not_cut(family):
+    adapter = adapter_of(family)
+    found = apply(AWQ(2, True, 2), adapter, calibration())
+    layers = adapter.layers()
+    whole = [name for name, layer in layers.items() if layer.limits is None]
+    assert {name.split(".")[-1] for name in whole} == QUERIES_AND_KEYS[family]
+    assert found["clipped"] == len(layers) - len(whole)
+    assert len(whole) == 2 * len(QUERIES_AND_KEYS[family])
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [("h.0.self_attention.query_key_value", False), ("layers.0.self_attn.W_pack", False),
+     ("blocks.0.attn.Wqkv", False), ("layers.0.attn.v_proj", True),
+     ("layers.0.mlp.monkey", True), ("layers.0.qkv.out", True)],
+)  # fmt: skip
+def test_the_last_part_of_a_name_as_a_whole_decides(name, cut):
+    assert AWQ(2, True, 2)._clips(Layer(name, torch.nn.Linear(2, 2))) == cut
+    assert not AWQ(2, False, 2)._clips(Layer(name, torch.nn.Linear(2, 2)))
 
 
 @pytest.mark.parametrize("options", [(0, True, 10), (20, True, 0), (20, True, 20)])

@@ -8,7 +8,7 @@ import torch
 from flexround.calibration.activation_cache import ActivationCache
 from flexround.grid import Grid, PerGroup
 from flexround.transforms.awq import AWQ
-from flexround.transforms.base import Calibration, apply
+from flexround.transforms.base import HALF_TOLERANCE, Calibration, apply
 from flexround.transforms.hadamard import Hadamard
 from flexround.transforms.smoothquant import SmoothQuant
 from tests.flexround.models.test_families import adapter_of, tokens
@@ -79,3 +79,49 @@ def test_a_network_that_it_is_not_exact_on_is_refused_by_its_layer(name, family)
     with pytest.raises(ValueError, match="layer " + REFUSED[family]):
         apply(TRANSFORMS[name], adapter, calibration())
     assert all(torch.equal(v, state[k]) for k, v in adapter.model.state_dict().items())
+
+
+class Louder:
+    """No exact change: the head's weights, and the logits with them, by a factor."""
+
+    name = "louder"
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, adapter, calibration):
+        """Change adapter's model and say nothing."""
+        adapter.model.lm_head.weight.data *= self.factor
+        return {}
+
+
+def told(caplog):
+    return [r.getMessage() for r in caplog.records if "transform=louder" in r.getMessage()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_rounding_is_told_of_and_more_is_refused(dtype, caplog):
+    """A factor of 1 + 2^-n is exact in neither type for all weights, and nearly so for most."""
+    apply(Louder(1 + 2**-6), adapter_of("llama", dtype), calibration())
+    assert not told(caplog)
+    apply(Louder(1 + 2**-5), adapter_of("llama", dtype), calibration())
+    (line,) = told(caplog)
+    assert "3.1e-02 of their norm: its weights are rounded to " in line
+    assert line.endswith(f"{str(dtype).removeprefix('torch.')} once more")
+    with pytest.raises(ValueError, match=r"\A[^\n]*6\.[23]e-02 of [^\n]*5e-02 is rounding[^\n]*\Z"):
+        apply(Louder(1 + 2**-4), adapter_of("llama", dtype), calibration())
+
+
+def test_in_float32_a_thousandth_is_refused_and_less_is_not_spoken_of(caplog):
+    apply(Louder(1 + 2**-11), adapter_of("llama"), calibration())
+    assert not told(caplog)
+    with pytest.raises(ValueError, match=r"takes it; give transform=none\Z"):
+        apply(Louder(1 + 2**-8), adapter_of("llama"), calibration())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["smoothquant_all", "hadamard"])
+def test_a_network_in_bfloat16_is_transformed_within_its_rounding(name, family):
+    adapter = made_uneven(adapter_of(family, torch.bfloat16))
+    found = apply(TRANSFORMS[name], adapter, calibration())
+    assert 1e-3 < found["change_of_logits"] < HALF_TOLERANCE / 1.5
