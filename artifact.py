@@ -15,6 +15,7 @@ from experiment.artifacts.push import push
 from experiment.artifacts.rebuild import FORMATS, evaluate, export, inspect
 from flexround.utils.arguments import ArgumentParser, check_words
 from flexround.utils.file_errors import storage_errors
+from flexround.utils.memory import is_shortage
 from flexround.utils.packages import missing_package
 
 # What each command does, and an example of it.
@@ -103,6 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
+        print(
+            "error: out of memory; lower task.eval_batch_size, or give device=cpu", file=sys.stderr
+        )
         return 1
     return 0
 

@@ -70,5 +70,8 @@ def processor() -> str:
 
 
 def kind_of(device: torch.device) -> str:
-    """Return the kind of device: on two of one kind the same code gives the same bits."""
+    """Return the kind of device: on two of one kind the same code gives the same bits on a CPU.
+
+    On a GPU some backward passes, of convolutions and of attention, add in no fixed order.
+    """
     return device_name(device) if device.type == "cuda" else processor()

@@ -25,12 +25,14 @@ from experiment.source_code import code_of
 from experiment.task_checks import check_drawn, check_places, check_said
 from experiment.threads import number_for, running_on
 from flexround.allocation import check_kind as check_allocated
+from flexround.artifact.file_format import check_storable
 from flexround.attach import check_weights
 from flexround.quantizers.rtn import RTN
 from flexround.reconstruction.callbacks import ReportLog
 from flexround.reconstruction.samples import first_samples
 from flexround.transforms.base import Calibration, apply
 from flexround.transforms.base import check_kind as check_transformed
+from flexround.utils.memory import explained, forget_dead
 from results.records.record import Record
 from tasks.base import Task
 
@@ -45,8 +47,11 @@ def execute(job: Job) -> Record:
         ValueError: what the user can mend.
     """
     threads = number_for(job.store.root, job.cfg.threads, processor())
-    with running_on(threads):
-        return _execute(job, threads)
+    try:
+        with running_on(threads):
+            return _execute(job, threads)
+    finally:
+        forget_dead()
 
 
 def check_whose_network(cfg: DictConfig, task: Task) -> None:
@@ -73,6 +78,8 @@ def _execute(job: Job, threads: int) -> Record:
     check_said(task)
     check_whose_network(cfg, task)
     grid = build_grid(cfg)
+    if cfg.save:
+        check_storable(grid)
     quantizer, ranges, activation = made(cfg.quant), made(cfg.ranges), made(cfg.activation)
     transform, allocation = made(cfg.transform), made(cfg.allocation)
     if allocation is not None:
@@ -110,7 +117,11 @@ def _execute(job: Job, threads: int) -> Record:
         seen = first_samples(adapter, calibration, cfg.num_samples - recon.held_out)
 
         if allocation is not None:
-            chosen, draft.sensitivity = allocation(adapter, seen, recon.batch_size, grid, ranges)
+            less = "lower recon.batch_size, or give bits_per_layer= by hand"
+            with explained("allocation", own.device, less):
+                chosen, draft.sensitivity = allocation(
+                    adapter, seen, recon.batch_size, grid, ranges
+                )
             adapter.assign_bits(chosen)
         draft.average_bits = adapter.average_bits(grid)
         bits = {name: layer.grid(grid).bits for name, layer in adapter.layers().items()}

@@ -119,11 +119,14 @@ def quantized(
 
 
 def every_case(tiny: bool) -> list[TinyCase]:
-    """Return every method and solver, then the settings around them; of tiny ones the first."""
+    """Return what a GPU alone can answer, every method and solver, then settings around them.
+
+    Time may end before they do. Of tiny ones there are the first two kinds, and fewer networks.
+    """
     plain = [
         TinyCase(network, quant)
+        for network in ("llama", "vision")
         for quant in names()
-        for network in ("vision", "llama")
         if not (network == "vision" and quant == "lrq")  # for linear layers
     ]
     around = [
@@ -139,6 +142,10 @@ def every_case(tiny: bool) -> list[TinyCase]:
         few = ("flexround", "adaround", "gptq")
         return [*(c for c in plain if c.network == "llama" or c.quant in few), *around]
     return [
+        TinyCase("llama", "flexround", streams="cpu"),
+        TinyCase("llama", "flexround", precision="bfloat16"),
+        TinyCase("llama", "flexround", precision="tf32"),
+        TinyCase("vision", "flexround", "static, fp", "qdrop", streams="cpu"),
         *plain, *around,
         TinyCase("vision", "flexround", "static"),
         TinyCase("vision", "flexround", recon="layer"),
@@ -149,12 +156,8 @@ def every_case(tiny: bool) -> list[TinyCase]:
         TinyCase("llama", "cdquant", "static"),
         TinyCase("llama", "flexround", ranges="lp_2d", groups=16),
         TinyCase("llama", "signround", ranges="min_max", groups=16),
-        TinyCase("llama", "flexround", precision="bfloat16"),
         TinyCase("vision", "flexround", precision="bfloat16"),
-        TinyCase("llama", "flexround", precision="tf32"),
-        TinyCase("llama", "flexround", streams="cpu"),
         TinyCase("bert, padded", "flexround", streams="cpu"),
-        TinyCase("vision", "flexround", "static, fp", "qdrop", streams="cpu"),
         TinyCase("bert, padded", "adaround", "static, fp", "qdrop"),
         TinyCase("bert, padded", "gptq"),
         TinyCase("mixtral", "gptq"),

@@ -77,18 +77,18 @@ def fast() -> tuple[int, float]:
 
 
 def runs(tiny: bool) -> list[BlockRun]:
-    """Return the runs, the shortest first; a long one follows what a short one has told of it."""
+    """Return the runs in the order of what they tell; a short one says how long its like takes."""
     iters, lr = fast()
     if tiny:
         return [BlockRun("flexround", 2, lr, 16, "bfloat16"), BlockRun("signround", 2, lr, 16,
                 "float32")]  # fmt: skip
     return [
         BlockRun("flexround", FEW, lr, 128, "bfloat16"),
+        BlockRun("flexround", iters, lr, 128, "bfloat16"),
         BlockRun("flexround", FEW, lr, 128, "bfloat16", streams="cpu"),
         BlockRun("flexround", FEW, lr, 64, "bfloat16"),
         BlockRun("signround", FEW, 1 / FEW, 128, "bfloat16"),
         BlockRun("flexround", FEW, lr, 128, "float32"),
-        BlockRun("flexround", iters, lr, 128, "bfloat16"),
         BlockRun("signround", 200, 1 / 200, 128, "bfloat16"),
         BlockRun("adaround", FEW, 1e-3, 128, "bfloat16"),
         BlockRun("lrq", FEW, 1e-3, 128, "bfloat16"),

@@ -25,6 +25,7 @@ from flexround.reconstruction.report import BlockReport
 from flexround.reconstruction.samples import first_samples
 from flexround.reconstruction.settings import Settings
 from flexround.transforms.base import Calibration, apply, check_kind
+from flexround.utils.tensor_float32 import tensor_float32
 
 MOST_SEED = 2**32 - 1  # the largest that the command line takes
 
@@ -142,6 +143,7 @@ def quantize(
     return Quantized(network, layers, log.blocks, adapter.coverage(), _settings(choice))
 
 
+@tensor_float32(False)
 def _integers(
     adapter: ModelAdapter, batches: list[Any], choice: Choice, seed: int, log: ReportLog
 ) -> dict[str, QuantizedTensor]:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from flexround.calibration.activation_cache import ActivationCache, rows
 from flexround.calibration.arguments import Arguments, PerSample, merged, split_inputs
+from flexround.calibration.pace import pace_of
 
 
 @torch.no_grad()
@@ -175,7 +176,10 @@ class RecordedCalls:
         args, kwargs = tree_map(pick, (self.args, dict(self.kwargs)))
         if inputs is None:
             inputs = rows(self.inputs, indices, device)
-        out = module(inputs, *args, **kwargs)
+        try:
+            out = module(inputs, *args, **kwargs)
+        finally:  # a pass may be ended early, by those who have seen enough of it
+            pace_of(device).step(device)
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
 

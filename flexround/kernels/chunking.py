@@ -22,7 +22,7 @@ from torch import Tensor
 CHUNK = 1 << 18
 WHOLE = slice(None)
 
-HOST = ("clang", "gcc", "cc")  # C compilers as triton looks for them where CC is not set
+HOST = ("clang", "gcc")  # C compilers as triton looks for them where CC is not set
 
 # Not a context variable: autograd runs backward passes on a GPU in threads of its own.
 _compiling = False

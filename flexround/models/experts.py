@@ -59,10 +59,15 @@ class Experts(nn.ModuleList):
         index and weights are [tokens, k].
         """
         out = torch.zeros_like(hidden)
-        for number, expert in enumerate(cast("Iterator[Expert]", iter(self))):
-            place, tokens = torch.where(index.T.eq(number))
-            if not (len(tokens) or self.every):
+        # All rows in the order of their experts; a GPU is waited for once, not for each expert.
+        chosen = index.T.flatten()
+        order = chosen.argsort(stable=True)
+        counts = chosen.bincount(minlength=len(self)).cpu().tolist()
+        rows = order.split(counts)
+        for expert, own in zip(cast("Iterator[Expert]", iter(self)), rows, strict=False):
+            if not (len(own) or self.every):
                 continue
+            place, tokens = own // len(index), own % len(index)
             expert.tokens = tokens
             part = expert(hidden[tokens], self._gate) * weights[tokens, place, None]
             out.index_add_(0, tokens, part.to(out.dtype))
@@ -132,7 +137,7 @@ def reached(layers: Sequence[Layer], mask: Tensor | None) -> Iterator[set[str]]:
 @torch.no_grad()
 def _split(fused: Any) -> Experts:
     names = ("gate_up_proj" if fused.has_gate else "up_proj", "down_proj")
-    if fused.has_post_expert_norm:
+    if getattr(fused, "has_post_expert_norm", False):  # not in all versions of transformers
         raise AttributeError("a norm behind each expert")
     experts = [
         Expert(_linear(fused, names[0], number), _linear(fused, names[1], number), names)

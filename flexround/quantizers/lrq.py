@@ -16,6 +16,7 @@ from flexround.grid import Grid
 from flexround.kernels.elementwise_division import ElementwiseDivision
 from flexround.quantizers.base import WeightQuantizer, on_grid
 from flexround.ranges import Ranges
+from flexround.utils.tensor_float32 import tensor_float32
 
 RankRule = Literal["fixed", "code"]
 
@@ -87,8 +88,8 @@ class LRQ(WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the fake-quantized weight, same shape."""
-        # A divisor of bfloat16's 8 bits would be none.
-        with torch.autocast(weight.device.type, enabled=False):
+        # A divisor of bfloat16's 8 bits, or of TF32's 11, would be none.
+        with torch.autocast(weight.device.type, enabled=False), tensor_float32(False):
             log_divisor = self.l2 if self.u2 is None else self.l2 @ self.u2
         out: Tensor = ElementwiseDivision.apply(
             weight.contiguous(),

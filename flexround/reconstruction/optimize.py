@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,8 +18,6 @@ from flexround.reconstruction.report import Curve, Iterations
 
 # How often the loss is read: each reading makes a GPU wait.
 READ_EVERY = 10
-# Iterations that a GPU may be behind: while one runs the next one is there, with its batch.
-BEHIND = 2
 
 Schedule = Literal["constant", "cosine", "linear"]
 Scheduled = tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]
@@ -70,25 +67,6 @@ class BestParameters:
             param.copy_(held)
 
 
-class Pace:
-    """Keeps a GPU no more than BEHIND iterations behind what it has been asked for.
-
-    Each iteration's batch is copied to it as soon as it is asked for, and would pile up in its
-    memory until something is read off it.
-    """
-
-    def __init__(self) -> None:
-        self._asked: deque[torch.cuda.Event] = deque()
-
-    def step(self, device: torch.device) -> None:
-        """Note that an iteration has been asked for; wait for the one BEHIND before it."""
-        if device.type != "cuda":
-            return
-        self._asked.append(torch.cuda.current_stream(device).record_event())
-        if len(self._asked) > BEHIND:
-            self._asked.popleft().synchronize()
-
-
 @dataclass(frozen=True)
 class UnitOptimizer:
     """Stochastic descent over the calibration samples of the unit called name."""
@@ -119,7 +97,7 @@ class UnitOptimizer:
             ValueError: when the loss is not finite, or has no learned parameter in it; names the
                 unit.
         """
-        counter, curve, taken, pace = StepCounter(), Curve(), 0, Pace()
+        counter, curve, taken = StepCounter(), Curve(), 0
         for iteration in range(self.iters):
             batch = torch.randperm(samples, generator=self.generator)[: self.batch_size]
             for optimizer, _ in optimizers:
@@ -142,7 +120,6 @@ class UnitOptimizer:
                 if scheduler is not None:
                     scheduler.step()
             after_step()
-            pace.step(loss.device)
             taken = iteration + 1
             ends = isinstance(best, EarlyEnd) and best.ends(taken)
             if iteration % READ_EVERY == 0 or ends or taken == self.iters:
@@ -158,12 +135,14 @@ class UnitOptimizer:
         return Iterations(taken, cost, curve, best.curve if isinstance(best, EarlyEnd) else [])
 
     def _read(self, iteration: int, loss: Tensor, error: Tensor) -> float:
-        if not math.isfinite(loss.item()):
+        # One wait for a GPU, not one for each of them.
+        both = torch.stack([loss.detach().double(), error.detach().double()]).cpu()
+        whole, value = (float(one) for one in both)
+        if not math.isfinite(whole):
             raise ValueError(
-                f"block {self.name}: the loss is {loss.item()} at iteration {iteration}; "
+                f"block {self.name}: the loss is {whole} at iteration {iteration}; "
                 + ("lower recon.lr" if iteration else "it overflows before any step; raise bits")
             )
-        value = error.item()
         for callback in self.callbacks:
             callback.step(self.name, iteration, value)
         return value

@@ -50,6 +50,7 @@ from flexround.reconstruction.settings import Settings
 from flexround.reconstruction.step_sizes import feeds_plain, learn_step_sizes
 from flexround.reconstruction.unit import units_of
 from flexround.structure import Block
+from flexround.utils.memory import explained
 from flexround.utils.tensor_float32 import tensor_float32
 
 
@@ -110,7 +111,9 @@ class Reconstruction(Settings):
             ranges_of_full_precision(activations, walk)
         integers, teachers, outputs = _learn_weights(job, walk)
         if outputs is not None:
-            integers = learn_end_to_end(job, tokens, integers, outputs)
+            less = "lower recon.e2e_batch_size, or give recon.e2e_iters=0"
+            with explained("scales end to end", adapter.device, less):
+                integers = learn_end_to_end(job, tokens, integers, outputs)
         if activations is not None:
             if not job.learns_activations:
                 walk = replace(

@@ -27,13 +27,16 @@ def inverse_factor(hessian: Tensor, damp: float, of: Tensor | None = None) -> Te
     Raises:
         ValueError: when the largest damping does not help.
     """
-    identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
     whole = hessian.diagonal().mean() if of is None else of
     for attempt in range(DAMPINGS):
-        damped = hessian + damp * 10**attempt * whole * identity
+        # In place, and let go of: each of these matrices is gigabytes for the widest layers.
+        damped = hessian.clone()
+        damped.diagonal().add_(damp * 10**attempt * whole)
         lower, failed = torch.linalg.cholesky_ex(damped)
+        del damped
         if not failed:
             inverse = torch.cholesky_inverse(lower)
+            del lower
             upper: Tensor
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,11 @@ PEAK = Path("/proc/self/clear_refs")  # man 5 proc: 5 resets the peak resident s
 ADVICE = (
     "lower recon.batch_size, or give stream_gib=1 (streams beyond it lie on disk), "
     "stream_dtype=bfloat16, offload=true (a language model one block at a time)"
+)
+# A GPU has one block at a time anyway, and nothing is spilled from it.
+ON_GPU = (
+    "lower recon.batch_size, or give stream_device=cpu (streams in the CPU's memory), "
+    "stream_dtype=bfloat16, a GPU with more memory"
 )
 # What has no exception of its own: torch's allocator on the CPU, and for page-locked memory, and
 # the libraries on a GPU.
@@ -32,8 +38,10 @@ def is_shortage(error: BaseException) -> bool:
 
 
 @contextmanager
-def explained(where: str, device: torch.device) -> Iterator[None]:
+def explained(where: str, device: torch.device, advice: str | None = None) -> Iterator[None]:
     """Turn a shortage of memory in the context into one line that says where.
+
+    advice is what helps there, where that is not what helps a block at work on device.
 
     Raises:
         ValueError: names where, how much was free, and which options help.
@@ -43,7 +51,7 @@ def explained(where: str, device: torch.device) -> Iterator[None]:
     except (MemoryError, RuntimeError, OSError) as error:
         if not is_shortage(error):
             raise
-        raise ValueError(shortage(where, device)) from error
+        raise ValueError(shortage(where, device, advice)) from error
 
 
 def free_on(device: torch.device) -> int | None:
@@ -55,13 +63,14 @@ def free_on(device: torch.device) -> int | None:
     return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
-def shortage(where: str, device: torch.device) -> str:
+def shortage(where: str, device: torch.device, advice: str | None = None) -> str:
     """Return the line about a shortage of memory at where."""
     free = free_on(device)
     if free is None:
         free = free_bytes()
     left = "" if free is None else f" ({free / 2**30:.2f} GiB were free on {device.type})"
-    return f"{where}: out of memory{left}; {ADVICE}"
+    advice = advice or (ON_GPU if device.type == "cuda" else ADVICE)
+    return f"{where}: out of memory{left}; {advice}"
 
 
 def free_bytes() -> int | None:
@@ -79,6 +88,16 @@ def free_bytes() -> int | None:
     except (OSError, KeyError):
         return None
     return min(free)
+
+
+def forget_dead() -> None:
+    """Free what a run has left that is done: networks and their hooks hold on to each other.
+
+    Until Python looks for such rings they stay in memory, on a GPU beside the next run's.
+    """
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # for others on the card, and for torch in larger pieces
 
 
 def give_back() -> None:

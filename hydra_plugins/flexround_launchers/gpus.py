@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import logging
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -23,7 +25,7 @@ NAME = re.compile(r"\d+|GPU-[0-9a-fA-F-]+|MIG-[\w/-]+")
 CARD = re.compile(r"GPU \d+: .*\(UUID: (GPU-[^)]+)\)")
 PART = re.compile(r"\s+MIG .*: (MIG-[^)]+)\)")
 SECONDS = 20
-GPU = "gpu-"  # begins the names of the files that say which GPUs are taken
+log = logging.getLogger(__name__)
 
 _held: list[IO[str]] = []  # the lock of this process's GPU, as long as it lives
 
@@ -80,20 +82,38 @@ def shares(gpus: Sequence[str], processes: int) -> str:
     )
 
 
-def take(gpus: Sequence[str], folder: Path) -> None:
-    """Have this process see one of gpus alone, that of the first free place in folder.
+def take(gpus: Sequence[str]) -> None:
+    """Have this process see one of gpus alone, one that the fewest others have.
 
-    A place is a locked file, free again when its process has ended, however that was.
+    A GPU is taken by a locked file, whichever sweep of the user's it is for, free again when its
+    process has ended, however that was.
     """
     if not gpus or _held:
         return
-    for place in itertools.count():
-        file = open(folder / f"{GPU}{place}", "a")  # noqa: SIM115  held until the process ends
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            continue
-        _held.append(file)
-        os.environ[VISIBLE] = gpus[place % len(gpus)]
-        return
+    folder = Path(tempfile.gettempdir(), f"flexround-gpus-{os.getuid()}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        places = ((gpu, place) for place in itertools.count() for gpu in gpus)
+        for gpu, place in places:
+            if (file := _locked(folder / f"{gpu.replace('/', '-')}.{place}")) is not None:
+                _held.append(file)
+                break
+    except OSError as error:
+        gpu = gpus[os.getpid() % len(gpus)]  # those that start together have numbers in a row
+        log.warning(
+            "GPUs can't be kept apart by locks in %s (%s): one may be shared", folder, error
+        )
+    os.environ[VISIBLE] = gpu
+
+
+def _locked(path: Path) -> IO[str] | None:
+    """Return the file at path, locked until it is closed; None where another process has it."""
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return file

@@ -6,7 +6,6 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
@@ -145,7 +144,7 @@ def _job(site: Site, own: Sequence[str], *job: Any) -> tuple[int, JobReturn]:
     """Run one job in a process of the pool, on one of the GPUs called own."""
     with at_work(site):
         if os.getpid() != site.launcher:
-            gpus.take(own, Path(site.folder))
+            gpus.take(own)
         return _run_job(*job)
 
 

@@ -21,7 +21,6 @@ from typing import Any
 
 from flexround.utils import leaving
 from flexround.utils.processes import start_of
-from hydra_plugins.flexround_launchers.gpus import GPU
 
 # Seconds that workers have to give back what they hold, then to wait for one another.
 PATIENCE, LINGER = 5.0, 3.0
@@ -59,15 +58,14 @@ class Workers:
     ) -> None:
         self._held.close()
         self._clear()
-        with suppress(OSError):  # the pool's processes live on and hold their GPUs in it
+        with suppress(OSError):  # a process has said something meanwhile
             self._folder.rmdir()
 
     def _clear(self) -> None:
-        """Remove what is said there of processes; which GPU one has holds for its life."""
+        """Remove what is said there of processes."""
         with suppress(OSError):  # gone, or a server's
             for path in self._folder.iterdir():
-                if not path.name.startswith(GPU):
-                    path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
     def end(self) -> None:
         """End them all, by SIGKILL those that do not listen."""

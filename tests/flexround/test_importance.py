@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from flexround import importance
 from flexround.grid import Grid, PerChannel, PerGroup
 from flexround.importance import ImportanceSearch
 from flexround.levels import NF4
@@ -148,3 +149,13 @@ def test_a_convolution_is_refused_by_name():
             adapter(), calibration(), quantizer=RTN, grid=Grid(4, True, PerChannel()),
             ranges=ImportanceSearch(), generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
+
+
+def test_a_gpu_searches_in_pieces_that_are_worth_a_launch(monkeypatch):
+    """32 times the CPU's; meta tensors stand for those of a GPU."""
+    seen = []
+    monkeypatch.setattr(importance, "_best", lambda v, *_: seen.append(len(v)) or v[:, :1])
+    for device, pieces in (("cpu", [2, 2, 1]), ("meta", [5])):
+        seen.clear()
+        ImportanceSearch()(torch.empty(5, 1 << 19, device=device), Grid(2, True, PerChannel()))
+        assert seen == pieces

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,25 +85,26 @@ def test_more_runs_than_gpus_are_told_of():
 
 TAKE = """
 import os, sys
-from pathlib import Path
 from hydra_plugins.flexround_launchers import gpus
-gpus.take(["GPU-a", "GPU-b"], Path(sys.argv[1]))
-gpus.take(["GPU-a", "GPU-b"], Path(sys.argv[1]))
+gpus.take(sys.argv[1:])
+gpus.take(sys.argv[1:])
 print(os.environ["CUDA_VISIBLE_DEVICES"], "torch" in sys.modules, flush=True)
 sys.stdin.read()
 """
 
 
+def taking(folder, names):
+    """Return a process that takes one of the GPUs called so, and what it says of it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", TAKE, *names], env=environment, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return process, process.stdout.readline().split()
+
+
 def test_each_process_has_its_own_and_a_dead_ones_is_taken_again(tmp_path):
-    command = [sys.executable, "-c", TAKE, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-
-    def start():
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        return process, process.stdout.readline().split()
-
+    start = partial(taking, tmp_path, ["GPU-a", "GPU-b"])
     processes, seen = zip(*[start() for _ in range(3)], strict=True)
     assert seen == (["GPU-a", "False"], ["GPU-b", "False"], ["GPU-a", "False"])
     processes[1].kill()
@@ -118,13 +120,9 @@ def test_processes_that_outlive_a_batch_keep_their_gpus(tmp_path):
 
     def batch(seen):
         with Workers(SimpleNamespace(_backend=None), str(tmp_path)) as workers:
-            folder = Path(workers.site.folder)
-            (folder / "123").touch()  # a process that says it is done
-            process = subprocess.Popen(
-                [sys.executable, "-c", TAKE, str(folder)], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-            )  # fmt: skip
-            seen.append(process.stdout.readline().split()[0])
+            (Path(workers.site.folder) / "123").touch()  # a process that says it is done
+            process, own = taking(tmp_path, ["GPU-a", "GPU-b"])
+            seen.append(own[0])
         return process
 
     seen = []
@@ -132,7 +130,24 @@ def test_processes_that_outlive_a_batch_keep_their_gpus(tmp_path):
     assert seen == ["GPU-a", "GPU-b"]
     for process in processes:
         process.communicate("")
-    assert sorted(path.name for path in (tmp_path / ".workers").iterdir()) == ["gpu-0", "gpu-1"]
+    assert not (tmp_path / ".workers").exists()
+
+
+def test_sweeps_at_one_time_keep_their_runs_apart(tmp_path):
+    """Each sees some of the machine's GPUs; the one that both see is taken by the first."""
+    first, one = taking(tmp_path, ["GPU-b", "GPU-c"])
+    second, other = taking(tmp_path, ["GPU-b", "MIG-c/1/0"])
+    assert (one[0], other[0]) == ("GPU-b", "MIG-c/1/0")
+    for process in (first, second):
+        process.communicate("")
+
+
+def test_without_locks_a_gpu_is_taken_all_the_same(tmp_path):
+    """A file stands where the folder would; file systems without locks are told alike."""
+    (tmp_path / f"flexround-gpus-{os.getuid()}").touch()
+    process, own = taking(tmp_path, ["GPU-a", "GPU-b"])
+    assert own[0] in ("GPU-a", "GPU-b")
+    assert "one may be shared" in process.communicate("")[1]
 
 
 def test_a_sweeps_runs_see_one_gpu_each(machine, cli, tmp_path):

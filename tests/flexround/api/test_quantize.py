@@ -24,6 +24,7 @@ from experiment.config import composed
 from flexround.api import presets, rules
 from flexround.api import quantize as call
 from flexround.artifact.file_format import read
+from flexround.utils.tensor_float32 import tensor_float32
 from results.records.store import Store
 from scripts.presets import FILE, text
 from tasks.language.tiny_families import config_of
@@ -746,3 +747,19 @@ def test_masks_beside_tokens_are_asked_for_by_name(rest: int) -> None:
     ids = torch.ones(8, 16, dtype=torch.long)
     with pytest.raises(ValueError, match=r"given as a dict: \{'input_ids'"):
         flexround.quantize(mlp(8, 4), DataLoader(TensorDataset(ids, *[ids] * rest), 4))
+
+
+def test_transforms_are_in_float32_whatever_the_caller_takes(monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    net = transformers.AutoModelForCausalLM.from_config(config_of("llama"))
+    ids = torch.randint(0, 100, (8, 16), generator=torch.Generator().manual_seed(0))
+    seen = []
+    monkeypatch.setattr(
+        "flexround.transforms.hadamard.Hadamard.__call__",
+        lambda *_: seen.append(torch.backends.cuda.matmul.allow_tf32) or {},
+    )
+    with tensor_float32(True):
+        flexround.quantize(net, ids, method="rtn", bits=4, options={"transform": "hadamard"})
+        assert torch.backends.cuda.matmul.allow_tf32
+    assert seen == [False]

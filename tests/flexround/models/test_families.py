@@ -156,13 +156,16 @@ def test_single_experts_compute_what_the_fused_mixture_does(family):
     ids=["mixtral", "gpt_oss", "nemotron"],
 )
 def test_every_layout_of_a_fused_mixture_is_taken_apart(flags, shape):
-    """The three layouts of transformers' integrations/moe.py, by its own batched forward pass."""
+    """The three layouts of transformers' integrations/moe.py, by its own batched forward pass.
+
+    Versions up to 5.17 do not say whether there is a norm behind each expert, which none had.
+    """
     from transformers.integrations.moe import batched_mm_experts_forward
 
     from flexround.models.experts import split_experts
 
     class Fused(nn.Module):
-        num_experts, has_post_expert_norm, is_concatenated = 3, False, True
+        num_experts, is_concatenated = 3, True
         config = transformers.PreTrainedConfig()
         _is_expert_parallel = False
 
@@ -184,7 +187,11 @@ def test_every_layout_of_a_fused_mixture_is_taken_apart(flags, shape):
             return self.act_fn(gate) * up
 
         def forward(self, hidden, index, weights):
-            return batched_mm_experts_forward(self, hidden, index, weights)
+            self.has_post_expert_norm = False  # which this version of transformers asks for
+            try:
+                return batched_mm_experts_forward(self, hidden, index, weights)
+            finally:
+                del self.has_post_expert_norm
 
     torch.manual_seed(0)
     model = nn.Sequential(Fused()).requires_grad_(False)
@@ -194,6 +201,24 @@ def test_every_layout_of_a_fused_mixture_is_taken_apart(flags, shape):
     split_experts(model)
     assert all(p.dim() <= 2 for p in model.parameters())
     torch.testing.assert_close(model[0](hidden, index, weights), expected)
+
+
+def test_an_experts_rows_are_in_the_order_of_places_and_tokens():
+    """As of the places k that name it one after the other, of each the tokens in their order."""
+    from flexround.models.experts import Expert, Experts
+
+    torch.manual_seed(0)
+    names = ("up", "down")
+    experts = Experts(
+        [Expert(nn.Linear(8, 8), nn.Linear(8, 8), names) for _ in range(5)], nn.ReLU()
+    )
+    index = torch.rand(9, 5).topk(3).indices
+    index[index == 2] = 6  # nobody's, and expert 2 without a token
+    experts(torch.randn(9, 8), index, torch.rand(9, 3))
+    for number in (0, 1, 3, 4):
+        expected = torch.where(index.T.eq(number))[1]
+        assert torch.equal(experts[number].tokens, expected)
+    assert not hasattr(experts[2], "tokens")
 
 
 def starved():
@@ -316,8 +341,11 @@ def test_layers_are_left_by_name_or_pattern(entry):
     names = [f"model.layers.{i}.self_attn.k_proj" for i in (0, 1)]
     assert adapter.coverage().left == tuple(f"{name}.weight" for name in names)
     assert not any(name in adapter.layers() for name in names)
-    sites = [m for b in adapter.blocks() for s in b.sites for m in s.modules]
-    assert not any(m is adapter.model.get_submodule(name) for m in sites for name in names)
+    sites = [s for b in adapter.blocks() for s in b.sites]
+    own = [adapter.model.get_submodule(name) for name in names]
+    # What they take is no site; what they give to the cache is one, whatever their weights are.
+    assert [s.role for s in sites if set(own) & set(s.modules)] == ["kv", "kv"]
+    assert sum(s.role == "kv" for s in sites) == 2 * 2
     whole = LanguageAdapter(network("llama"), EXAMPLE, CPU).coverage()
     assert whole.quantized - adapter.coverage().quantized == 2 * 32 * 64
 

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flexround.attach import attach, freeze
 from flexround.grid import Grid, PerChannel, PerTensor
@@ -15,6 +16,7 @@ from flexround.quantizers.lrq import LRQ, rank_of
 from flexround.ranges import MinMax
 from flexround.reconstruction.optimize import scheduled
 from flexround.structure import Layer
+from flexround.utils.tensor_float32 import tensor_float32
 from tests.flexround.quantizers.methods import METHODS, activations, shaken, symmetries, weight_of
 
 RANK3 = METHODS["lrq"]
@@ -69,6 +71,21 @@ def test_a_full_rank_divisor_expresses_what_flexrounds_does():
     torch.testing.assert_close(lrq(weight), flexround(weight))
     lrq.l2.data[:, 3:] = 0
     assert not torch.allclose(lrq(weight), flexround(weight)), "rank 3 is not enough"
+
+
+def test_its_divisor_is_a_product_in_float32_whatever_iterations_take():
+    weight, seen = linear(), []
+    q = RANK3(weight, grid=Grid(4, True, PerTensor()), ranges=MinMax())
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "mm" in str(func):
+                seen.append(torch.backends.cuda.matmul.allow_tf32)
+            return func(*args, **(kwargs or {}))
+
+    with tensor_float32(True), torch.no_grad(), Products():
+        q(weight)
+    assert seen == [False]
 
 
 def test_training_reduces_the_layers_error():

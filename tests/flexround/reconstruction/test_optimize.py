@@ -13,10 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flexround.quantizers import adam
 from flexround.quantizers.adam import joined
 from flexround.quantizers.flexround import FlexRound
-from flexround.reconstruction import optimize
 from flexround.reconstruction.optimize import UnitOptimizer
 from tests.flexround.reconstruction.test_reconstruction import (
-    CPU,
     GRID,
     METHODS,
     RANGES,
@@ -100,36 +98,3 @@ def test_a_parameter_that_is_learned_by_no_gradient_is_told():
             adapter(), calibration(), quantizer=made, grid=GRID, ranges=RANGES,
             generator=torch.Generator().manual_seed(0), callbacks=(),
         )  # fmt: skip
-
-
-def test_a_gpu_is_at_most_two_iterations_behind(monkeypatch):
-    """What is asked for as iteration n + 2 is, waits for iteration n; before that nothing waits."""
-    told = []
-
-    class Event:
-        def __init__(self, iteration):
-            self.iteration = iteration
-
-        def synchronize(self):
-            told.append(f"{self.iteration} is done")
-
-    class Stream:
-        def record_event(self):
-            told.append("asked")
-            return Event(told.count("asked"))
-
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
-    pace = optimize.Pace()
-    for _ in range(5):
-        pace.step(torch.device("cuda:0"))
-    assert optimize.BEHIND == 2
-    assert told == [
-        "asked", "asked", "asked", "1 is done", "asked", "2 is done", "asked", "3 is done",
-    ]  # fmt: skip
-
-
-def test_a_run_keeps_pace_once_an_iteration(monkeypatch):
-    seen = []
-    monkeypatch.setattr(optimize.Pace, "step", lambda self, device: seen.append(device))
-    quantize(SHORT, "flexround")
-    assert seen == [CPU] * UNITS * SHORT.iters

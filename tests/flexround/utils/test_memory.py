@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import resource
+import weakref
 
 import pytest
 import torch
 
+from flexround.activations.hooks import Activations
 from flexround.quantizers.rtn import RTN
 from flexround.reconstruction.layerwise import Solve
 from flexround.utils import memory
 from flexround.utils.memory import explained, free_bytes, is_shortage
+from tests.conftest import TINY
+from tests.flexround.reconstruction.test_end_to_end import SHORT as END_TO_END
+from tests.flexround.reconstruction.test_end_to_end import quantized
 from tests.flexround.reconstruction.test_reconstruction import (
     GRID,
     RANGES,
@@ -20,7 +26,7 @@ from tests.flexround.reconstruction.test_reconstruction import (
 )
 from tests.flexround.solvers.test_solvers import CYCLIC
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
@@ -89,10 +95,50 @@ def test_the_gpu_is_asked_what_it_has(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 8 * 2**30)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: int(7.5 * 2**30))
     with (
-        pytest.raises(ValueError, match=r"block 7: out of memory \(3\.50 GiB were free on cuda\)"),
+        pytest.raises(
+            ValueError, match=r"block 7: out of memory \(3\.50 GiB were free on cuda\); "
+        ) as told,
         explained("block 7", torch.device("cuda")),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
+    # What spills the CPU's streams does nothing for a GPU's.
+    assert "stream_device=cpu" in str(told.value)
+    assert "stream_gib" not in str(told.value)
+    with (
+        pytest.raises(ValueError, match=r"on cuda\); less of it"),
+        explained("it", GPU, "less of it"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_what_a_run_has_left_is_gone_before_the_next(cli, monkeypatch):
+    """Hooks on layers hold their layers: without a look for such rings they outlive the run."""
+    left = []
+    leave_on = Activations.leave_on
+
+    def kept(self):
+        left.append(weakref.ref(self))
+        leave_on(self)
+
+    monkeypatch.setattr(Activations, "leave_on", kept)
+    gc.disable()
+    try:
+        told = cli(*TINY, "quant=rtn", "activation=static_per_tensor", "num_samples=64")
+    finally:
+        gc.enable()
+    assert told.status == 0, told.err
+    assert [ref() for ref in left] == [None]
+
+
+def test_scales_end_to_end_tell_what_helps_them(monkeypatch):
+    def short(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("flexround.reconstruction.reconstruction.learn_end_to_end", short)
+    with pytest.raises(
+        ValueError, match=r"end to end: out of memory.*; lower recon.e2e_batch_size"
+    ):
+        quantized(END_TO_END)
 
 
 def test_other_errors_pass():
