@@ -25,6 +25,7 @@ from results.records.store import Store
 from tasks.language import hub
 from tasks.vision import checkpoints
 from tests.conftest import TINY
+from tests.experiment.test_configs import composed
 
 RTN = (*TINY, "quant=rtn", "bits=8", "num_samples=32")
 TEXT = ("model=tiny_llama", "task=text", "quant=rtn")
@@ -421,12 +422,36 @@ def test_static_ranges_have_a_version_where_a_network_has_more_of_them_than_befo
         assert versions.with_versions(node)["activation"].get("_version_") == version
 
 
-def test_timms_images_have_a_version_where_their_resize_was_rounded_up():
-    def version(task, library, name, resize=None):
-        settings = {"_target_": task, "preprocessing": {"resize": resize}}
-        node = {"task": settings, "model": {"library": library, "name": name}}
-        return versions.with_versions(node)["task"].get("_version_")
+def image_version(task, library, name, **given):
+    """Return the version of how images are prepared, of settings with the sizes given."""
+    settings = {"_target_": task, "preprocessing": {"resize": None, "crop": None} | given}
+    node = {"task": settings, "model": {"library": library, "name": name}}
+    return versions.with_versions(node)["task"].get("_version_")
 
+
+def test_timms_images_have_a_version_where_timm_tests_at_another_size_than_it_trains():
+    tested = ("ImageNet", "timm", "resnet26d")
+    assert image_version(*tested) == image_version(*tested, resize=256) == 4
+    assert image_version(*tested, crop=224) == 4
+    assert image_version(*tested, resize=256, crop=224) == 3, "nothing of the sizes is timm's"
+
+
+def test_a_text_whose_rows_are_stripped_has_a_version_where_its_file_was_read_as_it_stands(
+    tmp_path,
+):
+    def version(*given):
+        cfg = composed("model=opt_125m", *given)
+        return identity(cfg)["task"].get("_version_")
+
+    local = f"data_dir={tmp_path}"
+    assert version("task=ptb", "protocol=file", local) == 2
+    assert version("task=ptb", "protocol=file") is None, "the hub's text has not changed"
+    assert version("task=ptb", local) is None, "of rows, which have not"
+    assert version("task=wikitext2", "protocol=file", local) is None, "a file as it stands"
+
+
+def test_timms_images_have_a_version_where_their_resize_was_rounded_up():
+    version = image_version
     deit = ("timm", "deit_tiny_patch16_224.fb_in1k")
     assert version("ImageNet", *deit) == 2
     assert version("ImageNet", *deit, resize=249) is None, "as it was asked for"
@@ -442,3 +467,20 @@ def test_a_renamed_record_of_before_is_no_run_of_a_raised_version(tmp_path):
     assert today["quant"] == {"_target_": "SignRound", "_version_": 2}
     assert today["recon"] == node["recon"]
     assert run_id(today) != run_id(node)
+
+
+def test_what_had_another_meaning_for_some_networks_has_a_version_for_them():
+    def versions_of(name, task="LanguageModeling", leave=()):
+        node = {
+            "task": {"_target_": task},
+            "model": {"_target_": "LanguageModel", "name": name, "leave": list(leave)},
+            "transform": {"_target_": "AWQ", "clip": True},
+            "allocation": {"_target_": "DeltaLoss"},
+            "activation": {"_target_": "DynamicPerToken", "kv_bits": 8},
+        }
+        found = versions.with_versions(node)
+        return [found[g].get("_version_") for g in ("transform", "allocation", "activation")]
+
+    assert versions_of("smollm2_135m") == [None, 2, None]
+    assert versions_of("phi3_mini", "WebNLG") == [2, 3, None]
+    assert versions_of("tiny_llama", leave=["*.v_proj"]) == [None, 2, 2]
