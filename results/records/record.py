@@ -64,7 +64,7 @@ class Record:
             before it was kept, and of runs that failed before it was known.
         bits_per_layer: the bits of each layer where bits_per_layer= or allocation= was given; as
             that option they repeat the run.
-        sensitivity: the scores by layer and bits that allocation= chose by.
+        sensitivity: the scores by layer and bits that allocation= has measured and chosen by.
         settings: the composed configuration that run_id is a hash of: classes by their names, files
             and folders by the digest of what they hold.
         places: where the files and folders were that settings have digests of, by dotted name.
