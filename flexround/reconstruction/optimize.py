@@ -137,7 +137,7 @@ class UnitOptimizer:
     def _read(self, iteration: int, loss: Tensor, error: Tensor) -> float:
         # One wait for a GPU, not one for each of them.
         both = torch.stack([loss.detach().double(), error.detach().double()]).cpu()
-        whole, value = (float(one) for one in both)
+        whole, value = float(both[0]), float(both[1])
         if not math.isfinite(whole):
             raise ValueError(
                 f"block {self.name}: the loss is {whole} at iteration {iteration}; "

@@ -91,12 +91,13 @@ def free_bytes() -> int | None:
 
 
 def forget_dead() -> None:
-    """Free what a run has left that is done: networks and their hooks hold on to each other.
+    """Free what a run that is done has left on a GPU: networks and hooks hold on to each other.
 
-    Until Python looks for such rings they stay in memory, on a GPU beside the next run's.
+    Until Python looks for such rings they stay there beside the next run's. To look takes a second,
+    which a CPU's memory is not worth.
     """
-    gc.collect()
     if torch.cuda.is_initialized():
+        gc.collect()
         torch.cuda.empty_cache()  # for others on the card, and for torch in larger pieces
 
 

@@ -13,7 +13,7 @@ from flexround.activations.hooks import Activations
 from flexround.quantizers.rtn import RTN
 from flexround.reconstruction.layerwise import Solve
 from flexround.utils import memory
-from flexround.utils.memory import explained, free_bytes, is_shortage
+from flexround.utils.memory import explained, forget_dead, free_bytes, is_shortage
 from tests.conftest import TINY
 from tests.flexround.reconstruction.test_end_to_end import SHORT as END_TO_END
 from tests.flexround.reconstruction.test_end_to_end import quantized
@@ -121,6 +121,7 @@ def test_what_a_run_has_left_is_gone_before_the_next(cli, monkeypatch):
         leave_on(self)
 
     monkeypatch.setattr(Activations, "leave_on", kept)
+    monkeypatch.setattr("experiment.execute.forget_dead", gc.collect)  # what it does with a GPU
     gc.disable()
     try:
         told = cli(*TINY, "quant=rtn", "activation=static_per_tensor", "num_samples=64")
@@ -128,6 +129,24 @@ def test_what_a_run_has_left_is_gone_before_the_next(cli, monkeypatch):
         gc.enable()
     assert told.status == 0, told.err
     assert [ref() for ref in left] == [None]
+
+
+def test_a_gpu_is_given_back_what_is_held_in_a_ring_alone(monkeypatch):
+    class Ring:
+        def __init__(self):
+            self.own = self
+
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(ring() is None))
+    gc.disable()
+    try:
+        ring = weakref.ref(Ring())
+        assert ring() is not None
+        forget_dead()
+    finally:
+        gc.enable()
+    assert emptied == [True], "what is dead, and then what torch keeps of it"
 
 
 def test_scales_end_to_end_tell_what_helps_them(monkeypatch):
