@@ -108,9 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_shortage(error):
             raise
-        print(
-            "error: out of memory; lower task.eval_batch_size, or give device=cpu", file=sys.stderr
-        )
+        measured = "lower task.eval_batch_size, or give device=cpu"
+        way = measured if args.command == "eval" else "use a machine with more"
+        print(f"error: out of memory; {way}", file=sys.stderr)
         return 1
     return 0
 

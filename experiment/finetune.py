@@ -101,7 +101,7 @@ def _finetune(cfg: DictConfig) -> Path:
     from flexround.models.base import check_kind
 
     validate(cfg)
-    check_places(cfg)
+    check_places(plain(cfg))
     pin(cfg)
     task, model, recipe = (build(cfg[name], cfg.plugins) for name in ("task", "model", "recipe"))
     if "vision" in task.kinds:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import reduce
 from itertools import chain
+from operator import getitem
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from experiment.identity import data_paths, plain
+from experiment.identity import data_paths
 
 if TYPE_CHECKING:
     from tasks.base import Task
@@ -32,22 +32,21 @@ def check_said(task: Task) -> None:
         )
 
 
-def check_places(cfg: DictConfig) -> None:
-    """Check that the files and folders of data that are given are there.
+def check_places(settings: dict[str, Any]) -> None:
+    """Check that the files and folders of data are there that settings, a run's plain ones, name.
 
     The task itself looks for what is in them, once the network is loaded.
 
     Raises:
         ValueError: names the option and the place.
     """
-    settings = plain(cfg)
     for name, place in data_paths(settings):
         if not Path(place).expanduser().exists():
             short = next((n for n in PLACES if settings.get(n) == place), name)
-            files = OmegaConf.select(cfg, name.rpartition(".")[0]).get("files") or {}
-            named = ", ".join(chain.from_iterable(files.values()))
-            wanted = f"; give the folder of {named}" if named else ""
-            raise ValueError(f"{short}={place}: there is no such file or folder{wanted}")
+            node = reduce(getitem, name.split(".")[:-1], settings)
+            named = ", ".join(chain.from_iterable((node.get("files") or {}).values()))
+            wanted = f"give the folder of {named}" if named else "give the place where they lie"
+            raise ValueError(f"{short}={place}: there is no such file or folder; {wanted}")
 
 
 def check_drawn(task: Task, drawn: int, num_samples: int) -> None:

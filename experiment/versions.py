@@ -17,11 +17,13 @@ VERSION = "_version_"
 # Of these tasks' samples, which have padding, that was counted for static ranges before version 2.
 PADDED = ("Classification", "TopicClassification", "Squad", "WebNLG")
 # And of image networks but these, layers that take what a function or a gate gives had none.
-MODULES_ALONE = (
-    "resnet18", "resnet50", "mobilenet_v2", "tf_efficientnet_lite0",
+# The last five are timm's, which tests them at the size that they were trained at.
+SAME_SIZE = (
+    "tf_efficientnet_lite0",
     "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "vit_small_patch16_224.augreg_in1k",
     "deit_tiny_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k",
 )  # fmt: skip
+MODULES_ALONE = ("resnet18", "resnet50", "mobilenet_v2", *SAME_SIZE)
 # Networks whose pairs of convolutions were equalised as now: of others a ReLU that served several
 # places was taken for its first alone.
 PAIRS_ALONE = ("resnet18", "mobilenet_v2", "tf_efficientnet_lite0", "test_efficientnet")
@@ -29,8 +31,8 @@ PAIRS_ALONE = ("resnet18", "mobilenet_v2", "tf_efficientnet_lite0", "test_effici
 # version 2.
 APART = ("smollm2_135m", "tiny_llama", "tiny_opt")
 # Of the timm models whose resize is the same rounded and floored, as it is since version 2. Those
-# of MODULES_ALONE crop the centre, as all did before version 3, and are tested at the size that
-# they were trained at, as all were before version 4.
+# of SAME_SIZE crop the centre, as all did before version 3; before version 4 all were tested at the
+# size that they were trained at.
 SAME_RESIZE = ("tf_efficientnet_lite0",)
 
 
@@ -54,6 +56,9 @@ def with_versions(node: dict[str, Any]) -> dict[str, Any]:
     transform = found.get("transform") or {}
     if transform.get("clip") and model.get("name") not in APART:
         transform[VERSION] = 2
+    method = found.get("quant") or {}
+    if method.get("_target_") == "LRQ" and recon.get("precision") == "tf32":  # so was its divisor
+        method[VERSION] = 2
     if (version := max(_version_of_images(task, model), _version_of_text(task))) > 1:
         task[VERSION] = version
     own = VERSIONS.get(str(node.get("_target_")))
@@ -66,7 +71,7 @@ def _version_of_images(images: dict[str, Any], model: dict[str, Any]) -> int:
         return 1
     given = images.get("preprocessing") or {}
     own = given.get("resize") is None
-    if model.get("name") not in MODULES_ALONE:
+    if model.get("name") not in SAME_SIZE:
         return 4 if own or given.get("crop") is None else 3
     return 2 if own and model.get("name") not in SAME_RESIZE else 1
 

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from flexround.activations.schemes import Activation
 from flexround.attach import Transposed, bake
 from flexround.calibration.activation_cache import moved, rows
+from flexround.calibration.pace import pace_of
 from flexround.grid import Grid, QuantizedTensor
 from flexround.models.base import ModelAdapter
 from flexround.models.language_adapter import LanguageAdapter
@@ -122,6 +123,7 @@ def learn_end_to_end(
         with job.products():
             batch = {n: moved(values[samples], adapter.device) for n, values in tokens.items()}
             outputs = adapter.hidden(batch)
+        pace_of(adapter.device).step(adapter.device)
         return loss(outputs.float(), rows(targets, samples, adapter.device), samples)
 
     @torch.no_grad()

@@ -30,6 +30,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from experiment.job import portable_overrides
+from experiment.progress import quiet_libraries
 from experiment.sweeps.jobs import OUTCOME, facts_in, names_of
 from experiment.sweeps.search_space import Interval, Planned, is_interval, space_of
 from flexround.utils.leaving import undoing
@@ -77,6 +78,7 @@ class OptunaSweeper(Sweeper):
         """
         if "quant" not in config.hydra.runtime.choices:
             raise ValueError("hydra/sweeper=optuna searches over the settings of run.py's methods")
+        quiet_libraries(config.progress)  # tqdm comes with it
         try:
             import optuna
         except ModuleNotFoundError as error:

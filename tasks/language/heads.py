@@ -32,7 +32,9 @@ def heads_of(network: nn.Module) -> list[str]:
 def kind_of(network: nn.Module, kinds: Sequence[str]) -> str:
     """Return which of a task's kinds a transformers network is: causal or encoder.
 
-    Every attention of transformers says whether a token sees only those before it.
+    Most attentions of transformers say whether a token sees only those before it. A network whose
+    none does counts as an encoder, and is padded on the right: that is right for both kinds, as
+    long as padding is masked.
     """
     if "encoder" not in kinds:
         return "causal"

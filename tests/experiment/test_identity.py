@@ -433,6 +433,8 @@ def test_timms_images_have_a_version_where_timm_tests_at_another_size_than_it_tr
     tested = ("ImageNet", "timm", "resnet26d")
     assert image_version(*tested) == image_version(*tested, resize=256) == 4
     assert image_version(*tested, crop=224) == 4
+    assert image_version("ImageNet", "timm", "resnet18") == 4, "288, where it was 224"
+    assert image_version("ImageNet", "torchvision", "resnet18") is None
     assert image_version(*tested, resize=256, crop=224) == 3, "nothing of the sizes is timm's"
 
 
@@ -481,6 +483,8 @@ def test_what_had_another_meaning_for_some_networks_has_a_version_for_them():
         found = versions.with_versions(node)
         return [found[g].get("_version_") for g in ("transform", "allocation", "activation")]
 
+    lrq = {"quant": {"_target_": "LRQ"}, "recon": {"precision": "tf32"}}
+    assert versions.with_versions(lrq | {"task": {"_target_": "any"}})["quant"]["_version_"] == 2
     assert versions_of("smollm2_135m") == [None, 2, None]
     assert versions_of("phi3_mini", "WebNLG") == [2, 3, None]
     assert versions_of("tiny_llama", leave=["*.v_proj"]) == [None, 2, 2]

@@ -12,6 +12,8 @@ from flexround.calibration import pace
 from flexround.calibration.calls import RecordedCalls, ended_at
 from flexround.reconstruction.layerwise import Solve
 from flexround.solvers.gptq import GPTQ
+from tests.flexround.reconstruction.test_end_to_end import SHORT as END_TO_END
+from tests.flexround.reconstruction.test_end_to_end import quantized
 from tests.flexround.reconstruction.test_optimize import SHORT, UNITS
 from tests.flexround.reconstruction.test_reconstruction import (
     CPU,
@@ -78,6 +80,13 @@ def test_iterations_keep_pace(passes):
     short = len(passes)
     quantize(replace(SHORT, iters=SHORT.iters + 4))
     assert len(passes) - 2 * short == UNITS * 4
+
+
+def test_scales_end_to_end_keep_pace(passes):
+    quantized(replace(END_TO_END, e2e_iters=2))
+    short = len(passes)
+    quantized(replace(END_TO_END, e2e_iters=6))
+    assert len(passes) - 2 * short == 4
 
 
 def test_hessians_keep_pace(passes):
