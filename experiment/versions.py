@@ -14,15 +14,15 @@ VERSIONS = {
     "SignRound": 2, "GPTQ": 2, "CDQuant": 2, "ImportanceSearch": 3, "Hadamard": 2, "DeltaLoss": 2,
 }  # fmt: skip
 VERSION = "_version_"
-# Of these tasks' samples, which have padding, that was counted for static ranges before version 2.
-PADDED = ("Classification", "TopicClassification", "Squad", "WebNLG")
-# And of image networks but these, layers that take what a function or a gate gives had none.
-# The last five are timm's, which tests them at the size that they were trained at.
+# Of timm's networks, which it tests at the size that they were trained at.
 SAME_SIZE = (
     "tf_efficientnet_lite0",
     "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "vit_small_patch16_224.augreg_in1k",
     "deit_tiny_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k",
 )  # fmt: skip
+# Of these tasks' samples, which have padding, that was counted for static ranges before version 2.
+PADDED = ("Classification", "TopicClassification", "Squad", "WebNLG")
+# And of image networks but these, layers that take what a function or a gate gives had none.
 MODULES_ALONE = ("resnet18", "resnet50", "mobilenet_v2", *SAME_SIZE)
 # Networks whose pairs of convolutions were equalised as now: of others a ReLU that served several
 # places was taken for its first alone.
@@ -54,7 +54,8 @@ def with_versions(node: dict[str, Any]) -> dict[str, Any]:
     if activation.get("kv_bits") and model.get("leave"):  # what it named had no quantized cache
         activation[VERSION] = activation.get(VERSION, 1) + 1
     transform = found.get("transform") or {}
-    if transform.get("clip") and model.get("name") not in APART:
+    cuts = transform.get("_target_") == "AWQ" and transform["clip"]
+    if cuts and model.get("name") not in APART:
         transform[VERSION] = 2
     method = found.get("quant") or {}
     if method.get("_target_") == "LRQ" and recon.get("precision") == "tf32":  # so was its divisor

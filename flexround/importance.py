@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flexround.grid import Grid
-from flexround.ranges import ON_GPU, SCALE_FLOOR
+from flexround.ranges import SCALE_FLOOR, together
 
 PART = 1 << 20  # weights searched at once on a CPU
 
@@ -55,8 +55,7 @@ class ImportanceSearch:
                 "ranges=lp"
             )
         weighed = self._weights(values)
-        together = PART if values.device.type == "cpu" else ON_GPU
-        rows = max(1, together // values.shape[1])
+        rows = max(1, together(values, PART) // values.shape[1])
         parts = zip(values.split(rows), weighed.split(rows), strict=True)
         scale = torch.cat([_best(part, own, grid) for part, own in parts])
         return scale, torch.zeros_like(scale)

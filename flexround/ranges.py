@@ -154,7 +154,7 @@ class LpSearch2D(LpSearch):
         """Return (scale, zero_point), both [groups, 1], for values [groups, elements]."""
         if grid.symmetric:
             return super().__call__(values, grid)
-        rows = max(1, _together(values) // values.shape[1])
+        rows = max(1, together(values) // values.shape[1])
         found = [self._search(part, grid) for part in values.split(rows)]
         return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
 
@@ -235,9 +235,9 @@ def lp_error(
 
 def _width(values: Tensor) -> int:
     """Return how many elements of every row of values are worked on at a time."""
-    return max(1, _together(values) // values.shape[0])
+    return max(1, together(values) // values.shape[0])
 
 
-def _together(values: Tensor) -> int:
+def together(values: Tensor, on_cpu: int = CHUNK) -> int:
     """Return how many elements of values are worked on at a time."""
-    return CHUNK if values.device.type == "cpu" else ON_GPU
+    return on_cpu if values.device.type == "cpu" else ON_GPU
