@@ -14,6 +14,7 @@ from experiment.config import parsed
 from experiment.errors import FEW
 from experiment.finetuned import FINETUNED
 from experiment.identity import FULL_STREAMS
+from experiment.idle import does_nothing, idle_options
 from experiment.options import filled, parents
 from experiment.options import group as group_of
 from experiment.values import check_every_value
@@ -21,7 +22,6 @@ from flexround.api.rules import (
     check_imatrix,
     check_layer_bits,
     check_moving_zero_point,
-    idle_besides,
 )
 from flexround.calibration.enough import check_enough
 from results.records.given import below
@@ -207,31 +207,6 @@ def _members_taking(name: str, option: str) -> list[str]:
         if not any(below(option, own) for own in lists if isinstance(own, list)):
             taking.append(f"{name}={member}")
     return taking if len(taking) <= FEW else []
-
-
-def idle_options(cfg: DictConfig) -> dict[str, list[str]]:
-    """Return the options that do nothing for what was chosen, by the group that makes them idle."""
-    idle = {group: list(options) for group, options in cfg.idle.items()}
-    if cfg.calibration is not None and "protocol" in cfg.calibration:  # its name cuts the samples
-        rest = [f"protocol.{key}" for key in cfg.protocol if key not in ("_target_", "name")]
-        for group, own in idle.items():
-            if "protocol" in own:
-                idle[group] = [o for o in own if o != "protocol"] + rest
-    language = not str(cfg.model._target_).endswith(".VisionModel")
-    for group, besides in idle_besides(cfg.granularity, language, cfg.clipping).items():
-        idle.setdefault(group, []).extend(besides)
-    return idle
-
-
-def does_nothing(key: str, option: str, cfg: DictConfig) -> bool:
-    """Return whether what key= says does nothing where option does not.
-
-    BRECQ's and QDrop's settings also say from what the first ranges of activations are.
-    """
-    steps = cfg.recon.get("act_steps", "start")
-    if key == option == "recon" and cfg.activation is not None and steps != "start":
-        return False
-    return below(key, [option])
 
 
 def check_preset(recon: str, quant: str) -> None:

@@ -17,11 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiment.artifacts.provenance import check_free, is_of
 from experiment.build import build, check_plugins, validate
-from experiment.checks import check_choices, does_nothing, idle_options
+from experiment.checks import check_choices
 from experiment.conditions import changes, conditions
 from experiment.config import check_keys
 from experiment.environment import check_environment
 from experiment.identity import identity, places, run_id
+from experiment.idle import does_nothing, idle_options
 from experiment.outcome import _in_sweep, write_outcome
 from experiment.recorder import Draft, recording
 from experiment.sweeps.jobs import as_typed, names_of, search_path, sweep_overrides

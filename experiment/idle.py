@@ -1,0 +1,33 @@
+"""Options that do nothing for what was chosen."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from flexround.api.rules import idle_besides
+from results.records.given import below
+
+
+def idle_options(cfg: DictConfig) -> dict[str, list[str]]:
+    """Return the options that do nothing for what was chosen, by the group that makes them idle."""
+    idle = {group: list(options) for group, options in cfg.idle.items()}
+    if cfg.calibration is not None and "protocol" in cfg.calibration:  # its name cuts the samples
+        rest = [f"protocol.{key}" for key in cfg.protocol if key not in ("_target_", "name")]
+        for group, own in idle.items():
+            if "protocol" in own:
+                idle[group] = [o for o in own if o != "protocol"] + rest
+    language = not str(cfg.model._target_).endswith(".VisionModel")
+    for group, besides in idle_besides(cfg.granularity, language, cfg.clipping).items():
+        idle.setdefault(group, []).extend(besides)
+    return idle
+
+
+def does_nothing(key: str, option: str, cfg: DictConfig) -> bool:
+    """Return whether what key= says does nothing where option does not.
+
+    BRECQ's and QDrop's settings also say from what the first ranges of activations are.
+    """
+    steps = cfg.recon.get("act_steps", "start")
+    if key == option == "recon" and cfg.activation is not None and steps != "start":
+        return False
+    return below(key, [option])
