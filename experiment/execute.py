@@ -83,7 +83,7 @@ def _execute(job: Job, threads: int) -> Record:
     quantizer, ranges, activation = made(cfg.quant), made(cfg.ranges), made(cfg.activation)
     transform, allocation = made(cfg.transform), made(cfg.allocation)
     if allocation is not None:
-        check_allocated(model.kind, cfg.offload)
+        check_allocated(model.kind or task.kinds[0], cfg.offload)
     if transform is not None:
         check_transformed(transform, model.kind, cfg.offload)
     recon.check_method(quantizer, grid)
@@ -144,7 +144,7 @@ def _execute(job: Job, threads: int) -> Record:
         task.reference = full_precision.reference(job.settings, own.activations)
         draft.fp_metrics = full_precision.metrics(job.settings)
         task.check_full_precision(draft.fp_metrics)
-        checkpoints = checkpoints_of(job, full_precision, draft.precision)
+        checkpoints = checkpoints_of(job, full_precision, draft.precision, draft.bits_per_layer)
         draft.checkpoints = checkpoints
         start = full_precision  # what quantization starts from
         if transform is not None:

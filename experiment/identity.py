@@ -31,6 +31,7 @@ from experiment.finetuned import (
     network_digest,
     uses_finetuned,
 )
+from experiment.idle import idle_in
 from experiment.resolvers import _source_name
 from experiment.versions import with_versions
 from results.records.given import SURROUNDINGS
@@ -110,7 +111,7 @@ def reduced(settings: dict[str, Any], contents: Contents) -> dict[str, Any]:
             del model["name"]  # says where the network lies once more
     if isinstance(settings.get("bits_per_layer"), dict):
         settings["bits_per_layer"] = _in_order(settings["bits_per_layer"])
-    idle = [option for options in settings["idle"].values() for option in options]
+    idle = [option for options in idle_in(settings).values() for option in options]
     for path in (*NOT_IDENTITY, *idle):
         node, last = _holder(settings, path)
         node.pop(last, None)

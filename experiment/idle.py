@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from omegaconf import DictConfig
 
 from flexround.api.rules import idle_besides
 from results.records.given import below
 
 
+def idle_in(settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return what `idle` of conf/ says of settings, by the group that makes options idle.
+
+    The loop of a method that learns nothing still cuts the calibration samples into batches: scores
+    that choose the bits of layers go by them, and so do ranges of the full-precision network's
+    activations.
+    """
+    idle = {group: list(options) for group, options in settings["idle"].items()}
+    steps = settings.get("activation") or {}
+    if settings.get("allocation") is None and steps.get("ranges_from") != "fp":
+        return idle
+    rest = [f"recon.{key}" for key in settings["recon"] if key != "batch_size"]
+    return {
+        group: [o for o in own if o != "recon"] + (rest if "recon" in own else [])
+        for group, own in idle.items()
+    }
+
+
 def idle_options(cfg: DictConfig) -> dict[str, list[str]]:
     """Return the options that do nothing for what was chosen, by the group that makes them idle."""
-    idle = {group: list(options) for group, options in cfg.idle.items()}
+    idle = idle_in(cfg)
     if cfg.calibration is not None and "protocol" in cfg.calibration:  # its name cuts the samples
         rest = [f"protocol.{key}" for key in cfg.protocol if key not in ("_target_", "name")]
         for group, own in idle.items():

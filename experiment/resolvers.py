@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flexround.api.rules import RULES
+from flexround.api.rules import BITS, RULES
 
 
 def _folder(name: str) -> str:
@@ -56,6 +56,12 @@ def _by_bits(bits: int, table: DictConfig) -> Any:
     return table[bits] if bits in table else table["default"]
 
 
+def _nearest_bits(average: Any) -> int:
+    """Return the number of bits next to an average; what is none of one is told elsewhere."""
+    known = isinstance(average, int | float) and BITS[0] <= average <= BITS[1]
+    return round(average) if known else BITS[0]
+
+
 BY_NAME: dict[str, Callable[..., Any]] = {
     **RULES,
     "brecq": _brecq,
@@ -64,5 +70,6 @@ BY_NAME: dict[str, Callable[..., Any]] = {
     "folder": _folder,
     "if_c4": _if_c4,
     "if_finetuned": _if_finetuned,
+    "nearest_bits": _nearest_bits,
     "source_name": _source_name,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,13 +64,16 @@ def activations_of(cfg: DictConfig) -> ActivationCache:
     return ActivationCache(dtype, math.inf if limit is None else limit, disk, where)
 
 
-def checkpoints_of(job: Job, full_precision: FullPrecision, precision: str) -> FileCheckpoints:
+def checkpoints_of(
+    job: Job, full_precision: FullPrecision, precision: str, bits: Mapping[str, int] | None
+) -> FileCheckpoints:
     """Return what keeps the finished units of job, which serve a later attempt at it.
 
     That is one at the same computation: of the same record that rerun=true is to replace, by the
     same code and packages, on the same kind of device, with as many threads, in the same precision;
-    of the same weights and calibration samples. A network that is trained on first use, or one that
-    its library fetches, is named by words alone, and may be another one in another cache.
+    of the same weights and calibration samples; with the same bits of layers, where some were
+    chosen, which on a GPU may come out otherwise. A network that is trained on first use, or one
+    that its library fetches, is named by words alone, and may be another one in another cache.
     """
     key = {
         "replaces": job.store.replaced(job.run_id),
@@ -80,5 +84,6 @@ def checkpoints_of(job: Job, full_precision: FullPrecision, precision: str) -> F
         "precision": precision,
         "network": full_precision.network,
         "samples": full_precision.samples,
+        "bits": bits,
     }
     return FileCheckpoints(job.store.unfinished(job.run_id), key)

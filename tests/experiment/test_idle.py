@@ -104,6 +104,42 @@ def test_what_another_option_switches_on_is_taken_and_named(options, name):
     assert name_of(*given[0]) != name_of(*given[1])
 
 
+# What goes by the batches of the loop, whatever the method learns.
+BATCHED = {
+    "allocation": ("allocation=delta_loss", "allocation.average_bits=3.3"),
+    "ranges": (STATIC, "act_ranges_from=fp"),
+}
+
+
+@pytest.mark.parametrize("case", BATCHED)
+def test_batches_of_a_method_that_learns_nothing_count_where_something_goes_by_them(case):
+    """Scores of layers are sums over mini-batches of absolute values, which no sum undoes."""
+    under, sizes = ("model=tiny_llama", "quant=rtn", *BATCHED[case]), (1, 16)
+    names = set()
+    for size in sizes:
+        own = [*under, f"recon.batch_size={size}"]
+        check_idle(composed(own), own, own)
+        names.add(name_of(*own))
+    assert len(names) == len(sizes)
+    for name in ("iters", "lr", "unit"):
+        own = [*under, f"recon.{name}={'layer' if name == 'unit' else 1}"]
+        with pytest.raises(ValueError, match=f"recon.{name}=.* does nothing"):
+            check_idle(composed(own), own, own)
+        assert name_of(*own) == name_of(*under)
+    own = ["model=tiny_llama", "quant=rtn", "recon.batch_size=1"]
+    with pytest.raises(ValueError, match=r"recon.batch_size=1 does nothing"):
+        check_idle(composed(own), own, own)
+
+
+def test_an_allocations_batches_are_in_the_command_of_its_record(cli, results_dir):
+    args = (*LLAMA, "quant=choice(rtn)", *BATCHED["allocation"], "recon.batch_size=4")
+    outcome = cli("-m", *args, "recon.iters=1")
+    assert outcome.status == 0, outcome.err
+    (record,) = Store(results_dir).load()
+    assert "recon.batch_size=4" in record.overrides
+    assert "recon.iters=1" not in record.overrides
+
+
 @pytest.mark.parametrize("name", ["quant_prob", "act_lr", "act_iters", "act_inputs"])
 def test_what_nothing_switches_on_is_refused(name):
     own = [STATIC, f"recon.{name}={'fp' if name == 'act_inputs' else 1}"]

@@ -55,12 +55,12 @@ def test_a_vision_models_first_layer_too(cli, results_dir):
 
 
 def test_an_allocation_is_in_the_record_and_repeats_the_run(cli, results_dir):
-    args = (*LLAMA, "quant=rtn", "bits=3")
-    first = record_of(
-        cli, results_dir, *args, "allocation=delta_loss", "allocation.average_bits=3.5"
-    )
+    args, budget = (*LLAMA, "quant=rtn"), ("allocation=delta_loss", "allocation.average_bits=3.4")
+    first = record_of(cli, results_dir, *args, *budget)
+    assert first.bits == 3, "the column of a table"
+    args = (*args, "bits=3")
     assert set(first.bits_per_layer.values()) > {2}
-    assert 3 < first.average_bits <= 3.5
+    assert 3 < first.average_bits <= 3.4
     assert set(first.sensitivity) == set(first.bits_per_layer)
     for name, scores in first.sensitivity.items():
         assert set(scores) == {"2", "4", "8"}
@@ -76,11 +76,11 @@ def test_an_allocation_is_in_the_record_and_repeats_the_run(cli, results_dir):
     assert "bits_per_layer" not in plain.settings
     assert "allocation" not in plain.settings
     table = leaderboard([plain, first])
-    assert table["average_bits"].tolist() == ["3.0", "3.5"], "what was asked for"
-    seeds = [replace(first, seed=s, average_bits=3.5 - s / 100, run_id=str(s)) for s in (1, 2)]
+    assert table["average_bits"].tolist() == ["3.0", "3.4"], "what was asked for"
+    seeds = [replace(first, seed=s, average_bits=3.4 - s / 100, run_id=str(s)) for s in (1, 2)]
     assert leaderboard([first, *seeds])["n"].tolist() == [3]
     more = replace(first, settings=first.settings | {"allocation": {"average_bits": 4.0}})
-    assert leaderboard([first, more])["average_bits"].tolist() == ["3.5", "4.0"]
+    assert leaderboard([first, more])["average_bits"].tolist() == ["3.4", "4.0"]
 
 
 def test_exports_carry_them_or_refuse(cli, results_dir, capsys, tmp_path):
@@ -107,6 +107,7 @@ BAD = {
     "half": ((*RTN, "bits_per_layer={*.down_proj: 2.5}"), "has 2.5; give a whole number"),
     "text": ((*RTN, "bits_per_layer=4"), "give layers with their bits"),
     "budget": ((*RTN, "allocation=delta_loss", "allocation.average_bits=1.5"), "give 2 to 8"),
+    "bits": ((*RTN, "allocation=delta_loss", "bits=3"), "bits=3 does nothing with the chosen all"),
     "both": ((*RTN, "allocation=delta_loss", "bits_per_layer={*: 4}"), "leave one out"),
     "table": ((*RTN, "grid=nf4", "bits_per_layer={*: 3}"), "give grid=integer"),
     "four": ((*RTN, "grid=nf4", "bits_per_layer={*: 4}"), "leave it out, or give grid="),
@@ -148,7 +149,8 @@ def test_what_signrounds_second_version_is_not_for(cli, case):
 
 
 def test_signrounds_second_version_with_its_budget(cli, results_dir, capsys):
-    args = (*SECOND, "symmetric=true", "allocation=delta_loss", "allocation.average_bits=3")
+    budget = ("allocation=delta_loss", "allocation.average_bits=3")
+    args = (*SECOND[:-1], "symmetric=true", *budget)
     record = record_of(cli, results_dir, *args, "save=true")
     assert record.average_bits <= 3
     assert artifact.main(["eval", str(Store(results_dir).artifact(record.run_id))]) == 0
