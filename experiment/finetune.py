@@ -24,10 +24,12 @@ from experiment.environment import check_environment
 from experiment.errors import PLACES
 from experiment.finetuned import finetuning_facts, network_digest
 from experiment.identity import pin, plain, with_digests
+from experiment.job import overrides_of_sweep
 from experiment.options import OF_FINETUNING
+from experiment.source_code import code_of
 from experiment.sweeps.jobs import as_typed
 from experiment.task_checks import check_places
-from flexround.utils.atomic_files import check_writable, sweep, write_whole, written_folder
+from flexround.utils.atomic_files import check_writable, publish, sweep, write_whole
 from flexround.utils.file_errors import storage_errors
 from flexround.utils.leaving import undoing
 from results.records.claim import Claim
@@ -45,6 +47,7 @@ ROWS = (
 LATER = ("device_batch_size",)  # options of a recipe that older networks do not name
 # What the name of a folder ends in that holds a network which is trained and not yet evaluated.
 UNEVALUATED = ".unevaluated"
+CODE = "code"  # what finetune.json calls the digest of the code that trained
 
 
 def check_used(cfg: DictConfig) -> None:
@@ -61,7 +64,7 @@ def check_used(cfg: DictConfig) -> None:
     for text in given:
         if text.lstrip("+~").partition("=")[0].partition(".")[0] not in OF_FINETUNING:
             raise ValueError(f"{text} does nothing in fine-tuning; leave it out")
-    check_idle(cfg, given, given)
+    check_idle(cfg, given, overrides_of_sweep() or given)
     check_filled(cfg, HydraConfig.get().runtime.choices)
 
 
@@ -192,7 +195,8 @@ def _make(
 
     task, model, _ = parts
     device, kept = device_of(cfg.device), folder.with_name(f"{folder.name}{UNEVALUATED}")
-    if not _is_trained(kept, made_of):
+    # What rerun=true replaces may be of code that has been mended since.
+    if not _is_trained(kept, made_of | ({CODE: code_of(cfg)} if cfg.rerun else {})):
         _train(cfg, parts, kept, made_of, contents)
     log.info("trained; it is kept in %s until it is evaluated", kept)
     try:
@@ -207,8 +211,7 @@ def _make(
     facts = finetuning_facts(kept) | {"metrics": metrics}
     sweep(kept / "finetune.json")  # what one that was killed here has left would go along
     write_whole(kept / "finetune.json", json.dumps(facts, indent=2).encode())
-    with written_folder(folder) as part:
-        kept.replace(part)
+    publish(kept, folder)
     log.info("%s: %s", folder, ", ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
 
 
@@ -240,6 +243,7 @@ def _train(
         "task": task.name,
         "model": model.name,
         **made_of,
+        CODE: code_of(cfg),
         "model_source": model.source,
         "model_source_digest": network_digest(model.source, contents),
         "threads": torch.get_num_threads(),

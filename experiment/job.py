@@ -171,7 +171,7 @@ def current_job(cfg: DictConfig) -> Job:
     check_environment(cfg)
     check_plugins(cfg.plugins, own)
     choices = HydraConfig.get().runtime.choices
-    check_choices(cfg, choices, own, _sweep_overrides() or own)
+    check_choices(cfg, choices, own, overrides_of_sweep() or own)
     names = dict(zip(("model", "task", "quant"), names_of(cfg, choices), strict=True))
     settings = _identity(cfg)
     store = Store(cfg.results_dir)
@@ -221,7 +221,7 @@ def _typed() -> list[str]:
     return as_typed(HydraConfig.get().overrides.task)
 
 
-def _sweep_overrides() -> Sequence[str]:
+def overrides_of_sweep() -> Sequence[str]:
     """Return the whole sweep's overrides, which Hydra keeps in the sweep's folder."""
     if not _in_sweep():
         return []

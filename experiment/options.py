@@ -33,7 +33,7 @@ OTHERS = {
 # What finetune.py takes; everything else does nothing in fine-tuning, and is refused there.
 OF_FINETUNING = (
     "model", "task", "recipe", "checkpoint", "data_dir", "protocol", "seed", "device", "threads",
-    "rerun", "cache_dir", "checkpoints_dir", "hydra", "expected_fp", "plugins",
+    "rerun", "cache_dir", "checkpoints_dir", "hydra", "plugins",
 )  # fmt: skip
 APART = ("tuned",)  # schedules that are chosen by themselves
 

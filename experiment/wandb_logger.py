@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 class WandbLogger:
     """One wandb run for each run: reconstruction curves by block, then the final metrics.
 
-    Steps are counted by the run itself: `block/iteration` is the axis of the loss curves,
-    `block/index` that of the per-block errors.
+    Steps are counted by the run itself: `iteration` is the axis of the loss curves, `unit` that of
+    the units' errors.
     """
 
     def __init__(self, project: str, mode: Mode, dir: str, group: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +32,8 @@ def open_run(mode: Mode, dir: str, **options: Any) -> Any:
     import wandb
 
     check_writable(Path(dir), ROOM)
+    # What artifacts and tables are uploaded from, which is else in the user's home.
+    os.environ.setdefault("WANDB_DATA_DIR", str(Path(dir).absolute()))
     settings = wandb.Settings(
         console="off",
         x_disable_stats=True,

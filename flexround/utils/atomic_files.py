@@ -88,18 +88,7 @@ def written_folder(path: Path) -> Iterator[Path]:
         for file in part.rglob("*"):
             _flush(file)
         sync_folder(part)
-        old = path.with_name(f".{path.name}.old")
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-        try:
-            part.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-        sync_folder(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        publish(part, path)
     except Exception as error:
         number = number_of(error)
         named = isinstance(error, ValueError) or getattr(error, "filename", None) is not None
@@ -111,6 +100,26 @@ def written_folder(path: Path) -> Iterator[Path]:
         raise StorageError(line, errno.ENOENT, "it was deleted") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def publish(part: Path, path: Path) -> None:
+    """Have the whole folder part become path, beside it, in the place of one that is there.
+
+    Raises:
+        OSError: when it can't be renamed; part is then where it was.
+    """
+    old = path.with_name(f".{path.name}.old")
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+    try:
+        part.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

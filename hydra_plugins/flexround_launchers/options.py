@@ -15,7 +15,8 @@ def parameters(options: dict[str, Any]) -> dict[str, Any]:
     gpus = options["gpus"]
     if gpus is None:
         has_gpus = slurm_queue.partitions()
-        gpus = int(has_gpus.get(options["partition"] or next(iter(has_gpus), ""), False))
+        asked = options["partition"] or next(iter(has_gpus), "")  # sbatch takes several by commas
+        gpus = int(any(has_gpus.get(name, False) for name in asked.split(",")))
     optional = {
         "slurm_partition": options["partition"],
         "slurm_account": options["account"],

@@ -29,6 +29,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from experiment.checks import check_samples
 from experiment.job import portable_overrides
 from experiment.progress import quiet_libraries
 from experiment.sweeps.jobs import OUTCOME, facts_in, names_of
@@ -122,6 +123,13 @@ class OptunaSweeper(Sweeper):
         space = space_of(method, intervals)
         if not cfg.recon.held_out:
             raise ValueError(f"{HELD_OUT}=0: a search chooses by the error on them; give 1 or more")
+        check_samples(cfg)
+        for name, interval in space.items():
+            if isinstance(OmegaConf.select(cfg, name), int):
+                raise ValueError(
+                    f"{name}={interval.text}: numbers with a fraction are drawn, and {name} is "
+                    "whole; give its values by commas without hydra/sweeper=optuna"
+                )
         texts = {name: interval.text for name, interval in space.items()}
         setting = portable_overrides(job)
         how = [sorted(setting), texts, self._trials, self._startup, self._at_a_time, self._seed]

@@ -65,6 +65,8 @@ def test_options_reach_submitit_in_its_own_words(commands):
     given = parameters(options)
     assert given["slurm_partition"] == "gpu"
     assert given["gpus_per_node"] == 1  # the partition has some
+    several = launcher("slurm", "hydra.launcher.partition='debug,gpu'")
+    assert parameters(several)["gpus_per_node"] == 1
     assert given["mem_gb"] == 32
     assert given["timeout_min"] == 480
     assert given["slurm_array_parallelism"] == 4

@@ -105,6 +105,15 @@ def test_methods_get_equal_budgets_and_the_lowest_held_out_error_wins(
     assert {path: path.read_bytes() for path in results_dir.rglob("*.json")} == before
 
 
+@pytest.mark.usefixtures("_optuna")
+def test_a_whole_number_is_not_searched_in_an_interval(cli, results_dir):
+    fixed = [text for text in SEARCH if not text.startswith("recon.iters")]
+    outcome = cli(*fixed, "quant=flexround", "recon.iters=interval(5,40)")
+    assert outcome.status == 1
+    assert "recon.iters=interval(5,40): numbers with a fraction are drawn" in outcome.err
+    assert not list(results_dir.glob("*.json")), "no trial is spent on it"
+
+
 def held_for(claim, seconds):
     """Hold claim for so long, as another process that then ends without a record would."""
     assert claim.take() is None

@@ -170,6 +170,21 @@ def test_winners_are_written_as_the_tuned_files_are(folder, capsys, tmp_path):
     assert OmegaConf.create(text) == {"recon": {"lr": 0.1}}
 
 
+def test_what_was_not_searched_stays_in_a_tuned_file(folder, capsys, tmp_path):
+    """The papers' own settings stand in such files, and every table runs by them."""
+    path = tmp_path / "tuned" / "digits_resnet18_flexround.yaml"
+    path.parent.mkdir()
+    head = "# @package _global_\n# FlexRound, Table 18.\n"
+    rates = "${by_bits:${bits},{2: 1e-3, default: 4e-4}}"
+    path.write_text(f'{head}recon:\n  lr: "{rates}"\n  iters: 500\nquant:\n  rank: 4\n')
+    for _ in range(2):  # the line of a search before is replaced
+        assert show(capsys, "--results-dir", str(folder), "--tuned", str(path.parent))[0] == 0
+        assert path.read_text().startswith(head)
+        assert path.read_text().count("# Trial 1 of the 2 of flexround-search") == 1
+        found = OmegaConf.load(path)
+        assert found == {"recon": {"lr": 0.1, "iters": 500}, "quant": {"rank": 4}}
+
+
 def test_unfair_searches_are_told_and_their_winners_not_written(folder, capsys, tmp_path):
     write(folder, search("adaround", "c", 0))
     status, out, _ = show(capsys, "--results-dir", str(folder))

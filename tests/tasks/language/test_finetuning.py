@@ -184,6 +184,43 @@ def test_a_network_whose_evaluation_fails_is_kept_and_evaluated_by_the_next_comm
     assert (facts(folder)["seed"], kept.exists()) == (1, False)
 
 
+def test_rerun_evaluates_no_network_of_other_code(tune, tmp_path, monkeypatch):
+    """What it is to replace may be of code that has been mended since."""
+    here = ["model=tiny_bert", "task=python_topics", "recipe.max_steps=1", "rerun=true"]
+    trained, train = [], Recipe.train
+    monkeypatch.setattr(Recipe, "train", lambda *args: trained.append(1) or train(*args))
+    assert tune(*here) is None
+    folder = tmp_path / "ck" / "python_topics" / "tiny_bert"
+    kept = folder.with_name("tiny_bert.unevaluated")
+    for code, times in ((facts(folder)["code"], 1), ("0123456789abcdef", 2)):
+        folder.rename(kept)
+        told = facts(kept) | {"code": code}
+        (kept / "finetune.json").write_text(json.dumps(told))
+        assert tune(*here) is None
+        assert len(trained) == times
+
+
+def test_a_trained_network_survives_what_ends_the_command_at_its_last_step(
+    tune, tmp_path, monkeypatch
+):
+    here = ["model=tiny_bert", "task=python_topics", "recipe.max_steps=1"]
+    kept = tmp_path / "ck" / "python_topics" / "tiny_bert.unevaluated"
+
+    rename = type(kept).rename
+
+    def interrupted(self, target):
+        if self == kept:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(kept), "rename", interrupted)
+        tune(*here)
+    assert (kept / "model.safetensors").is_file()
+    assert tune(*here) is None
+    assert not kept.exists()
+
+
 def test_data_that_the_evaluation_lacks_are_missed_before_the_training(tune, tmp_path, monkeypatch):
     sentiment(tmp_path)
     (tmp_path / "dev.tsv").unlink()
@@ -438,6 +475,7 @@ def test_accelerate_takes_the_device_that_the_trainer_was_given(monkeypatch):
 @pytest.mark.parametrize(
     ("args", "message"),
     [(["model=tiny_bert", "bits=3"], "bits=3 does nothing in fine-tuning"),
+     (["model=tiny_bert", "expected_fp=10"], "expected_fp=10 does nothing in fine-tuning"),
      (["model=resnet18"], "no fine-tuning for vision tasks"),
      (["model=tiny_bert", "task=python_docs"], "the model is encoder, the task is for causal"),
      (["model=tiny_bert", "recipe.lrr=1"], "did you mean lr?"),
@@ -475,6 +513,9 @@ def test_a_sweep_of_fine_tuning_ends_well(tune, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(finetune, "finetune", lambda cfg: tmp_path / "made")
     sweep = tmp_path / "sweep"
     models = "model=tiny_bert,tiny_opt"
+    # An option of one member is none that does nothing in the sweep.
+    mixed = ("task=python_docs,text", "model=tiny_opt", f"data_dir={tmp_path}", "task.seq_len=64")
+    assert tune("-m", *mixed, f"hydra.sweep.dir={tmp_path}/mixed") is None
     assert tune("-m", models, "task=python_topics", f"hydra.sweep.dir={sweep}") is None
     assert json.loads((sweep / "1" / "outcome.json").read_text())["checkpoint"].endswith("made")
     # Its status is read, and finished by the same door.
