@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from experiment import ROOT
 from experiment.build import has_idle_loop
@@ -25,6 +25,7 @@ from flexround.api.rules import (
 )
 from flexround.calibration.enough import check_enough
 from results.records.given import below
+from results.records.selection import flatten
 
 STREAM_DTYPES = (FULL_STREAMS, "bfloat16", "float16")
 STREAM_DEVICES = ("auto", "cuda", "cpu")
@@ -67,8 +68,10 @@ def check_values(cfg: DictConfig) -> None:
     Raises:
         ValueError: names the value, what is allowed, and the option to change.
     """
-    if OmegaConf.is_missing(cfg.model, "source"):
-        raise ValueError("model=hf: give model.source=ORG/NAME of the hub, or a local folder")
+    written: Any = OmegaConf.to_container(cfg, resolve=False)
+    for name, value in flatten(written).items():
+        if value == MISSING:
+            raise ValueError(f"{name}= is not given; give ORG/NAME of the hub, or a local folder")
     check_every_value(cfg)
     check_bits_of_layers(cfg)
     for name in ("name", "source", "weights"):

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from experiment.named_files import named_elsewhere
 from flexround.utils.atomic_files import sweep, write_whole
 from flexround.utils.file_errors import files_below
 
@@ -26,7 +27,10 @@ PREFIX = "sha256:"
 PIECE = 1 << 22  # bytes read at a time
 SETTLED = 2.0  # seconds after which a file system's clock tells two writes of a file apart
 # Of a folder with a network: weights, configuration and tokenizer, not what was said about them.
-NETWORK = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".txt", ".model", ".jinja")
+NETWORK = (
+    ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".txt", ".model", ".jinja", ".spm",
+    ".codes", ".vocab", ".tiktoken",
+)  # fmt: skip
 REMARKS = ("finetune.json", "trainer_state.json")
 
 Stamp = list[int]
@@ -60,8 +64,9 @@ class Contents:
             return self.file(path)
         if not files:
             # Reading a folder of lm-eval's tasks leaves compiled Python in it.
-            every = (p for p in files_below(path) if p.suffix != ".pyc")
-            return self._of({p.relative_to(path).as_posix(): p for p in every})
+            every = [p for p in files_below(path) if p.suffix != ".pyc"]
+            inside = {p.relative_to(path).as_posix(): p for p in every}
+            return self._of(inside | named_elsewhere(every))
         found = {}
         for split, names in files.items():
             places = [place / name for place in (path, path / folder) for name in names]

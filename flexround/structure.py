@@ -224,6 +224,9 @@ def counted(layer: Layer | None, inputs: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return inputs
     mask = mask.to(inputs.device)
+    if layer is not None and isinstance(layer.module, nn.Conv1d):  # [samples, channels, tokens]
+        along = (len(inputs), inputs.shape[-1]) == mask.shape
+        return inputs.transpose(1, 2)[mask] if along else inputs
     if layer is not None and layer.expert is not None:
         return inputs[mask.flatten()[layer.expert.tokens]]
     if inputs.shape[:2] == mask.shape:

@@ -7,9 +7,13 @@ import math
 import torch
 from torch import Tensor
 
+BEYOND = (
+    "beyond what a float holds: the network predicts nothing; look at the blocks' errors, give "
+    "more bits= or lower rates of learning, or another checkpoint where full precision has it too"
+)
 WAY_OUT = (
     "a weight, a scale or an activation is not finite; look at the blocks' errors, give more "
-    "bits= or a lower recon.lr=, or another checkpoint where full precision has it too"
+    "bits= or lower rates of learning, or another checkpoint where full precision has it too"
 )
 
 
@@ -37,8 +41,6 @@ def perplexity_of(mean: float) -> float:
         found = math.inf
     if math.isinf(found):
         raise ValueError(
-            f"the mean negative log-likelihood is {mean:.6g} nats a token, its perplexity beyond "
-            "what a float holds: the network predicts nothing; look at the blocks' errors, give "
-            "more bits= or a lower recon.lr=, or another checkpoint where full precision has it too"
+            f"the mean negative log-likelihood is {mean:.6g} nats a token, its perplexity {BEYOND}"
         )
     return found

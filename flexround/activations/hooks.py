@@ -206,7 +206,7 @@ class Activations:
         own = here[self._block]
         # Modulo: outside of its block a function is called once more on the block's output.
         quantizer = own[self._count("output", module) % len(own)]
-        whole = isinstance(output, tuple)
+        whole = isinstance(output, tuple | list)
         quantized = self._quantize(quantizer, output[0] if whole else output, module)
         return (quantized, *output[1:]) if whole else quantized
 

@@ -180,7 +180,7 @@ class RecordedCalls:
             out = module(inputs, *args, **kwargs)
         finally:  # a pass may be ended early, by those who have seen enough of it
             pace_of(device).step(device)
-        result: Tensor = out[0] if isinstance(out, tuple) else out
+        result: Tensor = out[0] if isinstance(out, tuple | list) else out
         return result
 
     @torch.no_grad()

@@ -138,11 +138,11 @@ def _one_pass(
 
 
 def _handing_on(module: nn.Module, returned: Any) -> contextlib.AbstractContextManager[None]:
-    """Make module return its own input, in a tuple where returned is one."""
+    """Make module return its own input, among others where returned is."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         inputs, _ = split_inputs(args, kwargs)
-        return (inputs, *returned[1:]) if isinstance(returned, tuple) else inputs
+        return (inputs, *returned[1:]) if isinstance(returned, tuple | list) else inputs
 
     return other_forward(module, forward)
 

@@ -33,5 +33,6 @@ def sites_of(
         Site(f"{names[modules[0]]}.input{f'.{use}' if use else ''}", modules, "input", use)
         for (_, use), modules in together.items()
     ]
-    cached = [module for module in calls if names[module].endswith(KEYS_AND_VALUES)]
+    # By its whole name: a layer that gives queries as well, qkv_proj, ends alike.
+    cached = [module for module in calls if names[module].rpartition(".")[2] in KEYS_AND_VALUES]
     return sites + [Site(f"{names[m]}.output", [m], "output", role="kv") for m in cached]

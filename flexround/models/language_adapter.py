@@ -25,7 +25,7 @@ from flexround.models.base import ModelAdapter
 from flexround.models.coverage import without_left
 from flexround.models.experts import split_experts
 from flexround.models.language_blocks import blocks_of
-from flexround.models.layer_chain import chain_of, first_of
+from flexround.models.layer_chain import chain_of, first_of, in_chain
 from flexround.models.position_ids import with_position_ids
 from flexround.models.replay_check import check_replay
 from flexround.structure import Block
@@ -111,7 +111,7 @@ class LanguageAdapter(ModelAdapter):
     def _after(self, tensors: dict[str, Tensor] | None, batch: Tokens, outputs: Tensor) -> Tensor:
         """Return the logits behind the last layer's outputs; tensors as in `_logits`."""
         form = self._forms[-1]
-        output = (outputs, *form[1:]) if isinstance(form, tuple) else outputs
+        output = (outputs, *form[1:]) if isinstance(form, tuple | list) else outputs
         with self._passed(len(self._chain), output):
             return self._logits(batch, tensors)
 
@@ -168,7 +168,7 @@ class LanguageAdapter(ModelAdapter):
 
     @property
     def _forms(self) -> list[Any]:
-        return [self._returns[module] for module in self._modules]
+        return in_chain(self.model, self._chain, self._returns)
 
     @torch.no_grad()
     def output_of(self, index: int, batch: Tokens, before: Any, widen: bool = False) -> Any:
@@ -208,7 +208,7 @@ class LanguageAdapter(ModelAdapter):
     @contextmanager
     def _passed(self, count: int, output: Any) -> Iterator[None]:
         """Have the first count layers give output, [batch, tokens, hidden], as the last of them."""
-        whole = isinstance(output, tuple)
+        whole = isinstance(output, tuple | list)
         first = first_of(output)
         if count:
             first = first.to(self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,7 +35,24 @@ def chain_of(model: nn.Module) -> dict[str, nn.Module]:
     return {f"{name}.{index}": layer for index, layer in lists[name].named_children()}
 
 
+def in_chain(
+    model: nn.Module, chain: Mapping[str, nn.Module], found: Mapping[nn.Module, Any]
+) -> list[Any]:
+    """Return what was found of each layer of model's chain as it was called, in their order.
+
+    Raises:
+        ValueError: names the first that model does not call as a module.
+    """
+    for name, module in chain.items():
+        if module not in found:
+            raise ValueError(
+                f"{type(model).__name__} runs {name} without calling it as a module, so that "
+                "nothing can be seen of it; it can't be quantized"
+            )
+    return [found[module] for module in chain.values()]
+
+
 def first_of(output: Any) -> Tensor:
-    """Return the hidden states of what a layer gives: the first of a tuple, or all of it."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    """Return the hidden states of what a layer gives: the first of several, or all of it."""
+    hidden: Tensor = output[0] if isinstance(output, tuple | list) else output
     return hidden

@@ -173,7 +173,7 @@ class OffloadedAdapter(LanguageAdapter):
         def outputs() -> Iterator[Tensor]:
             for batch, before in zip(batches, hidden, strict=True):
                 output = self.output_of(index, batch, before)
-                ends.append(output[1:] if isinstance(output, tuple) else None)
+                ends.append(tuple(output[1:]) if isinstance(output, tuple | list) else None)
                 first = first_of(output)
                 shapes.append(first.shape)
                 yield first.flatten(0, -2).to(self.storage_device)  # batches differ in their length

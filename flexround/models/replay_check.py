@@ -31,7 +31,7 @@ def check_replay(adapter: LanguageAdapter, calls: RecordedCalls, first: Tokens) 
     for index, block in enumerate(adapter.blocks()):
         with adapter.on_device(block):
             own = adapter.output_of(index, first, before, widen=True)
-            output = own[0] if isinstance(own, tuple) else own
+            output = own[0] if isinstance(own, tuple | list) else own
             rounding, hidden = _rounding(hidden, block.dtype), hidden.to(block.dtype)
             try:
                 replayed = calls.replay(block.module, torch.arange(1), adapter.device, hidden)

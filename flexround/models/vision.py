@@ -96,7 +96,9 @@ class VisionModel:
         if self.library == "torchvision":
             import torchvision
 
-            names, make = torchvision.models.list_models(), torchvision.models.get_model
+            # Of its own module: others detect and segment, and fetch weights of a part unasked.
+            names = torchvision.models.list_models(module=torchvision.models)
+            make = torchvision.models.get_model
         elif self.library == "timm":
             import timm
 
@@ -107,7 +109,9 @@ class VisionModel:
         else:
             raise ValueError(f"model.library={self.library}: give torchvision or timm")
         if self.name not in names:
-            raise ValueError(f"model.name={self.name}: {self.library} has no such model")
+            raise ValueError(
+                f"model.name={self.name}: {self.library} has no such model that classifies"
+            )
         network: nn.Module = make(self.name, num_classes=num_classes, **options)
         return network.eval()
 

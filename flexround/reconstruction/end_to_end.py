@@ -143,8 +143,9 @@ def learn_end_to_end(
     before = error()
     steps = Adam([{"params": [scaled.change for scaled in learned.values()]}], settings.e2e_lr)
     optimizer = UnitOptimizer(
-        NAME, settings.e2e_iters, settings.e2e_batch_size, job.generator, job.callbacks
-    )
+        NAME, "recon.e2e_lr", settings.e2e_iters, settings.e2e_batch_size, job.generator,
+        job.callbacks,
+    )  # fmt: skip
     schedules = [scheduled(steps, "linear", settings.e2e_iters)]
     with tensor_float32(job.precision == "tf32"):
         iterations = optimizer.run(samples, losses, schedules, lambda: None)

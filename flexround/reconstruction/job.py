@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from flexround.calibration.calls import RecordedCalls
 from flexround.grid import Grid, QuantizedTensor
 from flexround.kernels.qdrop import mix
 from flexround.models.base import ModelAdapter
-from flexround.quantizers.base import QuantizerFactory
+from flexround.quantizers.base import QuantizerFactory, WeightQuantizer
 from flexround.ranges import Ranges
 from flexround.reconstruction.block_walk import BlockAtWork
 from flexround.reconstruction.callbacks import Callback
@@ -89,6 +90,14 @@ class UnitJob:
     learns: bool
     checkpoints: Checkpoints
     last: LogitLoss | None = None
+
+    def rates(self, quantizers: Sequence[WeightQuantizer]) -> str:
+        """Return the options that say by what rates the parameters of quantizers are learned."""
+        asked = math.inf  # whatever has this rate has recon.lr's
+        shared = any(g["lr"] == asked for q in quantizers for g in q.param_groups(asked))
+        own = {f"quant.{name}" for q in quantizers for name in vars(q) if name.startswith("lr_")}
+        steps = ["recon.act_lr"] if self.learns_activations else []
+        return " and ".join([*["recon.lr"] * shared, *sorted(own), *steps])
 
     @property
     def learns_activations(self) -> bool:

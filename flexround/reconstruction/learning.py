@@ -213,8 +213,9 @@ def learn(
         best = BestParameters(learned)
     check = partial(check_reached, unit.layers, quantizers, learned)
     steps = UnitOptimizer(
-        unit.name, settings.iters, settings.batch_size, job.generator, job.callbacks
-    )
+        unit.name, job.rates(quantizers), settings.iters, settings.batch_size, job.generator,
+        job.callbacks,
+    )  # fmt: skip
     with compiling(settings.compile), tensor_float32(job.precision == "tf32"):
         return steps.run(job.learned_from(inputs), losses, optimizers, after_step, best, check)
 

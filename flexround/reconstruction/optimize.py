@@ -69,9 +69,14 @@ class BestParameters:
 
 @dataclass(frozen=True)
 class UnitOptimizer:
-    """Stochastic descent over the calibration samples of the unit called name."""
+    """Stochastic descent over the calibration samples of the unit called name.
+
+    Attributes:
+        rates: the options that say the rate, for the user whose loss overflows.
+    """
 
     name: str
+    rates: str
     iters: int
     batch_size: int
     generator: torch.Generator
@@ -141,7 +146,7 @@ class UnitOptimizer:
         if not math.isfinite(whole):
             raise ValueError(
                 f"block {self.name}: the loss is {whole} at iteration {iteration}; "
-                + ("lower recon.lr" if iteration else "it overflows before any step; raise bits")
+                + (f"lower {self.rates}" if iteration else "it overflows before any; raise bits")
             )
         for callback in self.callbacks:
             callback.step(self.name, iteration, value)

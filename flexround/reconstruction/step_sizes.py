@@ -113,8 +113,8 @@ def _learn(
     if settings.patience:
         best = EarlyEnd(settings.patience, settings.act_iters, held_out_error, sizes)
     iterations = UnitOptimizer(
-        f"{unit.name} activations", settings.act_iters, settings.batch_size, job.generator,
-        job.callbacks,
+        f"{unit.name} activations", "recon.act_lr", settings.act_iters, settings.batch_size,
+        job.generator, job.callbacks,
     )  # fmt: skip
     optimizers = [step_size_optimizer(sizes, settings.act_lr, settings.act_iters)]
     with tensor_float32(job.precision == "tf32"):

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flexround.solvers.patches import geometry, rows_of
-from flexround.structure import Layer, counted
+from flexround.solvers.patches import counted_rows, geometry
+from flexround.structure import Layer
 
 Call = tuple[str, int]  # a layer, and which of its calls in a pass
 
@@ -116,12 +116,12 @@ class Hessians:
                 return
             self._last = args[0], geometry(module), call
             self._calls[layer.name].add(call)
-            rows = rows_of(module, counted(layer, args[0].detach(), mask).float())
+            rows = counted_rows(layer, args[0].detach(), mask)
             total = (rows.transpose(1, 2) @ rows).double()
             self._sums[call] = self._sums.get(call, 0) + total
             self._counts[call] = self._counts.get(call, 0) + rows.shape[1]
             if exact is not None:
-                drift = rows_of(module, counted(layer, exact[call], mask).float()) - rows
+                drift = counted_rows(layer, exact[call], mask) - rows
                 found = [(drift.transpose(1, 2) @ other).double() for other in (rows, drift)]
                 before = self._drifts.get(call, (0.0, 0.0))
                 self._drifts[call] = before[0] + found[0], before[1] + found[1]

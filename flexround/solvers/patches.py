@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flexround.structure import pads_as_tensorflow
+from flexround.structure import Layer, counted, pads_as_tensorflow
 
 Convolution = nn.Conv1d | nn.Conv2d
 
@@ -41,6 +41,25 @@ def rows_of(module: nn.Module, inputs: Tensor) -> Tensor:
     patches = patches.permute(1, 0, *places, 2, *kernels)
     rows: Tensor = patches.flatten(2 + axes).flatten(1, 1 + axes)
     return rows
+
+
+def counted_rows(layer: Layer, inputs: Tensor, mask: Tensor | None) -> Tensor:
+    """Return `rows_of` the inputs of layer that are no padding, in float32.
+
+    mask is as for `counted`. A convolution along the tokens has a row for each place of its output,
+    whose patch may reach into padding, as the output does; a place behind the last token has none.
+    """
+    module = layer.module
+    if mask is None or not isinstance(module, nn.Conv1d):
+        return rows_of(module, counted(layer, inputs, mask).float())
+    rows = rows_of(module, inputs.float())
+    samples, tokens = mask.shape
+    places = rows.shape[1] // samples
+    along = (len(inputs), inputs.shape[-1]) == mask.shape and module.stride == (1,)
+    if not along or places < tokens:
+        return rows
+    counts = functional.pad(mask.to(rows.device), (0, places - tokens))
+    return rows[:, counts.flatten()]
 
 
 def padded(module: Convolution, inputs: Tensor) -> Tensor:

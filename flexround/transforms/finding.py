@@ -32,11 +32,22 @@ class Heads:
 
     @classmethod
     def of(cls, config: Any) -> Heads:
-        """Return the heads that a configuration of transformers states."""
-        queries: Any = getattr(config, "num_attention_heads", None)
-        queries = queries or getattr(config, "num_heads", 1)
-        values = getattr(config, "num_key_value_heads", None) or queries
-        width = getattr(config, "head_dim", None) or config.hidden_size // queries
+        """Return the heads that a configuration of transformers states.
+
+        Raises:
+            ValueError: when it has others for each layer.
+        """
+        try:
+            queries: Any = getattr(config, "num_attention_heads", None)
+            queries = queries or getattr(config, "num_heads", 1)
+            values = getattr(config, "num_key_value_heads", None) or queries
+            width = getattr(config, "head_dim", None) or config.hidden_size // queries
+        except Exception as error:  # a class of its own, where layers differ in it
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"transform= takes the heads of attention to be alike in every layer: {reason}; "
+                "give transform=none"
+            ) from error
         return cls(int(queries), int(values), int(width))
 
     def index(self, device: torch.device) -> Tensor:
@@ -73,6 +84,9 @@ def find_places(
 def _pair(layer: Layer, before: Sequence[Layer], heads: Heads, trial: _Trial) -> Place | None:
     """Return the place whose source is one of the layers before, the nearest first."""
     weight = output_first(layer.module, weight_of(layer.module))
+    before = [source for source in before if weight_of(source.module).dim() == 2]
+    if weight.dim() != 2:  # a convolution's inputs are patches
+        return None
     into, device = weight.shape[1], weight.device
     indices = [torch.arange(into, device=device)]
     if heads.values < heads.queries and into == heads.queries * heads.width:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tasks.language.corpora import C4, Corpus
-from tasks.language.protocols import encode, windows_of
+from tasks.language.protocols import ProtocolName, encode, windows_of
 
 
 @runtime_checkable
@@ -37,7 +37,7 @@ class Stream:
     """
 
     corpus: Corpus
-    protocol: str
+    protocol: ProtocolName
 
     def sequences(self, tokenizer: Any, seq_len: int, num_samples: int, seed: int) -> Tensor:
         """Return num_samples windows in an order drawn by seed.

@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from tasks.language.corpora import Corpus
 RUN_CLM_ROWS = 1000  # datasets.map's batch: its remainder is dropped
 MOST_MADE = 8  # windows kept; of WikiText2's train split they are 20 MB
 _MADE: dict[str | None, Tensor] = {}
+
+
+ProtocolName = Literal["run_clm", "gptq", "file"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Protocol:
         max_windows: only the first so many, or None for all.
     """
 
-    name: str
+    name: ProtocolName
     split: Split
     window: int
     max_windows: Count | None

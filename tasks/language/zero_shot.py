@@ -15,7 +15,7 @@ from flexround.models.language import LanguageModel
 from flexround.models.language_adapter import Tokens
 from tasks.base import Collator, Row
 from tasks.bounds import Count, NotNegative
-from tasks.finite import check_outputs
+from tasks.finite import BEYOND, check_outputs
 from tasks.language.base import TransformerTask, check_at_least, check_positions
 from tasks.language.calibration_data import Calibration
 from tasks.language.harness_metrics import AVERAGES, is_group, metrics_of
@@ -159,15 +159,18 @@ class ZeroShot(TransformerTask):
                 batch_size=self._eval_batch_size,
                 add_bos_token=self._add_bos_token,
             )
-            found: Any = lm_eval.simple_evaluate(
-                harness,
-                tasks=self._harness.asked,
-                task_manager=self._harness.manager,  # else it would index all of its own again
-                num_fewshot=self._num_fewshot,
-                limit=self._limit,
-                bootstrap_iters=0,
-                log_samples=True,
-            )
+            try:
+                found: Any = lm_eval.simple_evaluate(
+                    harness,
+                    tasks=self._harness.asked,
+                    task_manager=self._harness.manager,  # else it would index all of its own again
+                    num_fewshot=self._num_fewshot,
+                    limit=self._limit,
+                    bootstrap_iters=0,
+                    log_samples=True,
+                )
+            except OverflowError as error:  # lm-eval's perplexity of a task
+                raise ValueError(f"lm-eval's metric is {BEYOND}") from error
         self._check_numbers(adapter, found["samples"])
         self.facts = {
             "lm_eval": metadata.version("lm-eval"),

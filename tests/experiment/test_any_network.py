@@ -44,7 +44,8 @@ def test_a_folder_is_named_by_its_own_name_and_known_by_what_it_holds(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ((), "model=hf: give model.source=ORG/NAME"),
+        ((), "model.source= is not given; give ORG/NAME"),
+        (("model.source=./x", "calibration=hub"), "calibration.corpus.path= is not given"),
         (("model.source=tiny:olmoe",), "model.leave=[mlp.gate] leaves it in full precision"),
         (("model.source=tiny:qwen3", "model.leave=[gate]"), "model.leave=gate names no weight"),
         (("model.source=./nowhere",), "no such folder"),

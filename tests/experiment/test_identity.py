@@ -239,6 +239,38 @@ def test_images_are_named_by_their_classes_and_counts(name_of, tmp_path):
     assert name_of(*task, f"imagenet_dir={tmp_path}/b") == first, "an empty class folder"
 
 
+TASK_FILE = """task: mine
+dataset_path: json
+dataset_kwargs:
+  data_files: {{validation: {data}}}
+doc_to_text: !function {folder}/code.text
+{more}
+"""
+
+
+@pytest.mark.parametrize("how", ["file", "glob", "folder", "include", "list"])
+def test_what_a_task_file_names_elsewhere_is_part_of_its_folder(tmp_path, monkeypatch, how):
+    """lm-eval reads it as it reads what lies beside the file."""
+    monkeypatch.setattr(content, "SETTLED", 0.0)
+    folder, elsewhere = tmp_path / "tasks", tmp_path / "elsewhere"
+    for place in (folder, elsewhere):
+        place.mkdir()
+    rows = elsewhere / "rows.jsonl"
+    rows.write_text("1")
+    data = {"glob": elsewhere / "*.jsonl", "folder": elsewhere, "list": f"[nowhere.json, {rows}]"}
+    text = TASK_FILE.format(data=data.get(how, rows), folder=folder, more="tag: none")
+    if how == "include":
+        (elsewhere / "_template_yaml").write_text(text)
+        text = "include: ../elsewhere/_template_yaml"
+    (folder / "mine.yaml").write_text(text)
+    contents = Contents(tmp_path / "kept")
+    first = contents.data(folder, {}, "")
+    rows.write_text("2")
+    assert contents.data(folder, {}, "") != first
+    rows.write_text("1")
+    assert contents.data(folder, {}, "") == first
+
+
 def test_the_counts_of_many_folders_are_kept(tmp_path, monkeypatch):
     images(tmp_path / "a")
     monkeypatch.setattr(content, "SETTLED", 0.0)

@@ -34,6 +34,13 @@ def transformer():
     return net
 
 
+@pytest.mark.parametrize("name", ["raft_small", "fcn_resnet50", "fasterrcnn_resnet50_fpn"])
+def test_a_network_of_torchvision_that_classifies_nothing_is_refused(name):
+    """By its name: made, some fetch the weights of a part of theirs."""
+    with pytest.raises(ValueError, match=f"{name}: torchvision has no such model that classifies"):
+        named(name)
+
+
 class Mixing(nn.Module):
     """A network that multiplies by a matrix of its own, which it may hold as [1, in, out]."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -181,6 +182,22 @@ def test_a_layers_target_includes_its_activation():
 def test_a_loss_that_is_not_finite_names_the_block():
     with pytest.raises(ValueError, match=r"block 0: the loss is (nan|inf) .*lower recon.lr"):
         quantize(replace(SETTING, lr=1e30))
+
+
+@pytest.mark.parametrize(
+    ("quant", "rates"),
+    [("flexround", "recon.lr"), ("adaquant", "quant.lr_range and quant.lr_v"),
+     ("adaquant_flexround", "recon.lr and quant.lr_v"),
+     ("flexround_lwc", "recon.lr and quant.lr_ends")],
+)  # fmt: skip
+def test_a_loss_that_is_not_finite_names_the_rates_that_the_method_has(quant, rates, monkeypatch):
+    """AdaQuant takes no recon.lr=, which it would be refused with."""
+    own = {name: 1e38 for name in ("lr_v", "lr_range", "lr_ends") if f".{name}" in rates}
+    given = METHODS[quant]
+    monkeypatch.setitem(METHODS, quant, partial(given.func, **{**given.keywords, **own}))
+    lr = SETTING.lr if own else 1e30
+    with pytest.raises(ValueError, match=rf"the loss is (nan|inf) .*; lower {rates}$"):
+        quantize(replace(SETTING, lr=lr), quant)
 
 
 def test_a_last_step_that_breaks_a_block_is_seen():

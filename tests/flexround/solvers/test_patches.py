@@ -19,7 +19,7 @@ from flexround.grid import Grid, PerTensor
 from flexround.quantizers.rtn import RTN
 from flexround.solvers.hessian import Hessians, objective
 from flexround.solvers.patches import geometry, rows_of
-from flexround.structure import Layer, output_first
+from flexround.structure import Layer, counted, output_first
 
 GRID = Grid(4, True, PerTensor())
 IMAGE, ODD, SEQUENCE = (3, 8, 9, 9), (3, 8, 8, 7), (3, 8, 24)
@@ -101,6 +101,33 @@ def test_the_claimed_objective_is_the_true_error(kind):
     error = (module(inputs) - before).square()
     true = error.sum() / (error.numel() / len(output_first(module, weight)))
     assert claimed.sum().item() == pytest.approx(true.item(), rel=1e-5)
+
+
+ALONG = [kind for kind in KINDS if kind.startswith("Conv1d,")]  # by steps of one token
+
+
+@pytest.mark.parametrize("kind", ALONG)
+def test_padded_tokens_have_no_part_in_the_sums_of_a_convolution(kind):
+    """Its error counts where its output is a token's, wherever its patches reach.
+
+    "Conv1d, 1" has as many channels as tokens, which are not to be taken for them.
+    """
+    module, inputs = layer_and_input(kind)
+    tokens = inputs.shape[-1]
+    mask = torch.arange(tokens) < torch.tensor([[tokens], [tokens - 3], [2]])
+    layer = Layer("it", module)
+    hessians = Hessians([layer])
+    with hessians.collecting(mask):
+        before = module(inputs)
+    weight = module.weight.clone()
+    module.weight += 0.1 * torch.randn_like(weight)
+    change = (w.flatten(1) for w in (weight, module.weight))
+    claimed = objective(*change, hessians.of(layer)).sum()
+    error = (module(inputs) - before)[..., :tokens].transpose(1, 2)[mask]
+    true = error.square().sum() / len(error)
+    assert claimed.item() == pytest.approx(true.item(), rel=1e-5)
+    seen = counted(layer, inputs, mask)  # what ranges of activations are set on
+    torch.testing.assert_close(seen, inputs.transpose(1, 2)[mask])
 
 
 def test_layers_share_a_sum_only_where_they_cut_the_same_patches():

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import json
 import logging
+import math
 import random
 from functools import partial
 from pathlib import Path
@@ -355,6 +356,14 @@ def test_a_network_that_writes_from_nan_is_told(folder, cache_dir):
     with torch.no_grad():
         list(adapter.layers().values())[-1].module.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="outputs are nan"):
+        task.evaluate(adapter)
+
+
+def test_a_perplexity_of_the_harness_beyond_a_float_is_told(folder, cache_dir, monkeypatch):
+    """lm-eval takes exp of a task's mean itself."""
+    task, adapter = loaded(folder, cache_dir, limit=2)
+    monkeypatch.setattr("lm_eval.simple_evaluate", lambda *_, **__: math.exp(1000))
+    with pytest.raises(ValueError, match="beyond what a float holds: the network predicts nothing"):
         task.evaluate(adapter)
 
 
