@@ -71,7 +71,9 @@ def check_values(cfg: DictConfig) -> None:
     written: Any = OmegaConf.to_container(cfg, resolve=False)
     for name, value in flatten(written).items():
         if value == MISSING:
-            raise ValueError(f"{name}= is not given; give ORG/NAME of the hub, or a local folder")
+            place = name.rpartition(".")[2] in ("source", "path")
+            what = "ORG/NAME of the hub, or a local folder" if place else "its value"
+            raise ValueError(f"{name}= is not given; give {what}")
     check_every_value(cfg)
     check_bits_of_layers(cfg)
     for name in ("name", "source", "weights"):

@@ -63,16 +63,18 @@ class Contents:
         if path.is_file():
             return self.file(path)
         if not files:
-            # Reading a folder of lm-eval's tasks leaves compiled Python in it.
-            every = [p for p in files_below(path) if p.suffix != ".pyc"]
-            inside = {p.relative_to(path).as_posix(): p for p in every}
-            return self._of(inside | named_elsewhere(every))
+            return self._of(_all_in(path))
         found = {}
         for split, names in files.items():
             places = [place / name for place in (path, path / folder) for name in names]
             if there := next(filter(Path.is_file, places), None):
                 found[split] = there
         return self._of(found)
+
+    def tasks(self, path: Path) -> str | None:
+        """Return the digest of a folder of lm-eval's task files and of what they name elsewhere."""
+        inside = _all_in(path)
+        return self._of(inside | named_elsewhere(path, inside.values()))
 
     def images(self, root: Path) -> str | None:
         """Return the digest of an ImageFolder: its class folders, and how many files each holds."""
@@ -139,6 +141,12 @@ class Contents:
             write_whole(self._entry(path), json.dumps(entry).encode())
         except OSError as error:  # a cache that can't be written costs time, not the run
             log.debug("the digest of %s is not kept: %s", path, error.strerror)
+
+
+def _all_in(folder: Path) -> dict[str, Path]:
+    """Return the files below folder by name, but for the compiled Python that reading it leaves."""
+    every = (p for p in files_below(folder) if p.suffix != ".pyc")
+    return {p.relative_to(folder).as_posix(): p for p in every}
 
 
 def bytes_of(path: Path) -> str:

@@ -119,6 +119,7 @@ def _finetune(cfg: DictConfig) -> Path:
         "seed": cfg.seed,
         "recipe": {n: v for n, v in plain(cfg)["recipe"].items() if n not in LATER or v},
         "rows": _rows(cfg, contents),
+        CODE: code_of(cfg),
     }
     if not cfg.rerun and _is_there(folder, made_of):
         return folder
@@ -178,12 +179,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _make(
-    cfg: DictConfig,
-    parts: tuple[Any, Any, Any],
-    folder: Path,
-    made_of: dict[str, Any],
+    cfg: DictConfig, parts: tuple[Any, Any, Any], folder: Path, made_of: dict[str, Any],
     contents: Contents,
-) -> None:
+) -> None:  # fmt: skip
     """Fine-tune a network and leave it in folder.
 
     Until it is evaluated it lies beside folder, whole, and the next command goes on from there.
@@ -195,8 +193,7 @@ def _make(
 
     task, model, _ = parts
     device, kept = device_of(cfg.device), folder.with_name(f"{folder.name}{UNEVALUATED}")
-    # What rerun=true replaces may be of code that has been mended since.
-    if not _is_trained(kept, made_of | ({CODE: code_of(cfg)} if cfg.rerun else {})):
+    if not _is_trained(kept, made_of, cfg.rerun):
         _train(cfg, parts, kept, made_of, contents)
     log.info("trained; it is kept in %s until it is evaluated", kept)
     try:
@@ -204,9 +201,10 @@ def _make(
         network = task.load(model, str(kept))
         metrics = task.evaluate(LanguageAdapter(network, task.example(), device))
     except ValueError as error:
+        again = "the command again" + ", by the same code," * cfg.rerun
         raise ValueError(
-            f"{error}; the trained network is whole in {kept}: give the command again to evaluate "
-            f"it, run.py checkpoint={kept} to use it as it is, or delete it to train anew"
+            f"{error}; the trained network is whole in {kept}: give {again} to evaluate it, run.py "
+            f"checkpoint={kept} to use it as it is, or delete it to train anew"
         ) from error
     facts = finetuning_facts(kept) | {"metrics": metrics}
     sweep(kept / "finetune.json")  # what one that was killed here has left would go along
@@ -215,19 +213,19 @@ def _make(
     log.info("%s: %s", folder, ", ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
 
 
-def _is_trained(kept: Path, made_of: dict[str, Any]) -> bool:
-    """Return whether kept holds a network that was made of what is asked for."""
+def _is_trained(kept: Path, made_of: dict[str, Any], rerun: bool) -> bool:
+    """Return whether kept holds a network that was made of what is asked for.
+
+    What rerun=true replaces may be of code that has been mended since.
+    """
     there = finetuning_facts(kept)
-    return all(there.get(name) == value for name, value in made_of.items())
+    return all(there.get(n) == value for n, value in made_of.items() if rerun or n != CODE)
 
 
 def _train(
-    cfg: DictConfig,
-    parts: tuple[Any, Any, Any],
-    kept: Path,
-    made_of: dict[str, Any],
+    cfg: DictConfig, parts: tuple[Any, Any, Any], kept: Path, made_of: dict[str, Any],
     contents: Contents,
-) -> None:
+) -> None:  # fmt: skip
     """Fine-tune a network and leave it in kept, with all that is known before it is evaluated."""
     import torch
 
@@ -243,7 +241,6 @@ def _train(
         "task": task.name,
         "model": model.name,
         **made_of,
-        CODE: code_of(cfg),
         "model_source": model.source,
         "model_source_digest": network_digest(model.source, contents),
         "threads": torch.get_num_threads(),

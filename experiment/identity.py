@@ -45,7 +45,8 @@ NOT_IDENTITY = (
     "act_ranges_from",
 )  # fmt: skip
 # Keys of paths of data, wherever in the settings, and beside them which of the files are read.
-IMAGES, DATA, FILES = "root", ("local", "include_path"), ("files", "folder")
+IMAGES, TASKS, FILES = "root", "include_path", ("files", "folder")
+DATA = ("local", TASKS)
 FULL_STREAMS = OPTIONS["stream_dtype"]
 # Said by nothing: ranges that stay as they were set, where nothing of them is learned.
 UNSAID = {"recon.act_steps": "start"}
@@ -178,6 +179,8 @@ def with_digests(node: dict[str, Any], contents: Contents) -> dict[str, Any]:
             path = Path(value).expanduser()
             if key == IMAGES:
                 digest = contents.images(path)
+            elif key == TASKS:
+                digest = contents.tasks(path)
             else:
                 digest = contents.data(path, node.get("files") or {}, node.get("folder") or "")
             found[key] = digest or value

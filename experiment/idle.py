@@ -7,26 +7,21 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flexround.api.rules import idle_besides
+from flexround.api.rules import but_batches, idle_besides
 from results.records.given import below
 
 
 def idle_in(settings: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return what `idle` of conf/ says of settings, by the group that makes options idle.
 
-    The loop of a method that learns nothing still cuts the calibration samples into batches: scores
-    that choose the bits of layers go by them, and so do ranges of the full-precision network's
-    activations.
+    Scores that choose the bits of layers, and ranges of the full-precision network's activations,
+    go by the batches that the calibration samples are cut into.
     """
     idle = {group: list(options) for group, options in settings["idle"].items()}
     steps = settings.get("activation") or {}
     if settings.get("allocation") is None and steps.get("ranges_from") != "fp":
         return idle
-    rest = [f"recon.{key}" for key in settings["recon"] if key != "batch_size"]
-    return {
-        group: [o for o in own if o != "recon"] + (rest if "recon" in own else [])
-        for group, own in idle.items()
-    }
+    return but_batches(idle, settings["recon"])  # _target_ among them
 
 
 def idle_options(cfg: DictConfig) -> dict[str, list[str]]:
@@ -48,7 +43,8 @@ def does_nothing(key: str, option: str, cfg: DictConfig) -> bool:
 
     BRECQ's and QDrop's settings also say from what the first ranges of activations are.
     """
-    steps = cfg.recon.get("act_steps", "start")
-    if key == option == "recon" and cfg.activation is not None and steps != "start":
-        return False
+    if key == "recon":  # the choice of a loop, of which all or all but the batches do nothing
+        steps = cfg.recon.get("act_steps", "start")
+        says = cfg.activation is not None and steps != "start"
+        return option in ("recon", "recon._target_") and not says
     return below(key, [option])

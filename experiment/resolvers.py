@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,9 +58,12 @@ def _by_bits(bits: int, table: DictConfig) -> Any:
 
 
 def _nearest_bits(average: Any) -> int:
-    """Return the number of bits next to an average; what is none of one is told elsewhere."""
+    """Return the number of bits next to an average, of two the larger one.
+
+    What is no average of bits is told by its own check.
+    """
     known = isinstance(average, int | float) and BITS[0] <= average <= BITS[1]
-    return round(average) if known else BITS[0]
+    return math.floor(average + 0.5) if known else BITS[0]
 
 
 BY_NAME: dict[str, Callable[..., Any]] = {

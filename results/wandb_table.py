@@ -19,6 +19,9 @@ Mode = Literal["offline", "online", "disabled"]
 
 
 ROOM = 1 << 17  # bytes that a small run takes in wandb's folder
+# What wandb copies artifacts to before they are uploaded: without it the user's home.
+STAGING = "WANDB_DATA_DIR"
+_staged = set[str]()  # the folders that were named here, not by the user
 CONNECT = 20.0  # seconds until no answer counts as no network
 
 
@@ -32,8 +35,9 @@ def open_run(mode: Mode, dir: str, **options: Any) -> Any:
     import wandb
 
     check_writable(Path(dir), ROOM)
-    # What artifacts and tables are uploaded from, which is else in the user's home.
-    os.environ.setdefault("WANDB_DATA_DIR", str(Path(dir).absolute()))
+    if os.environ.get(STAGING) in (None, *_staged):
+        os.environ[STAGING] = str(Path(dir).absolute())
+        _staged.add(os.environ[STAGING])
     settings = wandb.Settings(
         console="off",
         x_disable_stats=True,

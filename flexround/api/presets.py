@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flexround.api.rules import (
+    but_batches,
     check_imatrix,
     check_layer_bits,
     check_moving_zero_point,
@@ -211,6 +212,8 @@ def _check_idle(
         ValueError: names the option and the choice that leaves it without effect.
     """
     known, idle = presets(), dict(of_loop)
+    if (tree["activation"] or {}).get("ranges_from") == "fp":
+        idle = but_batches(idle, tree["recon"])
     for group in GROUPS:
         idle |= known[group][names[group]]["idle"]
     besides = idle_besides(tree["granularity"], kind == "language", tree["clipping"])

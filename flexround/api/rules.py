@@ -5,7 +5,7 @@ They are what conf/ and `flexround.quantize` compute alike; nothing heavy is imp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 BITS = (2, 8)  # the fewest and the most that a code has
@@ -33,6 +33,19 @@ def idle_besides(
         "granularity": () if groups else OF_GROUPS,
         "model": OF_IMAGES if language else (),
         "clipping": () if clipping else ("ranges.candidates",),
+    }
+
+
+def but_batches(idle: Mapping[str, Sequence[str]], loop: Iterable[str]) -> dict[str, list[str]]:
+    """Return idle, by group, without the batches of a loop that does nothing else.
+
+    A method that learns nothing still has the calibration samples cut into batches where something
+    goes by them. loop are the names of the loop's options.
+    """
+    rest = [f"recon.{name}" for name in loop if name != "batch_size"]
+    return {
+        group: [o for o in own if o != "recon"] + (rest if "recon" in own else [])
+        for group, own in idle.items()
     }
 
 

@@ -97,7 +97,8 @@ class UnitJob:
         shared = any(g["lr"] == asked for q in quantizers for g in q.param_groups(asked))
         own = {f"quant.{name}" for q in quantizers for name in vars(q) if name.startswith("lr_")}
         steps = ["recon.act_lr"] if self.learns_activations else []
-        return " and ".join([*["recon.lr"] * shared, *sorted(own), *steps])
+        names = [*["recon.lr"] * shared, *sorted(own), *steps]
+        return " and ".join(names) or "the method's rates of learning"
 
     @property
     def learns_activations(self) -> bool:

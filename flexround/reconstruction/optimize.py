@@ -146,7 +146,7 @@ class UnitOptimizer:
         if not math.isfinite(whole):
             raise ValueError(
                 f"block {self.name}: the loss is {whole} at iteration {iteration}; "
-                + (f"lower {self.rates}" if iteration else "it overflows before any; raise bits")
+                + (f"lower {self.rates}" if iteration else "it overflows before a step; raise bits")
             )
         for callback in self.callbacks:
             callback.step(self.name, iteration, value)

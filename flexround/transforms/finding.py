@@ -42,7 +42,7 @@ class Heads:
             queries = queries or getattr(config, "num_heads", 1)
             values = getattr(config, "num_key_value_heads", None) or queries
             width = getattr(config, "head_dim", None) or config.hidden_size // queries
-        except Exception as error:  # a class of its own, where layers differ in it
+        except RuntimeError as error:  # transformers', where layers differ in it
             reason = str(error).partition("\n")[0]
             raise ValueError(
                 f"transform= takes the heads of attention to be alike in every layer: {reason}; "

@@ -109,13 +109,13 @@ def publish(part: Path, path: Path) -> None:
         OSError: when it can't be renamed; part is then where it was.
     """
     old = path.with_name(f".{path.name}.old")
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
     try:
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
         part.rename(path)
-    except OSError:
-        if old.exists():
+    except BaseException:  # Ctrl-C between the two as well
+        if old.exists() and not path.exists():
             old.rename(path)
         raise
     sync_folder(path.parent)

@@ -98,7 +98,7 @@ def _readings(text: str) -> list[Any]:
 
 
 # Told by the record itself.
-NAMES = ("model", "task", "quant", "task_version", "metric", "average_bits")
+NAMES = ("model", "task", "quant", "bits", "task_version", "metric", "average_bits")
 
 
 def facts(record: Record) -> dict[str, Any]:

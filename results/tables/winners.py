@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from flexround.utils.atomic_files import write_whole
+from results.records.selection import flatten, spelled
 from results.tables.search import Searched, check_budgets, check_choice, counted
 
-PACKAGE, SEARCHED = "# @package _global_", "# Trial"
+PACKAGE = "# @package _global_"
 
 
 def write_winners(found: Sequence[Searched], folder: Path) -> list[Path]:
     """Write the winners as folder/TASK_MODEL_METHOD.yaml, as conf/tuned/pair has them.
 
-    Of a file that is there what was not searched stays, which the trials had too: its settings, and
-    the lines above them that say where they are from.
+    Of a file that is there every line stays but those of what was searched.
 
     Raises:
-        ValueError: when the searches are not fair, or two settings' winners would be one file.
+        ValueError: when the searches are not fair, two settings' winners would be one file, or the
+            trials had other values of what a file has besides.
     """
     found = counted(found)
     for one in found:
@@ -43,23 +44,39 @@ def write_winners(found: Sequence[Searched], folder: Path) -> list[Path]:
                 f"{path}: {texts[path][0]} and {one.search.name} are of one task, model and "
                 "method; give --where bits=N and the like to choose one"
             )
-        texts[path] = (one.search.name, _yaml(one, one.best, path))
+        texts[path] = (one.search.name, _text(one, one.best, path))
     for path, (_, text) in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text.encode())
     return list(texts)
 
 
-def _yaml(one: Searched, best: int, path: Path) -> str:
-    """Return the file at path with the values of a search's best trial."""
-    values = one.search.trials[best].values
-    settings, above = DictConfig({}), list[str]()
-    if path.exists():
-        settings = cast(DictConfig, OmegaConf.load(path))
-        lines = path.read_text().splitlines()
-        above = [x for x in lines if x.startswith("#") and not x.startswith((PACKAGE, SEARCHED))]
+def _text(one: Searched, best: int, path: Path) -> str:
+    """Return the file at path with the values of a search's best trial.
+
+    Raises:
+        ValueError: when the trials had other values of what was not searched.
+    """
+    record, values = one.records[best], one.search.trials[best].values
+    lines = path.read_text().splitlines() if path.exists() else [PACKAGE]
+    stated: Any = OmegaConf.to_container(OmegaConf.create("\n".join(lines)))
+    had = {} if record is None else flatten(record.settings)
+    for name, value in flatten(stated or {}).items():
+        free = name in values or name not in had or "${" in str(value)
+        if not free and spelled(had[name]) != spelled(value):
+            raise ValueError(
+                f"{path} has {name}={value}, and the trials of {one.search.name} {had[name]}; "
+                "search under the file's, take that line out of it, or give another folder"
+            )
+    trial = f"trial {best} of the {len(one.search.trials)} of {one.search.name}"
     for name, value in values.items():
-        OmegaConf.update(settings, name, value)
-    told = f"{best} of the {len(one.search.trials)} of {one.search.name}, by its held-out error"
-    head = [PACKAGE, *above, f"{SEARCHED} {told}: {', '.join(values)}."]
-    return "\n".join(head) + f"\n{OmegaConf.to_yaml(settings)}"
+        group, _, key = name.partition(".")
+        if f"{group}:" not in lines:
+            lines.append(f"{group}:")
+        at = lines.index(f"{group}:") + 1
+        end = next((i for i in range(at, len(lines)) if lines[i][:1].strip()), len(lines))
+        own = [i for i in range(at, end) if lines[i].startswith(f"  {key}:")]
+        lines[slice(own[0], own[0] + 1) if own else slice(at, at)] = [
+            f"  {key}: {value:g}  # {trial}, by its held-out error"
+        ]
+    return "\n".join(lines) + "\n"

@@ -264,11 +264,61 @@ def test_what_a_task_file_names_elsewhere_is_part_of_its_folder(tmp_path, monkey
         text = "include: ../elsewhere/_template_yaml"
     (folder / "mine.yaml").write_text(text)
     contents = Contents(tmp_path / "kept")
-    first = contents.data(folder, {}, "")
+    first = contents.tasks(folder)
     rows.write_text("2")
-    assert contents.data(folder, {}, "") != first
+    assert contents.tasks(folder) != first
     rows.write_text("1")
-    assert contents.data(folder, {}, "") == first
+    assert contents.tasks(folder) == first
+
+
+def test_code_that_a_task_file_names_elsewhere_counts_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(content, "SETTLED", 0.0)
+    folder, elsewhere = tmp_path / "tasks", tmp_path / "elsewhere"
+    for place in (folder, elsewhere):
+        place.mkdir()
+    (elsewhere / "base.yaml").write_text("doc_to_text: !function utils.text\ninclude: base.yaml")
+    (elsewhere / "utils.py").write_text("1")
+    (folder / "mine.yaml").write_text(f"include: {elsewhere}/base.yaml")
+    contents = Contents(tmp_path / "kept")
+    first = contents.tasks(folder)
+    (elsewhere / "utils.py").write_text("2")
+    assert contents.tasks(folder) != first
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["include: beside.yaml", "data_dir: ~", "data_dir: en\ndataset_path: org/name",
+     "dataset_path: json\ndataset_kwargs: {data_files: ~nobody_at_all/x.json}", "a: [", "- a"],
+)  # fmt: skip
+def test_a_folder_of_tasks_is_itself_where_nothing_lies_elsewhere(tmp_path, monkeypatch, line):
+    """Nothing of the working folder or of the home counts, whatever is called alike there."""
+    for name in ("en", "json"):
+        (tmp_path / "here" / name).mkdir(parents=True)
+        (tmp_path / "here" / name / "file").write_text("1")
+    monkeypatch.chdir(tmp_path / "here")
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "beside.yaml").write_text("task: other")
+    (folder / "mine.yaml").write_text(line)
+    contents = Contents(tmp_path / "kept")
+    assert contents.tasks(folder) == contents.data(folder, {}, "")
+
+
+def test_all_that_a_pattern_matches_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(content, "SETTLED", 0.0)
+    folder = tmp_path / "tasks"
+    rows = [tmp_path / "data" / name / "deep" / "rows.jsonl" for name in "ab"]
+    for file in rows:
+        file.parent.mkdir(parents=True)
+        file.write_text("1")
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(f"data_files: {tmp_path}/data/**/rows.jsonl")
+    contents, seen = Contents(tmp_path / "kept"), set()
+    for text in ("2", "3"):
+        for file in rows:
+            file.write_text(text)
+            seen.add(contents.tasks(folder))
+    assert len(seen) == 4
 
 
 def test_the_counts_of_many_folders_are_kept(tmp_path, monkeypatch):

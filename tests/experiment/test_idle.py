@@ -126,6 +126,10 @@ def test_batches_of_a_method_that_learns_nothing_count_where_something_goes_by_t
         with pytest.raises(ValueError, match=f"recon.{name}=.* does nothing"):
             check_idle(composed(own), own, own)
         assert name_of(*own) == name_of(*under)
+    own = [*under, "recon=fast"]
+    if case == "allocation":
+        with pytest.raises(ValueError, match=r"recon=fast does nothing"):
+            check_idle(composed(own), own, own)
     own = ["model=tiny_llama", "quant=rtn", "recon.batch_size=1"]
     with pytest.raises(ValueError, match=r"recon.batch_size=1 does nothing"):
         check_idle(composed(own), own, own)

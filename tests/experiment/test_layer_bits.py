@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 import artifact
+from results.records.selection import fact
 from results.records.store import Store
 from results.tables.leaderboard import leaderboard
 from tests.conftest import TINY
@@ -58,6 +59,7 @@ def test_an_allocation_is_in_the_record_and_repeats_the_run(cli, results_dir):
     args, budget = (*LLAMA, "quant=rtn"), ("allocation=delta_loss", "allocation.average_bits=3.4")
     first = record_of(cli, results_dir, *args, *budget)
     assert first.bits == 3, "the column of a table"
+    assert fact(first, "bits") == 3, "and --where bits=3"
     args = (*args, "bits=3")
     assert set(first.bits_per_layer.values()) > {2}
     assert 3 < first.average_bits <= 3.4
@@ -126,16 +128,17 @@ def test_what_can_not_be_is_refused_in_one_line(cli, case):
     assert outcome.err.strip().splitlines()[-1].startswith("error: ")
 
 
-SECOND = (*LLAMA, "quant=signround_v2", "recon.iters=4", "recon.batch_size=2", "bits=2")
+SECOND = (*LLAMA, "quant=signround_v2", "recon.iters=4", "recon.batch_size=2")
+TWO = (*SECOND, "bits=2")
 V2_BAD = {
-    "zero": (SECOND, "give symmetric=true"),
+    "zero": (TWO, "give symmetric=true"),
     "solver": ((*LLAMA, "quant=gptq", "ranges=imatrix", "symmetric=true"), "not for solvers"),
     "static": (
-        (*SECOND, "symmetric=true", "activation=static_per_tensor"), "not for static ranges"
+        (*TWO, "symmetric=true", "activation=static_per_tensor"), "not for static ranges"
     ),
     "solver_zero": ((*LLAMA, "quant=gptq", "ranges=imatrix"), "not for solvers"),
     "clipping": ((*LLAMA, "quant=lwc", "ranges=imatrix", "symmetric=true"), "not for methods that"),
-    "levels": ((*SECOND, "grid=nf4"), "symmetric integers"),
+    "levels": ((*TWO, "grid=nf4"), "symmetric integers"),
     "vision": ((*TINY, "quant=rtn", "ranges=imatrix"), "ranges=imatrix is for language models"),
 }  # fmt: skip
 
@@ -150,7 +153,7 @@ def test_what_signrounds_second_version_is_not_for(cli, case):
 
 def test_signrounds_second_version_with_its_budget(cli, results_dir, capsys):
     budget = ("allocation=delta_loss", "allocation.average_bits=3")
-    args = (*SECOND[:-1], "symmetric=true", *budget)
+    args = (*SECOND, "symmetric=true", *budget)
     record = record_of(cli, results_dir, *args, "save=true")
     assert record.average_bits <= 3
     assert artifact.main(["eval", str(Store(results_dir).artifact(record.run_id))]) == 0

@@ -349,7 +349,8 @@ def test_bad_paths_are_one_line(tool, tmp_path, command):
 def test_wandb_takes_the_artifact_along(results_of, tmp_path, monkeypatch):
     import wandb
 
-    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    monkeypatch.setenv("WANDB_DATA_DIR", "restored afterwards")
+    monkeypatch.delenv("WANDB_DATA_DIR")
     record, folder = saved(results_of, *VISION, "logger=wandb", f"logger.dir={tmp_path}")
     wandb.teardown()
     (log,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")

@@ -174,15 +174,31 @@ def test_what_was_not_searched_stays_in_a_tuned_file(folder, capsys, tmp_path):
     """The papers' own settings stand in such files, and every table runs by them."""
     path = tmp_path / "tuned" / "digits_resnet18_flexround.yaml"
     path.parent.mkdir()
-    head = "# @package _global_\n# FlexRound, Table 18.\n"
-    rates = "${by_bits:${bits},{2: 1e-3, default: 4e-4}}"
-    path.write_text(f'{head}recon:\n  lr: "{rates}"\n  iters: 500\nquant:\n  rank: 4\n')
-    for _ in range(2):  # the line of a search before is replaced
+    head = "# @package _global_\n# FlexRound, Table 18.\nrecon:\n"
+    rates = '  lr: "${by_bits:${bits},{2: 1e-3, default: 4e-4}}"\n'
+    rest = "  iters: 500   # sec. 4.3\nquant:\n  rank: 4\n"
+    path.write_text(head + rates + rest)
+    lines = [*head.splitlines(), *rest.splitlines()]
+    for _ in range(2):
         assert show(capsys, "--results-dir", str(folder), "--tuned", str(path.parent))[0] == 0
-        assert path.read_text().startswith(head)
-        assert path.read_text().count("# Trial 1 of the 2 of flexround-search") == 1
+        assert [line for line in path.read_text().splitlines() if "trial" not in line] == lines
         found = OmegaConf.load(path)
         assert found == {"recon": {"lr": 0.1, "iters": 500}, "quant": {"rank": 4}}
+        assert "# trial 1 of the 2 of flexround-search" in path.read_text()
+
+
+def test_a_tuned_file_that_the_trials_did_not_run_by_is_refused(folder, capsys, tmp_path):
+    """A rate is one for its iterations: beside others it says what nothing has measured."""
+    (record,) = [r for r in Store(folder).load() if r.run_id == "b"]
+    settings = {**record.settings, "recon": {"lr": 0.1, "iters": 500}}
+    Store(folder).write(replace(record, settings=settings))
+    path = tmp_path / "tuned" / "digits_resnet18_flexround.yaml"
+    path.parent.mkdir()
+    text = "# @package _global_\nrecon:\n  iters: 5000\n"
+    path.write_text(text)
+    status, _, err = show(capsys, "--results-dir", str(folder), "--tuned", str(path.parent))
+    assert (status, path.read_text()) == (1, text)
+    assert f"{path} has recon.iters=5000, and the trials of flexround-search 500" in err
 
 
 def test_unfair_searches_are_told_and_their_winners_not_written(folder, capsys, tmp_path):

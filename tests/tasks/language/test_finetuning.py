@@ -219,6 +219,13 @@ def test_a_trained_network_survives_what_ends_the_command_at_its_last_step(
     assert (kept / "model.safetensors").is_file()
     assert tune(*here) is None
     assert not kept.exists()
+    # What it is to take the place of stays as well.
+    folder = kept.with_name("tiny_bert")
+    with monkeypatch.context() as broken:
+        broken.setattr(type(kept), "rename", interrupted)
+        tune(*here, "rerun=true")
+    assert (folder / "model.safetensors").is_file()
+    assert kept.exists()
 
 
 def test_data_that_the_evaluation_lacks_are_missed_before_the_training(tune, tmp_path, monkeypatch):
