@@ -37,10 +37,9 @@ def idle_besides(
 
 
 def but_batches(idle: Mapping[str, Sequence[str]], loop: Iterable[str]) -> dict[str, list[str]]:
-    """Return idle, by group, without the batches of a loop that does nothing else.
+    """Return idle, by group, without the batches of a loop, whose options are loop, that is idle.
 
-    A method that learns nothing still has the calibration samples cut into batches where something
-    goes by them. loop are the names of the loop's options.
+    A method that learns nothing still has the samples cut into them where something goes by that.
     """
     rest = [f"recon.{name}" for name in loop if name != "batch_size"]
     return {
