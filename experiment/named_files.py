@@ -27,20 +27,22 @@ def named_elsewhere(folder: Path, files: Iterable[Path]) -> dict[str, Path]:
     a folder. An address, a data set of the hub and what it holds are none of them.
     """
     inside, found = folder.resolve(), dict[str, Path]()
-    left, seen = [path.resolve() for path in files if _is_task(path)], set[Path]()
+    left = [(p.relative_to(folder).as_posix(), p.resolve()) for p in files if _is_task(p)]
+    seen = set[Path]()
     while left:
-        own = left.pop()
+        name, own = left.pop()
         if own in seen:
             continue
         seen.add(own)
-        for place in _places(own):
+        for text, place in _places(own):
             for path in _files_at(place):
                 if path.resolve().is_relative_to(inside):
                     continue
-                # The text names a place; what lies there is told apart by the rest of its path.
-                found[f"{own.name} {place.name} {os.path.relpath(path, _fixed(place))}"] = path
+                # By what names it, and where it lies from there, so that all may move together.
+                called = f"{name} {text} {os.path.relpath(path, _fixed(place))}"
+                found[called] = path
                 if _is_task(path):
-                    left.append(path.resolve())
+                    left.append((called, path.resolve()))
     return found
 
 
@@ -64,8 +66,8 @@ def _fixed(place: Path) -> Path:
     return place if place.is_dir() else place.parent
 
 
-def _places(path: Path) -> Iterator[Path]:
-    """Yield the places that a task file names; of what is no YAML, none."""
+def _places(path: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the places that a task file names, each with its text; of what is no YAML, none."""
     try:
         # Nodes alone: nothing is built of what tags ask for.
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=LOADER)
@@ -76,9 +78,9 @@ def _places(path: Path) -> Iterator[Path]:
     of_hub = not all(_at_home(text).exists() for text in datasets)
     for key, text in named:
         if key in (INCLUDE, CODE):
-            yield path.parent / text
+            yield text, path.parent / text
         elif text in datasets or (key in DATA and (Path(text).is_absolute() or not of_hub)):
-            yield _at_home(text)
+            yield text, _at_home(text)
 
 
 def _at_home(text: str) -> Path:

@@ -304,15 +304,21 @@ def test_a_folder_of_tasks_is_itself_where_nothing_lies_elsewhere(tmp_path, monk
     assert contents.tasks(folder) == contents.data(folder, {}, "")
 
 
-def test_all_that_a_pattern_matches_counts(tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", ["pattern", "two"])
+def test_all_files_that_are_called_alike_count(tmp_path, monkeypatch, how):
     monkeypatch.setattr(content, "SETTLED", 0.0)
     folder = tmp_path / "tasks"
     rows = [tmp_path / "data" / name / "deep" / "rows.jsonl" for name in "ab"]
     for file in rows:
         file.parent.mkdir(parents=True)
         file.write_text("1")
-    folder.mkdir()
-    (folder / "mine.yaml").write_text(f"data_files: {tmp_path}/data/**/rows.jsonl")
+    if how == "pattern":
+        folder.mkdir()
+        (folder / "mine.yaml").write_text(f"data_files: {tmp_path}/data/**/rows.jsonl")
+    for file in rows if how == "two" else ():
+        own = folder / file.parts[-3]
+        own.mkdir(parents=True)
+        (own / "mine.yaml").write_text(f"data_files: {file}")
     contents, seen = Contents(tmp_path / "kept"), set()
     for text in ("2", "3"):
         for file in rows:
