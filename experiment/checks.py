@@ -69,7 +69,7 @@ def check_values(cfg: DictConfig) -> None:
         ValueError: names the value, what is allowed, and the option to change.
     """
     written: Any = OmegaConf.to_container(cfg, resolve=False)
-    for name, value in flatten(written).items():
+    for name, value in flatten({k: v for k, v in written.items() if k != "hydra"}).items():
         if value == MISSING:
             place = name.rpartition(".")[2] in ("source", "path")
             what = "ORG/NAME of the hub, or a local folder" if place else "its value"

@@ -146,7 +146,7 @@ def test_training_reduces_the_error_and_keeps_the_best_iteration():
     groups = quantizer.param_groups(5e-3)
     optimizer = scheduled(quantizer.optimizer(groups), "linear", 200)
     best = BestParameters([p for group in groups for p in group["params"]])
-    descent = UnitOptimizer("it", 200, 256, torch.Generator().manual_seed(0), ())
+    descent = UnitOptimizer("it", "recon.lr", 200, 256, torch.Generator().manual_seed(0), ())
     descent.run(256, losses, [optimizer], quantizer.after_step, best)
     error, v = min(seen, key=lambda pair: pair[0])
     assert torch.equal(quantizer.v, v)

@@ -74,7 +74,7 @@ def test_a_step_is_one_launch_for_each_rate_however_many_layers(method, groups, 
 def test_a_loss_without_any_learned_parameter_is_told():
     """A method that has its parameter in `reference` alone, which no run asks for."""
     unused = torch.nn.Parameter(torch.zeros(1))
-    descent = UnitOptimizer("block 3", 5, 2, torch.Generator().manual_seed(0), ())
+    descent = UnitOptimizer("block 3", "recon.lr", 5, 2, torch.Generator().manual_seed(0), ())
     own = [(torch.optim.Adam([unused]), None)]
     with pytest.raises(
         ValueError, match=r"block 3: no learned parameter .* not in reference alone"

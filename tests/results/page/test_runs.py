@@ -31,7 +31,7 @@ def test_settings_are_those_of_each_row():
         {"bits": 3, "seed": 1, "recon": {"lr": 1e-3, "iters": 100}, "symmetric": True},
         {"bits": 3, "seed": 2, "quant": {"_target_": "RTN", "seed": 5}, "symmetric": None},
     ]
-    data = runs_of([[record(str(i), settings=row)] for i, row in enumerate(rows)])
+    data = runs_of([[record(str(i), settings=row, bits=row["bits"])] for i, row in enumerate(rows)])
     common = {"metric": "top1", "task_version": "1", "average_bits": "null"}
     common |= {  # off, as no row has them
         "transform._target_": "none", "allocation._target_": "none", "grid._target_": "integer",
