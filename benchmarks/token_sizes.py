@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from experiment.build import build
 from experiment.config import composed
 from flexround.models.base import ModelAdapter
-from flexround.models.layer_chain import first_of
+from flexround.structure import first_of
 
 
 def sizes(outputs: Tensor) -> tuple[float, float, float]:

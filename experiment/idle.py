@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flexround.api.rules import but_batches, idle_besides
+from flexround.api.rules import idle_besides, idle_but
 from results.records.given import below
 
 
@@ -21,17 +21,14 @@ def idle_in(settings: Mapping[str, Any]) -> dict[str, list[str]]:
     steps = settings.get("activation") or {}
     if settings.get("allocation") is None and steps.get("ranges_from") != "fp":
         return idle
-    return but_batches(idle, settings["recon"])  # _target_ among them
+    return idle_but(idle, "recon", settings["recon"], "batch_size")  # _target_ is not kept
 
 
 def idle_options(cfg: DictConfig) -> dict[str, list[str]]:
     """Return the options that do nothing for what was chosen, by the group that makes them idle."""
     idle = idle_in(cfg)
     if cfg.calibration is not None and "protocol" in cfg.calibration:  # its name cuts the samples
-        rest = [f"protocol.{key}" for key in cfg.protocol if key not in ("_target_", "name")]
-        for group, own in idle.items():
-            if "protocol" in own:
-                idle[group] = [o for o in own if o != "protocol"] + rest
+        idle = idle_but(idle, "protocol", cfg.protocol, "_target_", "name")
     language = not str(cfg.model._target_).endswith(".VisionModel")
     for group, besides in idle_besides(cfg.granularity, language, cfg.clipping).items():
         idle.setdefault(group, []).extend(besides)

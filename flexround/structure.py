@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -215,6 +215,21 @@ class Block:
         return next(self.module.parameters()).dtype
 
 
+def first_of(output: Any) -> Tensor:
+    """Return the hidden states of what a layer gives: the first of several, or all of it."""
+    return cast(Tensor, output[0] if isinstance(output, tuple | list) else output)
+
+
+def with_first(output: Any, first: Any) -> Any:
+    """Return what a layer gives with first in the place of its hidden states."""
+    return (first, *output[1:]) if isinstance(output, tuple | list) else first
+
+
+def along_tokens(inputs: Tensor, mask: Tensor) -> bool:
+    """Return whether inputs are [samples, channels, tokens] for mask's [samples, tokens]."""
+    return (len(inputs), inputs.shape[-1]) == mask.shape
+
+
 def counted(layer: Layer | None, inputs: Tensor, mask: Tensor | None) -> Tensor:
     """Return those of a layer's inputs [..., in] that are no padding, [rows, in] or as they are.
 
@@ -225,8 +240,7 @@ def counted(layer: Layer | None, inputs: Tensor, mask: Tensor | None) -> Tensor:
         return inputs
     mask = mask.to(inputs.device)
     if layer is not None and isinstance(layer.module, nn.Conv1d):  # [samples, channels, tokens]
-        along = (len(inputs), inputs.shape[-1]) == mask.shape
-        return inputs.transpose(1, 2)[mask] if along else inputs
+        return inputs.transpose(1, 2)[mask] if along_tokens(inputs, mask) else inputs
     if layer is not None and layer.expert is not None:
         return inputs[mask.flatten()[layer.expert.tokens]]
     if inputs.shape[:2] == mask.shape:

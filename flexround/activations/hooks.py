@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flexround.activations.quantizers import ActivationQuantizer
 from flexround.activations.schemes import Activation
 from flexround.ranges import Ranges
-from flexround.structure import Block, Site, counted
+from flexround.structure import Block, Site, counted, first_of, with_first
 
 
 class _Hook(partial[Any]):
@@ -206,9 +206,7 @@ class Activations:
         own = here[self._block]
         # Modulo: outside of its block a function is called once more on the block's output.
         quantizer = own[self._count("output", module) % len(own)]
-        whole = isinstance(output, tuple | list)
-        quantized = self._quantize(quantizer, output[0] if whole else output, module)
-        return (quantized, *output[1:]) if whole else quantized
+        return with_first(output, self._quantize(quantizer, first_of(output), module))
 
     @property
     def _working(self) -> bool:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flexround.api.rules import (
-    but_batches,
     check_imatrix,
     check_layer_bits,
     check_moving_zero_point,
     idle_besides,
+    idle_but,
     resolved,
 )
 
@@ -212,8 +212,8 @@ def _check_idle(
         ValueError: names the option and the choice that leaves it without effect.
     """
     known, idle = presets(), dict(of_loop)
-    if (tree["activation"] or {}).get("ranges_from") == "fp":
-        idle = but_batches(idle, tree["recon"])
+    if (tree["activation"] or {}).get("ranges_from") == "fp":  # set batch by batch
+        idle = idle_but(idle, "recon", tree["recon"], "batch_size")
     for group in GROUPS:
         idle |= known[group][names[group]]["idle"]
     besides = idle_besides(tree["granularity"], kind == "language", tree["clipping"])

@@ -36,14 +36,13 @@ def idle_besides(
     }
 
 
-def but_batches(idle: Mapping[str, Sequence[str]], loop: Iterable[str]) -> dict[str, list[str]]:
-    """Return idle, by group, without the batches of a loop, whose options are loop, that is idle.
-
-    A method that learns nothing still has the samples cut into them where something goes by that.
-    """
-    rest = [f"recon.{name}" for name in loop if name != "batch_size"]
+def idle_but(
+    idle: Mapping[str, Sequence[str]], node: str, options: Iterable[str], *kept: str
+) -> dict[str, list[str]]:
+    """Return idle, by group, where of an idle node the options kept do something after all."""
+    rest = [f"{node}.{name}" for name in options if name not in kept]
     return {
-        group: [o for o in own if o != "recon"] + (rest if "recon" in own else [])
+        group: [o for o in own if o != node] + (rest if node in own else [])
         for group, own in idle.items()
     }
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from flexround.calibration.activation_cache import ActivationCache, rows
 from flexround.calibration.arguments import Arguments, PerSample, merged, split_inputs
 from flexround.calibration.pace import pace_of
+from flexround.structure import first_of
 
 
 @torch.no_grad()
@@ -180,8 +181,7 @@ class RecordedCalls:
             out = module(inputs, *args, **kwargs)
         finally:  # a pass may be ended early, by those who have seen enough of it
             pace_of(device).step(device)
-        result: Tensor = out[0] if isinstance(out, tuple | list) else out
-        return result
+        return first_of(out)
 
     @torch.no_grad()
     def replay_each(

@@ -22,6 +22,7 @@ from flexround.calibration.calls import (
     other_forward,
     stopped_forward,
 )
+from flexround.structure import with_first
 
 # What a block is called with in a pass over one batch, its inputs left out, block by block.
 Pass = list[Arguments]
@@ -142,7 +143,7 @@ def _handing_on(module: nn.Module, returned: Any) -> contextlib.AbstractContextM
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         inputs, _ = split_inputs(args, kwargs)
-        return (inputs, *returned[1:]) if isinstance(returned, tuple | list) else inputs
+        return with_first(returned, inputs)
 
     return other_forward(module, forward)
 

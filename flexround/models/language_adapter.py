@@ -25,10 +25,10 @@ from flexround.models.base import ModelAdapter
 from flexround.models.coverage import without_left
 from flexround.models.experts import split_experts
 from flexround.models.language_blocks import blocks_of
-from flexround.models.layer_chain import chain_of, first_of, in_chain
+from flexround.models.layer_chain import chain_of, in_chain
 from flexround.models.position_ids import with_position_ids
 from flexround.models.replay_check import check_replay
-from flexround.structure import Block
+from flexround.structure import Block, first_of, with_first
 
 Tokens = Mapping[str, Tensor]  # input_ids, attention_mask, ...: [batch, tokens]
 
@@ -111,8 +111,7 @@ class LanguageAdapter(ModelAdapter):
     def _after(self, tensors: dict[str, Tensor] | None, batch: Tokens, outputs: Tensor) -> Tensor:
         """Return the logits behind the last layer's outputs; tensors as in `_logits`."""
         form = self._forms[-1]
-        output = (outputs, *form[1:]) if isinstance(form, tuple | list) else outputs
-        with self._passed(len(self._chain), output):
+        with self._passed(len(self._chain), with_first(form, outputs)):
             return self._logits(batch, tensors)
 
     def vocabulary(self) -> int | None:
@@ -208,13 +207,12 @@ class LanguageAdapter(ModelAdapter):
     @contextmanager
     def _passed(self, count: int, output: Any) -> Iterator[None]:
         """Have the first count layers give output, [batch, tokens, hidden], as the last of them."""
-        whole = isinstance(output, tuple | list)
         first = first_of(output)
         if count:
             first = first.to(self.device)
         with ExitStack() as stack:
             for module in self._modules[:count]:
-                stack.enter_context(stub_forward(module, (first, *output[1:]) if whole else first))
+                stack.enter_context(stub_forward(module, with_first(output, first)))
             yield
 
     def prepare(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from flexround.structure import is_quantizable
 
@@ -50,9 +50,3 @@ def in_chain(
                 "nothing can be seen of it; it can't be quantized"
             )
     return [found[module] for module in chain.values()]
-
-
-def first_of(output: Any) -> Tensor:
-    """Return the hidden states of what a layer gives: the first of several, or all of it."""
-    hidden: Tensor = output[0] if isinstance(output, tuple | list) else output
-    return hidden

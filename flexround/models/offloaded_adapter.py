@@ -19,8 +19,8 @@ from flexround.grid import QuantizedTensor
 from flexround.models.checkpoint_shards import Shards
 from flexround.models.experts import is_fused
 from flexround.models.language_adapter import LanguageAdapter, Tokens
-from flexround.models.layer_chain import chain_of, first_of
-from flexround.structure import Block
+from flexround.models.layer_chain import chain_of
+from flexround.structure import Block, first_of, with_first
 from flexround.utils.memory import give_back
 
 
@@ -168,12 +168,12 @@ class OffloadedAdapter(LanguageAdapter):
     def _pass(self, index: int, batches: Sequence[Tokens], hidden: Sequence[Any]) -> list[Any]:
         """Return what the block at index makes of each batch, hidden being its inputs."""
         shapes: list[torch.Size] = []
-        ends: list[tuple[Any, ...] | None] = []
+        ends: list[Any] = []
 
         def outputs() -> Iterator[Tensor]:
             for batch, before in zip(batches, hidden, strict=True):
                 output = self.output_of(index, batch, before)
-                ends.append(tuple(output[1:]) if isinstance(output, tuple | list) else None)
+                ends.append(with_first(output, None))
                 first = first_of(output)
                 shapes.append(first.shape)
                 yield first.flatten(0, -2).to(self.storage_device)  # batches differ in their length
@@ -181,7 +181,7 @@ class OffloadedAdapter(LanguageAdapter):
         whole = self._cache.store(outputs())
         parts = whole.split([shape[:-1].numel() for shape in shapes])
         firsts = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-        return [f if end is None else (f, *end) for f, end in zip(firsts, ends, strict=True)]
+        return [with_first(end, first) for end, first in zip(ends, firsts, strict=True)]
 
     def _try(self, example: Tokens) -> None:
         self.forward(example)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flexround.calibration.calls import RecordedCalls
+from flexround.structure import first_of
 
 if TYPE_CHECKING:
     from flexround.models.language_adapter import LanguageAdapter, Tokens
@@ -31,7 +32,7 @@ def check_replay(adapter: LanguageAdapter, calls: RecordedCalls, first: Tokens) 
     for index, block in enumerate(adapter.blocks()):
         with adapter.on_device(block):
             own = adapter.output_of(index, first, before, widen=True)
-            output = own[0] if isinstance(own, tuple | list) else own
+            output = first_of(own)
             rounding, hidden = _rounding(hidden, block.dtype), hidden.to(block.dtype)
             try:
                 replayed = calls.replay(block.module, torch.arange(1), adapter.device, hidden)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flexround.structure import Layer, counted, pads_as_tensorflow
+from flexround.structure import Layer, along_tokens, counted, pads_as_tensorflow
 
 Convolution = nn.Conv1d | nn.Conv2d
 
@@ -55,8 +55,8 @@ def counted_rows(layer: Layer, inputs: Tensor, mask: Tensor | None) -> Tensor:
     rows = rows_of(module, inputs.float())
     samples, tokens = mask.shape
     places = rows.shape[1] // samples
-    along = (len(inputs), inputs.shape[-1]) == mask.shape and module.stride == (1,)
-    if not along or places < tokens:
+    steps_of_one = along_tokens(inputs, mask) and module.stride == (1,)
+    if not steps_of_one or places < tokens:
         return rows
     counts = functional.pad(mask.to(rows.device), (0, places - tokens))
     return rows[:, counts.flatten()]

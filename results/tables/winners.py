@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +44,22 @@ def write_winners(found: Sequence[Searched], folder: Path) -> list[Path]:
                 f"{path}: {texts[path][0]} and {one.search.name} are of one task, model and "
                 "method; give --where bits=N and the like to choose one"
             )
-        texts[path] = (one.search.name, _text(one, one.best, path))
+        texts[path] = (one.search.name, _text(one, one.best, flatten(record.settings), path))
     for path, (_, text) in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text.encode())
     return list(texts)
 
 
-def _text(one: Searched, best: int, path: Path) -> str:
-    """Return the file at path with the values of a search's best trial.
+def _text(one: Searched, best: int, had: Mapping[str, Any], path: Path) -> str:
+    """Return the file at path with the values of a search's best trial, whose settings are had.
 
     Raises:
         ValueError: when the trials had other values of what was not searched.
     """
-    record, values = one.records[best], one.search.trials[best].values
+    values = one.search.trials[best].values
     lines = path.read_text().splitlines() if path.exists() else [PACKAGE]
     stated: Any = OmegaConf.to_container(OmegaConf.create("\n".join(lines)))
-    had = {} if record is None else flatten(record.settings)
     for name, value in flatten(stated or {}).items():
         free = name in values or name not in had or "${" in str(value)
         if not free and spelled(had[name]) != spelled(value):

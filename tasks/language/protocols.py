@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Protocol:
     max_windows: Count | None
 
     def __post_init__(self) -> None:
-        if self.name not in ("run_clm", "gptq", "file"):
+        if self.name not in get_args(ProtocolName):
             raise ValueError(f"protocol.name={self.name}: give run_clm, gptq or file")
         if self.window < 2:
             raise ValueError(f"protocol.window={self.window}: give at least 2 tokens")

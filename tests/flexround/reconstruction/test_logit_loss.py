@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from flexround.grid import Grid, PerChannel
 from flexround.models.language_adapter import LanguageAdapter
-from flexround.models.layer_chain import first_of
 from flexround.ranges import MinMax
 from flexround.reconstruction import logit_loss
 from flexround.reconstruction.checkpoints import FileCheckpoints
 from flexround.reconstruction.logit_loss import LogitLoss
+from flexround.structure import first_of
 from flexround.transforms.base import apply
 from tests.flexround.models.test_families import adapter_of
 from tests.flexround.models.test_language import CPU, EXAMPLE, halves, network, tokens
