@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from experiment.build import build
 from experiment.config import composed
+from flexround.calibration.outputs import first_of
 from flexround.models.base import ModelAdapter
-from flexround.structure import first_of
 
 
 def sizes(outputs: Tensor) -> tuple[float, float, float]:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -213,16 +213,6 @@ class Block:
     def dtype(self) -> torch.dtype:
         """The type of its weights."""
         return next(self.module.parameters()).dtype
-
-
-def first_of(output: Any) -> Tensor:
-    """Return the hidden states of what a layer gives: the first of several, or all of it."""
-    return cast(Tensor, output[0] if isinstance(output, tuple | list) else output)
-
-
-def with_first(output: Any, first: Any) -> Any:
-    """Return what a layer gives with first in the place of its hidden states."""
-    return (first, *output[1:]) if isinstance(output, tuple | list) else first
 
 
 def along_tokens(inputs: Tensor, mask: Tensor) -> bool:

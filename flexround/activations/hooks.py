@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from flexround.activations.quantizers import ActivationQuantizer
 from flexround.activations.schemes import Activation
+from flexround.calibration.outputs import first_of, with_first
 from flexround.ranges import Ranges
-from flexround.structure import Block, Site, counted, first_of, with_first
+from flexround.structure import Block, Site, counted
 
 
 class _Hook(partial[Any]):

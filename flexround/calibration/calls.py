@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from flexround.calibration.activation_cache import ActivationCache, rows
 from flexround.calibration.arguments import Arguments, PerSample, merged, split_inputs
+from flexround.calibration.outputs import first_of
 from flexround.calibration.pace import pace_of
-from flexround.structure import first_of
 
 
 @torch.no_grad()

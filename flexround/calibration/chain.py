@@ -22,7 +22,7 @@ from flexround.calibration.calls import (
     other_forward,
     stopped_forward,
 )
-from flexround.structure import with_first
+from flexround.calibration.outputs import with_first
 
 # What a block is called with in a pass over one batch, its inputs left out, block by block.
 Pass = list[Arguments]

@@ -21,6 +21,7 @@ from flexround.calibration.calls import (
     stub_forward,
 )
 from flexround.calibration.chain import check_order, in_float, record_chain
+from flexround.calibration.outputs import first_of, with_first
 from flexround.models.base import ModelAdapter
 from flexround.models.coverage import without_left
 from flexround.models.experts import split_experts
@@ -28,7 +29,7 @@ from flexround.models.language_blocks import blocks_of
 from flexround.models.layer_chain import chain_of, in_chain
 from flexround.models.position_ids import with_position_ids
 from flexround.models.replay_check import check_replay
-from flexround.structure import Block, first_of, with_first
+from flexround.structure import Block
 
 Tokens = Mapping[str, Tensor]  # input_ids, attention_mask, ...: [batch, tokens]
 

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from flexround.calibration.activation_cache import ActivationCache
 from flexround.calibration.disk_tensors import DiskTensors
+from flexround.calibration.outputs import first_of, with_first
 from flexround.grid import QuantizedTensor
 from flexround.models.checkpoint_shards import Shards
 from flexround.models.experts import is_fused
 from flexround.models.language_adapter import LanguageAdapter, Tokens
 from flexround.models.layer_chain import chain_of
-from flexround.structure import Block, first_of, with_first
+from flexround.structure import Block
 from flexround.utils.memory import give_back
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flexround.calibration.calls import RecordedCalls
-from flexround.structure import first_of
+from flexround.calibration.outputs import first_of
 
 if TYPE_CHECKING:
     from flexround.models.language_adapter import LanguageAdapter, Tokens

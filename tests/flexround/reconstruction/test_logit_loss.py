@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from flexround.calibration.outputs import first_of
 from flexround.grid import Grid, PerChannel
 from flexround.models.language_adapter import LanguageAdapter
 from flexround.ranges import MinMax
 from flexround.reconstruction import logit_loss
 from flexround.reconstruction.checkpoints import FileCheckpoints
 from flexround.reconstruction.logit_loss import LogitLoss
-from flexround.structure import first_of
 from flexround.transforms.base import apply
 from tests.flexround.models.test_families import adapter_of
 from tests.flexround.models.test_language import CPU, EXAMPLE, halves, network, tokens
