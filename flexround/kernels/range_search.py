@@ -27,13 +27,27 @@ STRIDES = (16, 8, 4, 2, 1)  # between candidates that are tried, pass after pass
 # What a root is wrong by at most in float32: a share of itself, and one of the values' norm.
 OF_ROOT, OF_NORM = 1e-5, 4e-6
 LEAST = 1e-25  # a smaller mean of d^p may have lost digits
+LANES = 64  # a multiple of what exp2 takes at once, where two threads share CHUNK, too
 Error = Callable[[Tensor, Tensor], Tensor]
 
 
 def power(distance: Tensor, p: float) -> Tensor:
-    """Return |distance|^p, worked out in the memory of distance."""
+    """Return |distance|^p, worked out in the memory of distance: alike wherever a value stands."""
     # Three times as fast as pow; 0 goes through -inf back to 0.
-    return distance.abs_().log2_().mul_(p).exp2_()
+    exponents = distance.abs_().log2_().mul_(p)
+    if exponents.device.type != "cpu" or not exponents.is_contiguous():
+        return exponents.exp2_()
+    # On a CPU exp2 takes whole vectors of a thread's share one way and the values behind them
+    # another, which may differ in the last digit: those get a whole vector, too.
+    flat = exponents.view(-1)
+    whole = len(flat) // LANES * LANES
+    for part in flat[:whole].split(CHUNK):
+        part.exp2_()
+    if rest := len(flat) - whole:
+        vector = flat.new_zeros(LANES)
+        vector[:rest] = flat[whole:]
+        flat[whole:] = vector.exp2_()[:rest]
+    return exponents
 
 
 def can_search(values: Tensor, p: float) -> bool:

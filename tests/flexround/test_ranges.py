@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
-from flexround.kernels.range_search import Roots
+from flexround.kernels.range_search import Roots, power
 from flexround.ranges import SCALE_FLOOR, LpSearch, LpSearch2D, MinMax
 from tests.conftest import some_slow
 from tests.flexround.quantizers.methods import all_ranges, symmetries
@@ -217,6 +217,30 @@ def test_the_search_with_fewer_tries_finds_the_same_bits(symmetric, kind, p):
                 search(values, grid), search.reference(values, grid), strict=True
             ):
                 assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("elements", [1, 2, 3])
+def test_candidates_that_err_alike_are_told_apart_as_by_trying_them_all(kind, elements):
+    """In short rows of float32 ties are exact: one digit of one power would decide otherwise."""
+    grid, search = Grid(3, True, PerChannel()), LpSearch(2.4, 14, 0.01)
+    for seed in range(60):
+        values = weights(kind, 40, elements, seed)
+        assert torch.equal(search(values, grid)[0], search.reference(values, grid)[0])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_power_is_alike_wherever_its_value_stands(threads, dtype):
+    own = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        values = torch.randn(70_032, generator=torch.Generator().manual_seed(0)).to(dtype)
+        whole = power(values.clone(), 2.4)
+        for start, stop in ((0, 1), (0, 50_032), (1, 70_000), (63, 200), (70_000, 70_032)):
+            assert torch.equal(power(values[start:stop].clone(), 2.4), whole[start:stop])
+    finally:
+        torch.set_num_threads(own)
 
 
 @settings(max_examples=60, deadline=None)
