@@ -160,10 +160,13 @@ def export(path: str, name: str, out: Path, overrides: Sequence[str]) -> str:
     """Write the artifact at path for another program and return where.
 
     Raises:
-        ValueError: when the format can't express it, or out is there already.
+        ValueError: when the format can't express it, out is there already, or overrides have a
+            device.
     """
     if out.exists():
         raise ValueError(f"--out {out} exists; give another folder, or move it away")
+    if idle := [text for text in overrides if text.partition("=")[0] == "device"]:
+        raise ValueError(f"{idle[0]} does nothing here: it is written on the CPU; leave it out")
     # Nothing is computed, and ONNX's exporter makes some of its tensors on the CPU alone.
     FORMATS[name](rebuild(path, overrides, "cpu"), locate(path).parent, out)
     return str(out)

@@ -405,8 +405,14 @@ def test_a_shortage_of_memory_is_one_line(tool, monkeypatch):
     assert err.startswith("error: out of memory; lower task.eval_batch_size")
 
 
-@pytest.mark.parametrize("given", [(), ("device=cuda",)])
-def test_an_export_is_made_on_the_cpu_whatever_the_machine_has(tool, monkeypatch, tmp_path, given):
+@pytest.mark.parametrize("given", ["device=cuda", "device=cpu"])
+def test_a_device_does_nothing_for_an_export(tool, tmp_path, given):
+    status, _, err = tool("export", tmp_path, "--to", "onnx", "--out", tmp_path / "out", given)
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith(f"error: {given} does nothing here")
+
+
+def test_an_export_is_made_on_the_cpu_whatever_the_machine_has(tool, monkeypatch, tmp_path):
     """The exporter of ONNX makes what static activations come to on the CPU alone."""
     seen = []
     monkeypatch.setattr(rebuild, "read", lambda path: None)
@@ -418,6 +424,6 @@ def test_an_export_is_made_on_the_cpu_whatever_the_machine_has(tool, monkeypatch
     made = SimpleNamespace(overrides=["model=tiny_llama", "device=auto", "quant=rtn"])
     monkeypatch.setattr(rebuild, "provenance_of", lambda path: made)
     monkeypatch.setattr(rebuild, "locate", lambda path: tmp_path / "model.safetensors")
-    status, _, err = tool("export", tmp_path, "--to", "onnx", "--out", tmp_path / "out", *given)
+    status, _, err = tool("export", tmp_path, "--to", "onnx", "--out", tmp_path / "out")
     assert (status, err) == (1, "error: that is all\n")
     assert seen == ["cpu"]
