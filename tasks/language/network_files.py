@@ -57,11 +57,17 @@ def config_of(where: str, **options: Any) -> Any:
     """Return transformers' configuration of the network at where, a folder or a hub id.
 
     Raises:
-        ValueError: when it asks for code of a hub, or counts more than any network has; also what
-            transformers refuses, with others of its errors.
+        ValueError: when an adapter lies there, it asks for code of a hub, or counts more than any
+            network has; also what transformers refuses, with others of its errors.
     """
     from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+    from transformers.utils.peft_utils import find_adapter_config_file
 
+    if find_adapter_config_file(where, revision=options.get("revision")):
+        raise ValueError(
+            "an adapter lies with it (adapter_config.json), which is added where peft is installed "
+            "and passed over where it is not; give a network that it is merged into"
+        )
     stated, _ = PretrainedConfig.get_config_dict(where, trust_remote_code=False, **options)
     if not isinstance(stated, dict):
         raise ValueError("its config.json is no JSON object")

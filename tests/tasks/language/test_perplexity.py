@@ -253,6 +253,19 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         pretrained.load(transformers.AutoModelForCausalLM, str(tmp_path))
 
 
+def test_an_adapter_beside_a_network_is_refused(tmp_path):
+    """Transformers would add it, and its matrices be quantized, where peft is installed alone."""
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    for read in (pretrained.load, pretrained.outline):
+        with pytest.raises(ValueError, match=r"an adapter lies with it .*merged into"):
+            read(transformers.AutoModelForCausalLM, str(tmp_path))
+
+
 def test_a_gguf_file_that_is_none_is_refused(tmp_path):
     pytest.importorskip("gguf", reason="the extra local-models is not installed")
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
