@@ -143,7 +143,7 @@ class Solve:
             check_no_experts(quantizer, adapter)
         check_finite_samples(adapter, calibration)
         checked = check_model(adapter, grid, RTN)
-        check_room(adapter, SOLVED)
+        check_room(adapter, SOLVED, hessians=True)
         if activation is not None:
             check_sites(activation, adapter)
         return checked

@@ -13,22 +13,25 @@ from torch import Tensor
 
 from flexround.calibration.calls import RecordedCalls
 from flexround.models.base import ModelAdapter
-from flexround.structure import Block
+from flexround.structure import Block, output_first
 from flexround.utils.memory import free_on
 
 # Bytes of a weight at work: itself in float32 and its quantized value; while it is learned its
 # gradient and what the method keeps of it as well.
 SOLVED, LEARNED = 8, 16
+# Bytes of an element of a Hessian as a solver takes it up: float64's, of the sum and of the mean.
+HESSIAN = 16
 # Of one size, live at once on a GPU: both streams, the targets, and outputs that are being made, in
 # parts and joined.
 TOGETHER = 5
 SHARE = 0.5  # of what is free on a GPU; the rest is for the activations of a batch
 
 
-def check_room(adapter: ModelAdapter, per_weight: int) -> None:
+def check_room(adapter: ModelAdapter, per_weight: int, hessians: bool = False) -> None:
     """Check that adapter's device has room for the largest block at work and for the evaluation.
 
-    Nothing is checked on a CPU, whose memory may grow.
+    hessians says that the layers are solved on theirs. Nothing is checked on a CPU, whose memory
+    may grow.
 
     Raises:
         ValueError: says what is free, what is needed, and what would fit.
@@ -37,7 +40,10 @@ def check_room(adapter: ModelAdapter, per_weight: int) -> None:
     if free is None:
         return
     there = adapter.device.type
-    blocks = {block.name: _needed(block, per_weight, there) for block in adapter.blocks()}
+    blocks = {
+        block.name: _needed(block, per_weight, there) + hessians * _largest_hessian(block)
+        for block in adapter.blocks()
+    }
     largest = max(blocks, key=lambda name: blocks[name])
     resident = [p for p in adapter.model.parameters() if not p.is_meta]
     whole = sum(p.nbytes for p in resident if p.device.type != there)
@@ -59,6 +65,15 @@ def _needed(block: Block, per_weight: int, there: str) -> int:
     """Return the bytes that block needs at work, besides those that are there already."""
     weights = [cast(Tensor, layer.module.weight) for layer in block.layers]
     return sum(w.numel() * per_weight - w.nbytes * (w.device.type == there) for w in weights)
+
+
+def _largest_hessian(block: Block) -> int:
+    """Return the bytes that the largest Hessian of block's layers takes, [groups, in, in]."""
+    found = [0]
+    for layer in block.layers:
+        row = output_first(layer.module, cast(Tensor, layer.module.weight))[0].numel()
+        found.append(HESSIAN * int(getattr(layer.module, "groups", 1)) * row**2)
+    return max(found)
 
 
 def home_of(adapter: ModelAdapter, calls: RecordedCalls) -> torch.device:

@@ -40,6 +40,17 @@ def test_a_block_that_does_not_fit_ends_the_run_before_it_begins(monkeypatch, me
     quantize(method=method)
 
 
+def test_the_hessian_of_a_solver_counts(monkeypatch):
+    """A row of the convolutions meets 6 x 3 x 3 values; the sum and the mean are in float64."""
+    needed = 4 * WEIGHTS + 2 * 8 * 54**2
+    monkeypatch.setattr(room, "free_on", lambda _: needed - 1)
+    with pytest.raises(ValueError, match=r"and block 2 at work needs"):
+        room.check_room(adapter(), room.SOLVED, hessians=True)
+    room.check_room(adapter(), room.SOLVED)
+    monkeypatch.setattr(room, "free_on", lambda _: needed)
+    room.check_room(adapter(), room.SOLVED, hessians=True)
+
+
 def test_a_network_that_does_not_fit_is_told_to_be_offloaded(monkeypatch):
     target = adapter()
     target.device = GPU  # its weights lie on the CPU still
