@@ -58,7 +58,16 @@ def parsed(text: str) -> Override:
 
 @dataclass
 class PreprocessingConfig:
-    """How a checkpoint's images were prepared; None is the architecture's own."""
+    """How a checkpoint's images were prepared; None is the architecture's own.
+
+    Attributes:
+        resize: pixels of the short side that an image is brought to.
+        crop: pixels of the sides of the square cut out of its middle, at most resize.
+        interpolation: between pixels: nearest, nearest-exact, bilinear, bicubic, box, hamming or
+            lanczos.
+        mean: of red, green and blue, between 0 and 1; taken off.
+        std: of the three; divided by afterwards.
+    """
 
     resize: int | None = None
     crop: int | None = None

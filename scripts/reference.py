@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from experiment import ROOT
-from experiment.config import RunConfig
+from experiment.config import PreprocessingConfig, RunConfig
 from experiment.options import (
     CONF,
     Group,
@@ -68,6 +68,7 @@ class Member:
 def text() -> str:
     """Return the page."""
     parts = [HEAD.format(up=UP), "## Without a group\n", _scalars()]
+    parts += ["## preprocessing.\n", _preprocessing()]
     for group in groups():
         parts += [f"## {group.name}=\n", *_group(group)]
     return "\n".join(parts).rstrip() + "\n"
@@ -80,6 +81,17 @@ def _scalars() -> str:
     return f"Defaults: {place}; types: {_link('experiment/config.py')}.\n\n" + _table(
         ("option", "type", "default", "what it is"), rows
     )
+
+
+def _preprocessing() -> str:
+    name = f"{PreprocessingConfig.__module__}.{PreprocessingConfig.__name__}"
+    rows = [
+        (f"`preprocessing.{f.name}`", _code(str(f.type)), _code("null"),
+         _documented(name, f.name))
+        for f in fields(PreprocessingConfig)
+    ]  # fmt: skip
+    head = "Of the images of `task=imagenet`; `null` is the checkpoint's or architecture's own."
+    return f"{head}\n\n" + _table(("option", "type", "default", "what it is"), rows)
 
 
 def _group(group: Group) -> Iterator[str]:
