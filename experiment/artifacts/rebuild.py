@@ -15,8 +15,9 @@ from experiment.artifacts.model_card import kind_of, words
 from experiment.artifacts.provenance import provenance_of
 from experiment.artifacts.stated_overrides import check_given, composable
 from experiment.build import build, check_plugins, validate
-from experiment.config import composed
+from experiment.config import composed, parsed
 from experiment.device import device_of
+from experiment.errors import value_errors
 from experiment.threads import running_on
 from flexround.artifact.artifact import Artifact, size_of
 from flexround.artifact.file_format import read
@@ -165,7 +166,9 @@ def export(path: str, name: str, out: Path, overrides: Sequence[str]) -> str:
     """
     if out.exists():
         raise ValueError(f"--out {out} exists; give another folder, or move it away")
-    if idle := [text for text in overrides if text.partition("=")[0] == "device"]:
+    with value_errors():
+        idle = [text for text in overrides if parsed(text).key_or_group == "device"]
+    if idle:
         raise ValueError(f"{idle[0]} does nothing here: it is written on the CPU; leave it out")
     # Nothing is computed, and ONNX's exporter makes some of its tensors on the CPU alone.
     FORMATS[name](rebuild(path, overrides, "cpu"), locate(path).parent, out)

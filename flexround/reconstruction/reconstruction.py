@@ -157,9 +157,10 @@ class Reconstruction(Settings):
             )
         check_finite_samples(adapter, calibration)
         checked = check_model(adapter, grid, quantizer)
-        at_once = checked.learns and self.iters and self.unit == "block"
-        check_room(adapter, LEARNED if at_once else SOLVED, hessians=self.start == "gptq")
-        if self.held_out or (checked.learns and self.iters):
+        learns = checked.learns and self.iters > 0
+        at_work = LEARNED if learns and self.unit == "block" else SOLVED
+        check_room(adapter, at_work, hessians=learns and self.start == "gptq")
+        if self.held_out or learns:
             check_samples(adapter, calibration, self.batch_size, self.held_out)
         return checked
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flexround.calibration.calls import RecordedCalls
 from flexround.models.base import ModelAdapter
-from flexround.structure import Block, output_first
+from flexround.structure import Block, Layer, output_first
 from flexround.utils.memory import free_on
 
 # Bytes of a weight at work: itself in float32 and its quantized value; while it is learned its
@@ -40,10 +40,10 @@ def check_room(adapter: ModelAdapter, per_weight: int, hessians: bool = False) -
     if free is None:
         return
     there = adapter.device.type
-    blocks = {
-        block.name: _needed(block, per_weight, there) + hessians * _largest_hessian(block)
-        for block in adapter.blocks()
-    }
+    blocks = {block.name: _needed(block, per_weight, there) for block in adapter.blocks()}
+    if hessians:
+        for block in adapter.blocks():
+            blocks[block.name] += max(map(_hessian, block.layers), default=0)
     largest = max(blocks, key=lambda name: blocks[name])
     resident = [p for p in adapter.model.parameters() if not p.is_meta]
     whole = sum(p.nbytes for p in resident if p.device.type != there)
@@ -67,13 +67,10 @@ def _needed(block: Block, per_weight: int, there: str) -> int:
     return sum(w.numel() * per_weight - w.nbytes * (w.device.type == there) for w in weights)
 
 
-def _largest_hessian(block: Block) -> int:
-    """Return the bytes that the largest Hessian of block's layers takes, [groups, in, in]."""
-    found = [0]
-    for layer in block.layers:
-        row = output_first(layer.module, cast(Tensor, layer.module.weight))[0].numel()
-        found.append(HESSIAN * int(getattr(layer.module, "groups", 1)) * row**2)
-    return max(found)
+def _hessian(layer: Layer) -> int:
+    """Return the bytes that the Hessian of layer takes, [groups, in, in]."""
+    row = output_first(layer.module, cast(Tensor, layer.module.weight))[0].numel()
+    return HESSIAN * int(getattr(layer.module, "groups", 1)) * row**2
 
 
 def home_of(adapter: ModelAdapter, calls: RecordedCalls) -> torch.device:

@@ -12,6 +12,7 @@ from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
 from flexround.kernels.chunking import check_compiler, compiling
 from flexround.reconstruction.callbacks import ReportLog
 from flexround.reconstruction.precision import check_precision, products
+from flexround.utils.threads import computing_on
 from tests.conftest import some_slow
 from tests.flexround.quantizers.methods import LAYERS, METHODS, shaken, weight_of
 from tests.flexround.quantizers.test_reference import RANGES, passes
@@ -47,14 +48,11 @@ def test_compiled_passes_are_the_same(name):
 
 @pytest.mark.parametrize("name", ["flexround", "adaround"])
 def test_the_number_of_threads_does_not_change_the_errors(name):
-    threads, errors = torch.get_num_threads(), []
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
+    errors = []
+    for threads in (1, 2):
+        with computing_on(threads):
             blocks = reports_of(replace(SETTING, iters=20), name)
-            errors.append([block.error_after for block in blocks])
-    finally:
-        torch.set_num_threads(threads)
+        errors.append([block.error_after for block in blocks])
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
 
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flexround.grid import Grid, PerChannel, PerGroup, PerTensor
 from flexround.kernels.range_search import Roots, power
 from flexround.ranges import SCALE_FLOOR, LpSearch, LpSearch2D, MinMax
+from flexround.utils.threads import computing_on
 from tests.conftest import some_slow
 from tests.flexround.quantizers.methods import all_ranges, symmetries
 
@@ -232,15 +233,11 @@ def test_candidates_that_err_alike_are_told_apart_as_by_trying_them_all(kind, el
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_power_is_alike_wherever_its_value_stands(threads, dtype):
-    own = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with computing_on(threads):
         values = torch.randn(70_032, generator=torch.Generator().manual_seed(0)).to(dtype)
         whole = power(values.clone(), 2.4)
         for start, stop in ((0, 1), (0, 50_032), (1, 70_000), (63, 200), (70_000, 70_032)):
             assert torch.equal(power(values[start:stop].clone(), 2.4), whole[start:stop])
-    finally:
-        torch.set_num_threads(own)
 
 
 @settings(max_examples=60, deadline=None)

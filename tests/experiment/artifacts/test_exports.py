@@ -405,7 +405,7 @@ def test_a_shortage_of_memory_is_one_line(tool, monkeypatch):
     assert err.startswith("error: out of memory; lower task.eval_batch_size")
 
 
-@pytest.mark.parametrize("given", ["device=cuda", "device=cpu"])
+@pytest.mark.parametrize("given", ["device=cuda", "device=cpu", "++device=cuda"])
 def test_a_device_does_nothing_for_an_export(tool, tmp_path, given):
     status, _, err = tool("export", tmp_path, "--to", "onnx", "--out", tmp_path / "out", given)
     assert (status, err.count("\n")) == (1, 1)

@@ -51,6 +51,15 @@ def test_the_hessian_of_a_solver_counts(monkeypatch):
     room.check_room(adapter(), room.SOLVED, hessians=True)
 
 
+def test_the_hessian_of_a_start_counts_where_something_learns(monkeypatch):
+    setting = replace(SETTING, start="gptq")
+    monkeypatch.setattr(room, "free_on", lambda _: 12 * WEIGHTS)
+    with pytest.raises(ValueError, match=r"and block 2 at work needs"):
+        quantize(setting, "flexround")
+    monkeypatch.setattr(room, "free_on", lambda _: 4 * WEIGHTS)
+    quantize(setting, "rtn")
+
+
 def test_a_network_that_does_not_fit_is_told_to_be_offloaded(monkeypatch):
     target = adapter()
     target.device = GPU  # its weights lie on the CPU still

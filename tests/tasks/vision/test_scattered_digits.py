@@ -9,6 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from flexround.models.vision import VisionModel
+from flexround.utils.threads import computing_on
 from results.records.store import Store
 from tasks.vision.scatter import Scatter
 from tasks.vision.scattered_digits import (
@@ -82,14 +83,11 @@ def test_calibration_samples_are_a_seeds_own_and_nest(cache_dir):
 
 def test_a_network_is_trained_once_and_the_same_on_any_number_of_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(ScatteredDigits, "recipe", BRIEF)
-    states, before, random = [], torch.get_num_threads(), torch.get_rng_state()
+    states, random = [], torch.get_rng_state()
     for threads in (1, 3):
-        torch.set_num_threads(threads)
-        try:
+        with computing_on(threads):
             states.append(scattered(tmp_path / str(threads)).load(TINY, None).state_dict())
             assert torch.get_num_threads() == threads
-        finally:
-            torch.set_num_threads(before)
     assert torch.equal(torch.get_rng_state(), random)
     monkeypatch.setattr(ScatteredDigits, "_fit", lambda *_: pytest.fail("trained again"))
     states.append(scattered(tmp_path / "1").load(TINY, None).state_dict())
